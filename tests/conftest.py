@@ -1,0 +1,26 @@
+"""Shared fixtures: the repository root on the path, golden files, and the optional shared data."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS.parent), str(TESTS / "golden")]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Numbers computed with the published code, and `recipe.py` for deterministic weights and images."""
+    return TESTS / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real faces and face recognition models, which are not in the repository; the test is skipped without them."""
+    folder = TESTS.parents[1] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs the data folder beside the repository (docs/data.md)")
+    return folder
