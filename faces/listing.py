@@ -1,0 +1,60 @@
+"""From the arguments of a command line to the paths of images."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """All image files below `folder`, by suffix in any case, sorted by path; each starts with `folder`.
+
+    A sub-folder that may not be listed is in the list itself, so that it is reported like any other bad path.
+    Raises NotADirectoryError when `folder` is none.
+    """
+    return [Path(path) for path in _images_below(os.fspath(folder))]
+
+
+def expand_inputs(args: Sequence[str], stdin: Iterable[str]) -> Iterator[str]:
+    """The image paths that the arguments stand for, in their order, one by one (a list may be endless).
+
+    A file is itself, a folder all images below it, sorted and joined to the argument as it was given; a pattern that
+    the shell left alone is expanded; `@FILE` is a list of paths, one a line, and `-` such a list on `stdin`. What does
+    not exist is given back unchanged. Raises FileNotFoundError at once when the file of an `@` list does not exist.
+    """
+    for arg in args:
+        if arg.startswith("@") and not os.path.exists(arg[1:]):
+            raise FileNotFoundError(f"{arg}: there is no list file {arg[1:]!r}; a picture of that name is ./{arg}")
+    return (path for arg in args for path in _expand(arg, stdin))
+
+
+def _expand(arg: str, stdin: Iterable[str]) -> Iterator[str]:
+    if arg == "-":
+        yield from _lines(stdin)
+    elif arg.startswith("@"):
+        with open(arg[1:], encoding="utf-8-sig", errors="surrogateescape") as lines:
+            yield from _lines(lines)
+    elif os.path.isdir(arg):
+        yield from _images_below(arg)
+    elif not os.path.lexists(arg) and glob.has_magic(arg):
+        for match in sorted(glob.glob(arg, recursive=True)) or [arg]:
+            yield from _images_below(match) if os.path.isdir(match) else [match]
+    else:
+        yield arg
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    return (path for line in lines if (path := line.rstrip("\r\n")).strip())
+
+
+def _images_below(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f"{folder} is not a folder; a folder of images was expected")
+    found: list[str] = []
+    for root, _, names in os.walk(folder, onerror=lambda error: found.append(error.filename)):
+        found.extend(os.path.join(root, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+    return sorted(found)
