@@ -1,0 +1,185 @@
+"""Reading and writing checkpoints without ever running what is inside them.
+
+Three kinds of file hold the weights of this project's systems, told apart by their first bytes:
+
+- safetensors, which holds nothing but tensors and text (ours);
+- a pickled state dict (`.pth`, `.pt`), read with torch's `weights_only`, which builds tensors and refuses the rest;
+- a TorchScript archive (OpenAI's `RN50.pt`). `torch.jit.load` would run the archive's own `__setstate__`, so the
+  tensors are read from the zip by `torchscript.py` instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .torchscript import is_torchscript, read_torchscript
+
+Module = TypeVar("Module", bound=nn.Module)
+LISTED_KEYS = 8  # an error names so many keys of a kind, then says how many more there are
+TORCHSCRIPT_SCALARS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or weights that do not fit the network."""
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a checkpoint by key, on the CPU, half precision widened to float32; and its metadata.
+
+    A `module.` before every key (left by data-parallel training) is dropped. Only safetensors have metadata.
+    Raises FileNotFoundError, or CheckpointError when the file is damaged or holds more than tensors.
+    """
+    path = Path(path)
+    with open(path, "rb") as file:
+        head = file.read(9)
+    metadata: dict[str, str] = {}
+    if head[8:] == b"{":
+        tensors, metadata = _read_safetensors(path)
+    elif head[:4] == b"PK\x03\x04" and _is_torchscript(path):
+        tensors = _read_torchscript(path)
+    elif head[:2] == b"PK" or head[:1] == b"\x80":
+        tensors = _read_state_dict(path)
+    else:
+        raise CheckpointError(
+            f"{path} is no checkpoint: expected safetensors, a PyTorch state dict or a TorchScript archive, "
+            f"found a file that begins with {head!r}"
+        )
+    return {key: _widen(tensor) for key, tensor in _without_module_prefix(tensors).items()}, metadata
+
+
+def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write safetensors; `path` holds the old file or the complete new one, never half of it."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial, dict(metadata))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy `tensors` into `module`. Raises CheckpointError with every key that is missing, unexpected or misshapen."""
+    own = module.state_dict()
+    problems = [
+        *_listed("missing", own.keys() - tensors.keys()),
+        *_listed("unexpected", tensors.keys() - own.keys()),
+        *_listed(
+            "misshapen",
+            {
+                f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
+                for key in own.keys() & tensors.keys()
+                if own[key].shape != tensors[key].shape
+            },
+        ),
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: " + "; ".join(problems))
+    module.load_state_dict(dict(tensors))
+
+
+def build(make: Callable[[], Module], tensors: Mapping[str, Tensor]) -> Module:
+    """The network that `make` returns, filled with `tensors`, in eval mode; no time is spent on random weights."""
+    with torch.device("meta"):
+        network = make()
+    network.to_empty(device="cpu")
+    load_strict(network, tensors, "the state dict")
+    return network.eval()
+
+
+def size_of(tensors: Mapping[str, Tensor], key: str, axis: int = 0) -> int:
+    """One size of one tensor, from which hyper-parameters are read; CheckpointError when it is not there."""
+    if key not in tensors:
+        raise CheckpointError(f"the key {key} is missing, without which the network's size is unknown")
+    if tensors[key].ndim <= axis:
+        raise CheckpointError(f"{key} has the shape {tuple(tensors[key].shape)}: expected at least {axis + 1} axes")
+    return tensors[key].shape[axis]
+
+
+def count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """How many different indices follow `prefix` in the keys: the depth of a stack of blocks."""
+    return len({key[len(prefix) :].split(".")[0] for key in tensors if key.startswith(prefix)})
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose keys begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no iterator)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or incomplete safetensors ({error}): get it again") from error
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds Python objects beside tensors, which could run code and are never loaded: "
+            "expected a plain state dict"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged or incomplete: get it again") from error
+    others = [] if isinstance(content, Mapping) else [type(content).__name__]
+    others = others or [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise CheckpointError(f"{path} is no plain state dict of tensors: it holds {', '.join(others[:LISTED_KEYS])}")
+    return dict(content)
+
+
+def _is_torchscript(path: Path) -> bool:
+    try:
+        return is_torchscript(path)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path} is damaged or incomplete: get it again") from error
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = read_torchscript(path)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is a damaged TorchScript archive: get it again") from error
+    return {key: tensor for key, tensor in tensors.items() if key not in TORCHSCRIPT_SCALARS}
+
+
+def _without_module_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    wrapped = tensors and all(key.startswith("module.") for key in tensors)
+    return with_prefix(tensors, "module.") if wrapped else tensors
+
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _listed(kind: str, keys: set[str]) -> list[str]:
+    """`3 missing (a, b, c)`, or nothing when there are none."""
+    if not keys:
+        return []
+    more = f", and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+    return [f"{len(keys)} {kind} ({', '.join(sorted(keys)[:LISTED_KEYS])}{more})"]

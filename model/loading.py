@@ -1,0 +1,67 @@
+"""One call for every system: `load("clib-fiqa")`, `load("181952backbone.pth", device="cuda")`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import CheckpointError, read_checkpoint
+from .clib_fiqa import ClibFiqa
+from .clip import CLIP
+from .confidence import ConfidenceMLP
+from .face_trunk import FaceTrunk
+from .iresnet import ArcFaceHeader, IResNet
+from .mobilefacenet import FactorNetwork
+
+SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class that its tensors make
+    "clib-fiqa": ClibFiqa,
+    "clip": CLIP,
+    "confidence-mlp": ConfidenceMLP,
+    "mfn": FactorNetwork,
+    "cr-fiqa": IResNet,
+    "arcface-header": ArcFaceHeader,
+    "face-trunk": FaceTrunk,
+}
+TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
+    "visual.conv1.weight": "clib-fiqa",
+    "visual.conv1.0.weight": "clib-fiqa",
+    "base_backbone.conv1.conv.weight": "mfn",
+    "layer1.0.prelu.weight": "cr-fiqa",
+    "kernel": "arcface-header",
+    "gdconv.depthwise.weight": "face-trunk",
+    "fc3.weight": "confidence-mlp",
+}
+
+
+def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
+    """The network of a checkpoint, in eval mode on `device`, with its `preprocessing` and `metadata`.
+
+    `name_or_path` is a file or a name of `model/weights.py`. What it is, the metadata's `system` says, else the keys.
+    Raises WeightsError when it cannot be found, CheckpointError when it is damaged or fits no known system.
+    """
+    from .weights import find_weights  # here, so that `python -m model.weights` runs the module it names once
+
+    path = find_weights(name_or_path)
+    tensors, metadata = read_checkpoint(path)
+    try:
+        network = SYSTEMS[_system_of(tensors, metadata)].from_tensors(tensors, metadata)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    network.metadata = metadata
+    return network.to(device)
+
+
+def _system_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    if "system" in metadata:
+        if metadata["system"] not in SYSTEMS:
+            raise CheckpointError(f"system {metadata['system']!r} is none of {', '.join(SYSTEMS)}")
+        return metadata["system"]
+    systems = (system for key, system in TELLING_KEYS.items() if key in tensors)
+    if (system := next(systems, None)) is None:
+        example = ", ".join(sorted(tensors)[:4])
+        raise CheckpointError(f"the keys ({example}, …) belong to none of {', '.join(SYSTEMS)}")
+    return system

@@ -1,0 +1,58 @@
+"""From an RGB picture to the numbers a network was trained on. Each network carries its own `Preprocessing`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """A square size in pixels, and the mean and standard deviation of x / 255 per RGB channel."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """RGB uint8 (H, W, 3) -> (size, size, 3) uint8; bilinear, antialiased, without cropping.
+
+        The same pixels as torchvision's `Resize((size, size))` on a PIL image.
+        """
+        if image.shape[:2] == (self.size, self.size):
+            return image
+        return np.asarray(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR))
+
+    def normalise(self, batch: Tensor) -> Tensor:
+        """RGB uint8 (N, size, size, 3) -> float32 (N, 3, size, size) = (x / 255 - mean) / std, on the batch's device.
+
+        The channels stay innermost in memory (`channels_last`), which is how the pictures arrive and how
+        convolutions are fastest.
+        """
+        expected = (self.size, self.size, 3)
+        assert batch.shape[1:] == expected, f"expected (N, *{expected}), got {tuple(batch.shape)}"
+        mean, std = (torch.tensor(v, device=batch.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return batch.permute(0, 3, 1, 2).float().mul_(1 / (255 * std)).sub_(mean / std)
+
+    def to_json(self) -> str:
+        """As the entry `preprocessing` of a checkpoint's metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str], default: Preprocessing) -> Preprocessing:
+        """What the metadata of a checkpoint says, else `default`."""
+        if "preprocessing" not in metadata:
+            return default
+        fields = json.loads(metadata["preprocessing"])
+        return cls(int(fields["size"]), tuple(fields["mean"]), tuple(fields["std"]))
+
+
+CLIP_PREPROCESSING = Preprocessing(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+FACE_PREPROCESSING = Preprocessing(112, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+IMAGENET_FACE_PREPROCESSING = Preprocessing(112, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

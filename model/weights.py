@@ -1,0 +1,152 @@
+"""The known weight files: which they are, where they come from, and how to get them.
+
+`python -m model.weights` lists them, `python -m model.weights RN50` downloads one of which a direct link is known.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPResponse
+from pathlib import Path
+
+from .checkpoint import sha256_of
+
+FOLDER = Path(__file__).parents[1] / "weights"
+TIMEOUT = 30  # seconds without an answer
+CHUNK = 1 << 20
+
+
+class WeightsError(OSError):
+    """Weights that are not there, or could not be downloaded; the message says how to get them."""
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """A file of weights. `url` is a direct link, `origin` the place where a person finds it."""
+
+    name: str
+    file: str
+    origin: str
+    licence: str
+    sha256: str | None = None
+    url: str | None = None
+
+
+CLIB_FIQA = "the README of https://github.com/oufuzhao/CLIB-FIQA"
+CR_FIQA = "the README of https://github.com/fdbtrs/CR-FIQA"
+SHIPPED = "trained with this repository, ships with the clone"
+
+WEIGHTS = (
+    KnownWeights("clib-fiqa", "clib_fiqa_small.safetensors", SHIPPED, "MIT"),
+    KnownWeights("mfn", "mfn_small.safetensors", SHIPPED, "MIT"),
+    KnownWeights(
+        "RN50",
+        "RN50.pt",
+        "OpenAI CLIP, https://github.com/openai/CLIP",
+        "MIT",
+        sha256="afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+        url="https://openaipublic.azureedge.net/clip/models/"
+        "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
+    ),
+    KnownWeights("clib-fiqa-r50", "CLIB-FIQA_R50.pth", CLIB_FIQA, "see its repository"),
+    KnownWeights("mfn-factors", "MFN_Factors.pth", CLIB_FIQA, "see its repository"),
+    KnownWeights("cr-fiqa-l", "181952backbone.pth", CR_FIQA, "CC BY-NC-SA 4.0"),
+    KnownWeights("cr-fiqa-l-header", "181952header.pth", CR_FIQA, "CC BY-NC-SA 4.0"),
+    KnownWeights("cr-fiqa-s", "32572backbone.pth", CR_FIQA, "CC BY-NC-SA 4.0"),
+    KnownWeights("cr-fiqa-s-header", "32572header.pth", CR_FIQA, "CC BY-NC-SA 4.0"),
+)
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """An existing path, or a known name or file name in `weights/`; WeightsError says what to do. Never downloads."""
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    if (FOLDER / name_or_path).is_file():
+        return FOLDER / name_or_path
+    known = next((known for known in WEIGHTS if str(name_or_path) in (known.name, known.file)), None)
+    if known is None:
+        names = ", ".join(known.name for known in WEIGHTS)
+        raise WeightsError(f"{name_or_path}: no such file, and not the name of known weights ({names})")
+    if not (FOLDER / known.file).is_file():
+        raise WeightsError(_how_to_get(known, FOLDER))
+    return FOLDER / known.file
+
+
+def download(known: KnownWeights, folder: Path = FOLDER) -> Path:
+    """Fetch a file with progress on stderr, continuing an interrupted download; verified before it gets its name.
+
+    Raises WeightsError when there is no link, no connection, the connection breaks, or the sha256 is another.
+    """
+    target = folder / known.file
+    if known.url is None or known.sha256 is None:
+        raise WeightsError(_how_to_get(known, folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    try:
+        _fetch(known.url, partial)
+    except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+        raise WeightsError(f"{known.url} could not be downloaded ({error}). {_how_to_get(known, folder)}") from error
+    if (found := sha256_of(partial)) != known.sha256:
+        partial.unlink()
+        raise WeightsError(f"{known.url} gave a file of sha256 {found}, expected {known.sha256}: it was deleted")
+    os.replace(partial, target)
+    return target
+
+
+def _fetch(url: str, partial: Path) -> None:
+    """Download to `partial`, from where it ends when the server can continue."""
+    done = partial.stat().st_size if partial.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # nothing is left to send: the hash will tell whether the file is right
+            return
+        raise
+    with response:
+        if response.status != 206:  # the whole file comes, whatever was asked for
+            done = 0
+        _append(response, partial, done)
+
+
+def _append(response: HTTPResponse, partial: Path, done: int) -> None:
+    from tqdm import tqdm
+
+    length = response.headers["Content-Length"]
+    total = done + int(length) if length else None
+    bar = tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=partial.stem, disable=None)
+    with open(partial, "ab" if done else "wb") as file, bar:
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
+    if total is not None and partial.stat().st_size < total:
+        raise ConnectionError("the connection broke; call again to continue")
+
+
+def _how_to_get(known: KnownWeights, folder: Path) -> str:
+    source = f"{known.url} (or run `python -m model.weights {known.name}`)" if known.url else known.origin
+    return f"{known.file} is needed: get it from {source} and put it at {folder / known.file}"
+
+
+def main(arguments: list[str]) -> int:
+    """List the known weights, or download those named. Exit code 2 after an error."""
+    if not arguments:
+        for known in WEIGHTS:
+            state = "here" if (FOLDER / known.file).is_file() else "link" if known.url else "by hand"
+            print(f"{known.name:18} {known.file:28} {state:8} {known.licence:20} {known.origin}")
+    try:
+        for name in arguments:
+            match = [known for known in WEIGHTS if known.name == name]
+            print(download(match[0]) if match else find_weights(name))
+    except WeightsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
