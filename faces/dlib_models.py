@@ -25,7 +25,7 @@ def dlib_file(name: str) -> Path:
 @cache
 def face_detector() -> Any:
     """dlib's frontal face detector (HOG): call it with an RGB image and how often to double its size first."""
-    return _dlib().get_frontal_face_detector()
+    return import_dlib().get_frontal_face_detector()
 
 
 @cache
@@ -34,7 +34,7 @@ def landmark_predictor(path: str | Path | None = None) -> Any:
     file = Path(path) if path else dlib_file(LANDMARKS_FILE)
     if not file.is_file():
         raise FileNotFoundError(f"the landmark file {file} does not exist; dlib's {LANDMARKS_FILE} was expected")
-    return _dlib().shape_predictor(str(file))
+    return import_dlib().shape_predictor(str(file))
 
 
 def landmarks_in(rgb: np.ndarray, box: Any, path: str | Path | None = None) -> np.ndarray:
@@ -43,7 +43,8 @@ def landmarks_in(rgb: np.ndarray, box: Any, path: str | Path | None = None) -> n
     return np.array([(point.x, point.y) for point in shape.parts()], np.float64)
 
 
-def _dlib() -> Any:
+def import_dlib() -> Any:
+    """The module dlib. Raises ImportError, saying how to install it."""
     try:
         import dlib
     except ImportError as error:
