@@ -16,10 +16,11 @@ import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from .torchscript import is_torchscript, read_torchscript
 
@@ -92,9 +93,8 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | 
 
 def build(make: Callable[[], Module], tensors: Mapping[str, Tensor]) -> Module:
     """The network that `make` returns, filled with `tensors`, in eval mode; no time is spent on random weights."""
-    with torch.device("meta"):
+    with _NoInitialisation():
         network = make()
-    network.to_empty(device="cpu")
     load_strict(network, tensors, "the state dict")
     return network.eval()
 
@@ -122,6 +122,15 @@ def sha256_of(path: str | Path) -> str:
     """SHA-256 (hex) of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """Makes the functions of `torch.nn.init` do nothing, so that new parameters hold whatever the memory held."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
