@@ -1,0 +1,197 @@
+"""Every setting of train.py. Edit a value here, or give it as a flag: `--batch-size 64` sets `batch_size`.
+
+    python generate_labels.py --data FACES --output labels.tsv
+    python train.py --data-list labels.tsv --clip-model RN50.pt --checkpoints runs/rn50
+
+The defaults are those of the published code of CLIB-FIQA (Ou et al., CVPR 2024), from which its published results came;
+`--equations paper` starts from the equations of the paper instead. RN50 at the default batch of 256 images needs about
+20 GB of GPU memory; on two CPU cores it trains about ten images a second, and the shipped small model, which is the
+start when there is no --clip-model, some hundreds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import math
+import re
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The comments above the fields are the help texts of train.py. A bad value raises ValueError, naming its flag."""
+
+    # -- Data --
+    # label table, as generate_labels.py writes it
+    data_list: str = "labels.tsv"
+    # quality anchors to [0, 1]: by the table's extremes (published), by its 1st and 99th percentile, or as they are
+    normalise: Literal["minmax", "percentile", "none"] = "minmax"
+    # most images of a step, over all processes; the batches of an epoch are of equal size
+    batch_size: int = 256
+    # processes that decode images; 0: none, -1: one for each core, at most 12
+    num_workers: int = -1
+    # keep the decoded and resized images in memory; auto: when they fit into 2 GB (of each process)
+    cache: Literal["auto", "yes", "no"] = "auto"
+
+    # -- Networks --
+    # start weights: a checkpoint of CLIP or CLIB-FIQA, or the name of a known one (python -m model.weights)
+    clip_model: str = "clib-fiqa"
+    # start weights of the calibration MLP; empty: random
+    mlp: str = ""
+    # what stays fixed: the text tower (paper), what the published code fixed, or nothing
+    freeze: Literal["text-tower", "published", "none"] = "text-tower"
+    # keep the text tower in the final model; scoring does not need it, further training may
+    save_text_tower: bool = True
+
+    # -- Schedule --
+    # passes over the data, both stages together
+    epochs: int = 25
+    # last epoch of stage 1, after which the confidences are taken; 0: stage 1 only
+    calibration_epoch: int = 5
+    # highest learning rate of the image tower
+    lr: float = 1e-5
+    # epochs in which the cosine wave of the learning rate falls, and rises again; 0: all, so that it only falls
+    lr_period: int = 5
+    # learning rate of the calibration MLP; none: 100 times --lr
+    mlp_lr: float | None = None
+    # epochs after which the learning rate of the MLP falls to a tenth
+    mlp_milestones: tuple[int, ...] = (3, 4)
+    # of AdamW, for both networks
+    weight_decay: float = 1e-3
+    # longest gradient of each network; longer ones are shortened to it
+    clip_norm: float = 5.0
+    # of the order of the images, of their flips and of a new MLP
+    seed: int = 323
+
+    # -- Equations, where the published code and the paper differ --
+    # distance of an anchor from a quality level (Eq. 1)
+    soft_mapping: Literal["squared", "absolute"] = "squared"
+    # distance of two cumulative distributions: root mean square over the levels, or sum (Eq. 4)
+    emd: Literal["rms", "sum"] = "rms"
+    # focal loss: of the batch mean of doubly softmaxed entropies, or of each image (Eq. 5)
+    focal: Literal["batch", "sample"] = "batch"
+    # weights of the losses: dynamic weight averaging, or the mean over the factors (Eq. 5)
+    weighting: Literal["dwa", "mean"] = "dwa"
+    # factor of the quality loss
+    quality_weight: float = 10.0
+    # divergence of quality and factors: the published one, or Jensen-Shannon
+    confidence: Literal["double-softmax", "js"] = "double-softmax"
+    # mode of the network in the calibration: train (published) uses batch statistics and moves the running ones
+    calibrate_in: Literal["train", "eval"] = "train"
+
+    # -- Machine and files --
+    # folder of the final model, the log, the confidences and the state of the run
+    checkpoints: str = "runs/clib_fiqa"
+    # auto, cpu, cuda, cuda:1, mps; under torchrun each process takes a GPU of its own
+    device: str = "auto"
+    # arithmetic of the image tower; auto: bf16 on CUDA, fp32 elsewhere
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # epochs from one saved state to the next
+    save_every: int = 1
+    # continue the run in --checkpoints after its last saved epoch
+    resume: bool = False
+    # write the log for TensorBoard too, into --checkpoints
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(TrainConfig).items():
+            if typing.get_origin(kind) is Literal:
+                choices = typing.get_args(kind)
+                self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        at_least = {"batch_size": 2, "epochs": 1, "save_every": 1, "num_workers": -1}
+        for name in (*at_least, "calibration_epoch", "lr_period", "weight_decay", "seed"):
+            minimum = at_least.get(name, 0)
+            self._require(name, minimum <= getattr(self, name) < math.inf, f"at least {minimum}")
+        for name in ("lr", "mlp_lr", "clip_norm", "quality_weight"):
+            value = getattr(self, name)
+            self._require(name, value is None or 0 < value < math.inf, "above 0")
+        self._require("mlp_milestones", all(epoch >= 1 for epoch in self.mlp_milestones), "epochs from 1 on")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{_flag(name)} must be {expected}; it is {getattr(self, name)}")
+
+
+PUBLISHED: dict[str, Any] = {}  # presets hold what differs from the defaults
+PAPER: dict[str, Any] = {
+    "soft_mapping": "absolute",
+    "emd": "sum",
+    "focal": "sample",
+    "weighting": "mean",
+    "confidence": "js",
+    "calibrate_in": "eval",
+    "lr_period": 0,
+}
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """The settings that a command line gives: the flags over the preset over the defaults.
+
+    Exits with code 2 for an unknown flag or an unreadable value, raises ValueError for one out of range.
+    """
+    parser = argparse.ArgumentParser(
+        "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    presets = {"published": PUBLISHED, "paper": PAPER}
+    differences = " ".join(f"{_flag(name)} {value}" for name, value in PAPER.items())
+    parser.add_argument("--equations", choices=presets, default="published", help=f"paper: {differences}")
+    kinds, comments = typing.get_type_hints(TrainConfig), _comments()
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for field in fields(TrainConfig):
+        title, comment = comments[field.name]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        help_text = f"{comment} (default: {_show(field.default)})".replace("%", "%%")
+        options = _options(kinds[field.name])
+        groups[title].add_argument(_flag(field.name), help=help_text, default=argparse.SUPPRESS, **options)
+    given = vars(parser.parse_args(arguments))
+    return TrainConfig(**(presets[given.pop("equations")] | given))
+
+
+def _comments() -> dict[str, tuple[str, str]]:
+    """The group and the comment of each field, as they stand in the source above."""
+    found, group, comment = {}, "", ""
+    for line in map(str.strip, inspect.getsource(TrainConfig).splitlines()):
+        if line.startswith("# --"):
+            group = line.strip("# -")
+        elif line.startswith("# "):
+            comment = line[2:]
+        elif match := re.match(r"(\w+): ", line):
+            found[match[1]] = (group, comment)
+    return found
+
+
+def _options(kind: Any) -> dict[str, Any]:
+    """How argparse reads a value of this type."""
+    if typing.get_origin(kind) is Literal:
+        return {"choices": typing.get_args(kind)}
+    if typing.get_origin(kind) is types.UnionType:  # X | None
+        return {"type": typing.get_args(kind)[0], "metavar": "X"}
+    if typing.get_origin(kind) is tuple:
+        return {"type": lambda text: tuple(int(part) for part in text.split(",") if part), "metavar": "N,N"}
+    if kind is bool:
+        return {"type": _yes_or_no, "nargs": "?", "const": True, "metavar": "yes|no"}
+    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+
+
+def _yes_or_no(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise argparse.ArgumentTypeError(f"yes or no, not {text!r}")
+    return text == "yes"
+
+
+def _show(default: Any) -> str:
+    if isinstance(default, bool):
+        return "yes" if default else "no"
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "none" if default in ("", None) else str(default)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,164 @@
+"""What a run writes into its folder: the state that --resume continues from, the log, the confidences, the model.
+
+All are replaced atomically, and none needs unpickling: safetensors, JSON lines and tab-separated text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import load_strict, read_checkpoint, save_checkpoint, sha256_of
+from model.prompts import prompts_hash
+from training.calibration import certainty
+from training.data import Faces
+from training.run import Run
+
+# Settings that a resumed run may change; the others would make two runs out of one. Of the label table and the start
+# weights only the path may change.
+FREE = {
+    *("data_list", "clip_model", "mlp", "checkpoints", "device", "precision", "num_workers", "cache", "resume"),
+    *("epochs", "lr", "mlp_lr", "save_every", "save_text_tower", "tensorboard"),
+}
+
+
+def save_state(run: Run) -> None:
+    """Write state.safetensors: all that the epochs to come depend on (orders and flips follow from seed and epoch)."""
+    tensors = {
+        **_prefixed("model.", run.model.state_dict()),
+        **_prefixed("mlp.", run.mlp.state_dict()),
+        **{key: value for prefix, _, state in _moments(run) for key, value in _prefixed(prefix, state).items()},
+    }
+    if run.divergences is not None:
+        tensors["divergences"] = run.divergences
+    facts = {
+        "epoch": run.epoch,
+        "history": run.history,
+        "scaler": run.scaler.state_dict(),
+        "settings": asdict(run.config),
+        "data": sha256_of(run.config.data_list),
+    }
+    save_checkpoint(_state_path(run), tensors, {"system": "clib-fiqa-training", "run": json.dumps(facts)})
+
+
+def load_state(run: Run) -> None:
+    """Put `run`, as `start_run` made it, where state.safetensors left off.
+
+    Raises ValueError when the state is of other settings or another label table.
+    """
+    path = _state_path(run)
+    if not path.is_file():
+        raise ValueError(f"--resume: there is no {path}; leave --resume out to begin, or check --checkpoints")
+    tensors, metadata = read_checkpoint(path)
+    facts = json.loads(metadata["run"])
+    _require_same_run(run, facts, path)
+    load_strict(run.model, _without_prefix("model.", tensors), path)
+    load_strict(run.mlp, _without_prefix("mlp.", tensors), path)
+    moments = {}
+    for index, (prefix, weight, _) in enumerate(_moments(run)):
+        saved = _without_prefix(prefix, tensors)  # in the weight's own memory layout, as the optimiser made it
+        moments[index] = {key: value if value.dim() == 0 else _like(weight, value) for key, value in saved.items()}
+    run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
+    run.scaler.load_state_dict(facts["scaler"])
+    run.epoch, run.history, run.divergences = facts["epoch"], facts["history"], tensors.get("divergences")
+
+
+def save_model(run: Run) -> Path:
+    """Write clib_fiqa.safetensors and mlp.safetensors, with where they come from; return the former's path."""
+    folder, visual = Path(run.config.checkpoints), run.model.clip.visual
+    heads = {key: value for key, value in run.model.metadata.items() if key in ("text_heads", "vision_heads")}
+    provenance = {
+        "settings": json.dumps(asdict(run.config)),
+        "epochs": str(run.epoch),
+        "data_sha256": sha256_of(run.config.data_list),
+        "torch": torch.__version__,
+    }
+    network = {
+        "system": "clib-fiqa",
+        "architecture": f"CLIP with {type(visual).__name__}",
+        "prompts": prompts_hash(),
+        "preprocessing": run.model.preprocessing.to_json(),
+    }
+    path = folder / "clib_fiqa.safetensors"
+    save_checkpoint(path, run.model.to_tensors(run.config.save_text_tower), network | heads | provenance)
+    save_checkpoint(folder / "mlp.safetensors", run.mlp.state_dict(), {"system": "confidence-mlp"} | provenance)
+    return path
+
+
+def write_log(run: Run, record: Mapping[str, Any]) -> None:
+    """Add the epoch's line to log.jsonl; lines of this epoch and later ones, left by an earlier attempt, go."""
+    path = Path(run.config.checkpoints) / "log.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+    _write(path, "\n".join([*kept, json.dumps(record), ""]))
+    if run.config.tensorboard:
+        _write_tensorboard(run, record)
+
+
+def write_confidences(run: Run, faces: Faces) -> None:
+    """Write confidence.tsv: path, divergence d and certainty rho of each row that trains, in the table's order."""
+    assert run.divergences is not None, "before calibration"
+    rows = zip(faces.usable.tolist(), run.divergences[faces.usable].tolist(), strict=True)
+    rho = certainty(run.divergences).tolist()
+    lines = [f"{faces.paths[row]}\t{d!r}\t{rho[row]!r}" for row, d in rows]
+    _write(Path(run.config.checkpoints) / "confidence.tsv", "\n".join(["path\tdivergence\tcertainty", *lines, ""]))
+
+
+def _state_path(run: Run) -> Path:
+    return Path(run.config.checkpoints) / "state.safetensors"
+
+
+def _moments(run: Run) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+    """(prefix in the file, weight, the optimiser's tensors of it) for each weight, in the optimiser's order."""
+    weights = [weight for group in run.optimizer.param_groups for weight in group["params"]]
+    for index, weight in enumerate(weights):
+        yield f"optimizer.{index}.", weight, run.optimizer.state.get(weight, {})
+
+
+def _require_same_run(run: Run, facts: Mapping[str, Any], path: Path) -> None:
+    if facts["data"] != sha256_of(run.config.data_list):
+        raise ValueError(f"--resume: {run.config.data_list} is not the table that {path} was trained on")
+    now = json.loads(json.dumps(asdict(run.config)))
+    for name, before in facts["settings"].items():
+        fixed = name not in FREE or (name == "epochs" and run.config.lr_period == 0)
+        if fixed and now.get(name) != before:
+            asked = f"--{name.replace('_', '-')} {before}"
+            raise ValueError(f"--resume: {path} was begun with {asked}, not {now.get(name)}; give {asked}")
+
+
+def _write_tensorboard(run: Run, record: Mapping[str, Any]) -> None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs a package: pip install tensorboard") from error
+    with SummaryWriter(run.config.checkpoints, purge_step=record["epoch"]) as writer:
+        writer.add_scalar("lr", record["lr_used"], record["epoch"])
+        writer.add_scalar("total", record["total"], record["epoch"])
+        for name, value in record["losses"].items():
+            if value is not None:
+                writer.add_scalar(f"losses/{name}", value, record["epoch"])
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _like(weight: Tensor, value: Tensor) -> Tensor:
+    return torch.empty_like(weight, requires_grad=False).copy_(value)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+    os.replace(partial, path)

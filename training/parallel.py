@@ -1,0 +1,76 @@
+"""Data-parallel training under torchrun: each process works on its share of every batch, all see the loss of the whole.
+
+The losses of CLIB-FIQA are not means over images (the focal loss bends the mean of the batch), so averaging the
+processes' gradients would train something else. Here the processes exchange their predictions and compute the loss of
+the whole batch; each sends gradients through its own share, and the sum over the processes is the exact gradient.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start(device: str) -> torch.device:
+    """The device of this process; under torchrun (which sets LOCAL_RANK) the process also joins the group."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if "LOCAL_RANK" in os.environ:
+        if device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
+        raise ValueError(f"--device {device} cannot be used here: {error}") from error
+
+
+def stop() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 writes the files and reports."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def share(rows: Tensor) -> Tensor:
+    """This process's part of a batch (B, ...); the parts in the order of the ranks are the batch."""
+    return rows.tensor_split(processes())[rank()]
+
+
+def gather(part: Tensor, total: int) -> Tensor:
+    """The whole batch (total, ...) from the `share` of each process. Gradients flow into this process's part only."""
+    if processes() == 1:
+        return part
+    sizes = [len(rows) for rows in torch.arange(total).tensor_split(processes())]
+    padded = part.new_zeros(max(sizes), *part.shape[1:])  # all_gather wants equal shapes
+    padded[: len(part)] = part.detach()
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    parts = [whole[:size] for whole, size in zip(parts, sizes, strict=True)]
+    parts[rank()] = part
+    return torch.cat(parts)
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace the gradients by their sums over the processes, in one message."""
+    if processes() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
