@@ -1,0 +1,179 @@
+"""Pair lists as people have them, read without per-pair Python: ten million lines take seconds."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.plain_pickle import read_plain_pickle
+
+BLOCK = 1 << 24  # characters read at once
+
+
+class PairListError(ValueError):
+    """The file is no pair list that we know, or a line of it is damaged."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P comparisons between N images, in the order of the list."""
+
+    names: list[str]  # (N,) each image once, in order of first appearance
+    first: NDArray[np.int32]  # (P,) index into names
+    second: NDArray[np.int32]  # (P,)
+    mated: NDArray[np.bool_]  # (P,) True for two images of one identity
+
+
+def read_pairs(path: str | Path) -> Pairs:
+    """Read a pair list; the first line tells which kind it is.
+
+    - TSV with the header `path_a path_b same` (paths may hold spaces), or the same three columns without a header
+    - CR-FIQA's `pair_list.txt`: `name1 name2 label`
+    - LFW's `pairs.txt` and XQLFW's list: a first line of one or two numbers, then `name a b` or `name1 a name2 b`
+    - CPLFW's and CALFW's lists: a pair is two lines `file label`
+    - InsightFace's `.bin`: images 2k and 2k + 1 are a pair and are named 00000, 00001, ...
+
+    Raises PairListError with the line at fault, and PlainPickleError for a `.bin` that holds more than images.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".bin":
+        return _from_bin(path)
+    with path.open(encoding="utf-8-sig") as file:
+        head = file.readline().rstrip("\n")
+    columns = head.split("\t") if "\t" in head else head.split()
+    if columns and len(columns) <= 2 and all(column.isdigit() for column in columns):
+        return _from_rows(_lfw_rows(path))
+    if len(columns) == 2:
+        return _from_rows(_two_line_rows(path))
+    if len(columns) == 3:
+        return _from_columns(path, "\t" if "\t" in head else None, has_header=not columns[2].strip().isdigit())
+    raise PairListError(
+        f"{path}: the first line is {head[:80]!r}; known are `path_a path_b same` (TSV), `name1 name2 label`,"
+        " LFW's and XQLFW's pairs, CPLFW's two lines a pair, and InsightFace's .bin"
+    )
+
+
+def _from_columns(path: Path, separator: str | None, has_header: bool) -> Pairs:
+    index: defaultdict[str, int] = defaultdict(count().__next__)  # a new name gets the next number
+    first, second, same = [], [], []
+    with path.open(encoding="utf-8-sig") as file:
+        if has_header:
+            file.readline()
+        while block := file.read(BLOCK) + file.readline():
+            fields = block.split() if separator is None else block.strip("\n").replace("\n", separator).split(separator)
+            try:
+                labels = np.fromiter(map(int, fields[2::3]), np.int64)
+            except ValueError:
+                raise _broken_line(path, separator, has_header) from None
+            if len(fields) % 3 or not np.isin(labels, (0, 1)).all():
+                raise _broken_line(path, separator, has_header)
+            # map and fromiter walk over the block in C
+            first.append(np.fromiter(map(index.__getitem__, fields[0::3]), np.int32, len(labels)))
+            second.append(np.fromiter(map(index.__getitem__, fields[1::3]), np.int32, len(labels)))
+            same.append(labels == 1)
+    if not same:
+        raise PairListError(f"{path} holds no pairs")
+    return Pairs(list(index), np.concatenate(first), np.concatenate(second), np.concatenate(same))
+
+
+def _broken_line(path: Path, separator: str | None, has_header: bool) -> PairListError:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            columns = line.rstrip("\n").split(separator)
+            good = len(columns) == 3 and columns[2].strip().isdigit() and int(columns[2]) in (0, 1)
+            if not good and not (has_header and number == 1):
+                return PairListError(
+                    f"{path}, line {number}: expected two names and 1 (mated) or 0, found {line.strip()[:120]!r}"
+                )
+    return PairListError(f"{path}: every line needs two names and 1 (mated) or 0")
+
+
+Row = tuple[str, str, bool]
+
+
+def _from_rows(rows: Iterator[Row]) -> Pairs:
+    index: defaultdict[str, int] = defaultdict(count().__next__)
+    table = np.array([(index[a], index[b], same) for a, b, same in rows], np.int32).reshape(-1, 3)
+    return Pairs(list(index), table[:, 0], table[:, 1], table[:, 2] == 1)
+
+
+def _lfw_rows(path: Path) -> Iterator[Row]:
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()[1:], 2):
+        match line.split():
+            case [name, a, b] if a.isdigit() and b.isdigit():
+                yield _lfw_name(name, a), _lfw_name(name, b), True
+            case [name_a, a, name_b, b] if a.isdigit() and b.isdigit():
+                yield _lfw_name(name_a, a), _lfw_name(name_b, b), False
+            case []:
+                continue
+            case _:
+                raise PairListError(f"{path}, line {number}: expected `name a b` or `name1 a name2 b`, found {line!r}")
+
+
+def _lfw_name(identity: str, number: str) -> str:
+    return f"{identity}/{identity}_{int(number):04d}.jpg"
+
+
+def _two_line_rows(path: Path) -> Iterator[Row]:
+    lines = [line.rsplit(None, 1) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    for number, (one, two) in enumerate(zip(lines[0::2], lines[1::2], strict=False)):
+        if len(one) != 2 or len(two) != 2 or one[1] != two[1] or not one[1].isdigit():
+            raise PairListError(
+                f"{path}, pair {number + 1}: expected two lines `file label` with equal labels, found {one} and {two}"
+            )
+        yield one[0], two[0], int(one[1]) > 0
+    if len(lines) % 2:
+        raise PairListError(f"{path}: an odd number of lines, and a pair is two lines `file label`")
+
+
+def read_bin(path: str | Path) -> tuple[list[bytes], list[bool]]:
+    """InsightFace's verification set: 2P encoded images and P labels; pair k is images 2k and 2k + 1.
+
+    Raises PairListError when it is something else, PlainPickleError when it is not a plain pickle.
+    """
+    value = read_plain_pickle(path)
+    if not (isinstance(value, (tuple, list)) and len(value) == 2 and len(value[0]) == 2 * len(value[1])):
+        raise PairListError(f"{path}: expected a list of 2P images and a list of P labels")
+    return [bytes(image) for image in value[0]], [bool(label) for label in value[1]]
+
+
+def _from_bin(path: Path) -> Pairs:
+    images, labels = read_bin(path)
+    first = np.arange(0, len(images), 2, dtype=np.int32)
+    return Pairs([f"{i:05d}" for i in range(len(images))], first, first + 1, np.array(labels, bool))
+
+
+def identities(pairs: Pairs) -> NDArray[np.int64]:
+    """(N,) a number for each image, equal for images of one identity.
+
+    The folder of an image, or its file name without the number at the end, when that agrees with every pair; else
+    images that mated pairs connect, directly or through others.
+    """
+    stems = (re.sub(r"[_-]?\d+(\.\w+)?$", "", name) for name in pairs.names)
+    for labels in ([name.rpartition("/")[0] for name in pairs.names], list(stems)):
+        identity = np.unique(labels, return_inverse=True)[1]
+        if np.array_equal(identity[pairs.first] == identity[pairs.second], pairs.mated):
+            return identity
+    return _connected(len(pairs.names), pairs.first[pairs.mated], pairs.second[pairs.mated])
+
+
+def _connected(size: int, a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Connected components: the smallest index that each of `size` nodes reaches over the edges a-b."""
+    label = np.arange(size)
+    while True:
+        new = label.copy()
+        low = np.minimum(label[a], label[b])
+        np.minimum.at(new, label[a], low)  # the roots of both ends hang under the smaller one
+        np.minimum.at(new, label[b], low)
+        while not np.array_equal(new, new[new]):
+            new = new[new]
+        if np.array_equal(new, label):
+            return label
+        label = new

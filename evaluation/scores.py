@@ -1,0 +1,129 @@
+"""Quality score tables as people have them, and the table that the baselines write."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from evaluation.plain_pickle import read_plain_pickle
+
+
+class ScoreTableError(ValueError):
+    """The file is no score table that we know, or a line of it is damaged."""
+
+
+def read_scores(path: str | Path) -> dict[str, float]:
+    """Name -> quality, higher is better, NaN for an image without an `ok` score; a repeated name keeps its last score.
+
+    By suffix: `.jsonl` and `.parquet` with the fields `path`, `status`, `quality`; `.pkl` and `.pickle`, a plain dict
+    as eDifFIQA writes it; anything else is a CSV or TSV whose header names `path` and `quality` (and perhaps
+    `status`), or lines `path score` as CR-FIQA writes them. Raises ScoreTableError with the line at fault.
+    """
+    path = Path(path)
+    table = dict(READERS.get(path.suffix.lower(), _from_text)(path))
+    if not table:
+        raise ScoreTableError(f"{path} holds no scores")
+    return table
+
+
+Rows = Iterator[tuple[str, float]]
+
+
+def _value(quality: Any, status: str | None, where: Callable[[], str]) -> float:
+    if status not in (None, "", "ok") or quality in (None, ""):
+        return math.nan
+    try:
+        value = float(quality)
+    except (TypeError, ValueError):
+        raise ScoreTableError(f"{where()}: the quality {str(quality)[:80]!r} is not a number") from None
+    return value if math.isfinite(value) else math.nan
+
+
+def _from_text(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = file.readline()
+        file.seek(0)
+        separator = "\t" if "\t" in head else ","
+        columns = [column.strip('"') for column in head.strip().split(separator)]
+        if {"path", "quality"} <= set(columns):
+            yield from _from_table(path, csv.reader(file, delimiter=separator), columns)
+        else:
+            yield from _from_lines(path, file)
+
+
+def _from_table(path: Path, rows: Iterator[list[str]], columns: list[str]) -> Rows:
+    next(rows)
+    name, quality = columns.index("path"), columns.index("quality")
+    status = columns.index("status") if "status" in columns else None
+    for number, row in enumerate(rows, 2):
+        where = f"{path}, line {number}".format  # made only for an error
+        if len(row) != len(columns):
+            raise ScoreTableError(f"{where()}: {len(row)} cells, expected {len(columns)}")
+        yield row[name], _value(row[quality], None if status is None else row[status], where)
+
+
+def _from_lines(path: Path, lines: Iterable[str]) -> Rows:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        match line.rsplit(None, 1):
+            case [name, score]:
+                yield name, _value(score, None, f"{path}, line {number}".format)
+            case _:
+                raise ScoreTableError(
+                    f"{path}, line {number}: expected `path score`, or a header with path and quality, found {line!r}"
+                )
+
+
+def _from_jsonl(path: Path) -> Rows:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}, line {number}".format
+            try:
+                row = json.loads(line)
+                yield row["path"], _value(row["quality"], row.get("status"), where)
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ScoreTableError(f"{where()}: expected an object with path and quality ({error})") from None
+
+
+def _from_parquet(path: Path) -> Rows:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ScoreTableError(f"{path} needs pyarrow: pip install pyarrow") from None
+    table = pyarrow.parquet.read_table(path)
+    if not {"path", "quality"} <= set(table.column_names):
+        raise ScoreTableError(f"{path}: expected the columns path and quality, found {', '.join(table.column_names)}")
+    count = table.num_rows
+    status = table["status"].to_pylist() if "status" in table.column_names else [None] * count
+    rows = zip(table["path"].to_pylist(), table["quality"].to_pylist(), status, strict=True)
+    for number, (name, quality, state) in enumerate(rows, 1):
+        yield name, _value(quality, state, f"{path}, row {number}".format)
+
+
+def _from_pickle(path: Path) -> Rows:
+    table = read_plain_pickle(path)
+    if not isinstance(table, dict):
+        raise ScoreTableError(f"{path}: expected a dict of path and score, found {type(table).__name__}")
+    for name, quality in table.items():
+        yield str(name), _value(quality, None, f"{path}, {name}".format)
+
+
+READERS = {".jsonl": _from_jsonl, ".parquet": _from_parquet, ".pkl": _from_pickle, ".pickle": _from_pickle}
+
+
+def write_scores(path: str | Path, rows: Iterable[tuple[str, str, float]]) -> None:
+    """Write `path,status,quality` rows as CSV, atomically; the quality of a row that is not `ok` is empty."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "status", "quality"))
+        writer.writerows((name, status, f"{quality:.8g}" if status == "ok" else "") for name, status, quality in rows)
+    os.replace(partial, path)
