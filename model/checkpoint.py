@@ -151,8 +151,8 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} is damaged, or holds Python objects beside tensors, which could run code and are never loaded: "
             "expected a plain state dict"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete: get it again") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f"{path} is damaged or incomplete ({error}): get it again") from error
     others = [] if isinstance(content, Mapping) else [type(content).__name__]
     others = others or [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
@@ -172,8 +172,8 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
         tensors = read_torchscript(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is a damaged TorchScript archive: get it again") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f"{path} is a damaged TorchScript archive ({error}): get it again") from error
     return {key: tensor for key, tensor in tensors.items() if key not in TORCHSCRIPT_SCALARS}
 
 

@@ -38,7 +38,7 @@ class ClibFiqa(nn.Module):
         expected = (len(joint_prompts()), clip.visual.output_dim)
         if text_features.shape != expected:
             raise CheckpointError(f"text_features has the shape {tuple(text_features.shape)} instead of {expected}")
-        self.register_buffer("text_features", text_features)
+        self.register_buffer("text_features", text_features.clone())
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, S, S) -> the joint distribution (N, 360) over `JOINT_SHAPE`, float32."""

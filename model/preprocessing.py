@@ -27,7 +27,7 @@ class Preprocessing:
         """
         if image.shape[:2] == (self.size, self.size):
             return image
-        return np.asarray(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR))
+        return np.array(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR))
 
     def normalise(self, batch: Tensor) -> Tensor:
         """RGB uint8 (N, size, size, 3) -> float32 (N, 3, size, size) = (x / 255 - mean) / std, on the batch's device.

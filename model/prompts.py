@@ -34,4 +34,5 @@ def joint_prompts() -> list[str]:
 
 def prompts_hash(prompts: Sequence[str] | None = None) -> str:
     """SHA-256 (hex) of the sentences joined by newlines; checkpoints record it beside their text features."""
-    return hashlib.sha256("\n".join(prompts or joint_prompts()).encode()).hexdigest()
+    prompts = joint_prompts() if prompts is None else prompts
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()

@@ -20,7 +20,7 @@ VOCABULARY_FILE = Path(__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
 MERGES = 48_894  # the file holds more; CLIP's vocabulary stops at 49,408 = 2 * 256 bytes + merges + 2
 START, END = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
-WORD_PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77) -> Tensor:
@@ -56,7 +56,7 @@ class BytePairEncoder:
         units = [*letters, *(letter + END_OF_WORD for letter in letters), *map("".join, merges), START, END]
         self.codes = {unit: code for code, unit in enumerate(units)}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
-        self.word_codes: dict[str, list[int]] = {START: [self.codes[START]], END: [self.codes[END]]}
+        self.word_codes: dict[str, list[int]] = {}  # words met before
 
     def encode(self, text: str) -> list[int]:
         """The token codes of a sentence, between start and end."""

@@ -2,7 +2,7 @@
 
 An archive holds a pickle of the module tree, `data.pkl`, whose tensors refer to raw storages, `data/0`, `data/1`, ….
 The pickle may name any function; this reader knows the handful that describe tensors and modules and refuses all
-others, so the worst that a hostile file can do is to be rejected.
+others: a hostile file can waste memory, and nothing else.
 """
 
 from __future__ import annotations
