@@ -52,8 +52,8 @@ def _match_suffixes(found: NDArray[np.int64], wanted: Sequence[str], available: 
 def _match_stems(found: NDArray[np.int64], wanted: Sequence[str], available: Sequence[str]) -> None:
     rest = np.flatnonzero(found == MISSING).tolist()
     if rest:
-        table = _unique(_stem(name) for name in available)
-        found[rest] = [table.get(_stem(wanted[i]), MISSING) for i in rest]
+        table = _unique(stem_of(name) for name in available)
+        found[rest] = [table.get(stem_of(wanted[i]), MISSING) for i in rest]
 
 
 def _unique(keys: Iterable[str | None]) -> dict[str, int]:
@@ -69,7 +69,8 @@ def _parts(name: str) -> tuple[str, ...]:
     return tuple(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
+    """File name without the suffix of an image or an array; other suffixes belong to the name."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.stem if path.suffix.lower() in STEM_SUFFIXES else path.name
 

@@ -1,0 +1,297 @@
+"""Evaluate face image quality: Error-versus-Discard curves and tables from pairs, FR embeddings and quality scores.
+
+    python evaluate.py embed FACES --fr dlib --output dlib.npz
+    python evaluate.py baseline sobel FACES --output sobel.csv
+    python evaluate.py edc --pairs pairs.tsv --scores sobel=sobel.csv --embeddings dlib=dlib.npz --output results
+    python evaluate.py prepare lfw.tgz --pairs pairs.txt --output lfw
+
+docs/evaluation.md explains the protocols, the formats, and where the sets are obtained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evaluation.bench import Bootstrap, Outcome, cr_fiqa_procedure, image_quality, iso, similarities
+from evaluation.edc import Floats
+from evaluation.embeddings import read_embeddings
+from evaluation.pairs import Pairs, read_pairs
+from evaluation.scores import read_scores, write_scores
+from evaluation.tables import as_text, tables, write_tables
+
+BASELINES = ("random", "sobel", "brightness", "norm", "flip", "noise", "faceqan", "serfiq", "grafiqs", "oracle")
+EXAMPLES = 3
+
+
+def embed(args: argparse.Namespace) -> int:
+    """FR embeddings of images as one .npz."""
+    from evaluation.extract import embed_images, with_flip
+    from faces.label_table import write_skipped
+
+    recognizer = _recognizer(args)
+    names = _image_names(args)
+    settings = {"fr": recognizer.sha256, "preprocessing": recognizer.preprocessing.to_json(), "flip": args.flip}
+    skipped = embed_images(names, with_flip(recognizer) if args.flip else recognizer, _run(args, settings))
+    side = write_skipped(args.output, skipped)
+    print(f"{len(names) - len(skipped)} embeddings -> {args.output}")
+    return _exit_code(len(skipped), side)
+
+
+def baseline(args: argparse.Namespace) -> int:
+    """Quality scores that need no training."""
+    from evaluation.baselines import FR_BASELINES, PIXEL_BASELINES
+    from evaluation.extract import oracle, remove_parts, score_images
+    from evaluation.gradient_baselines import network_score
+    from model import load
+    from model.preprocessing import FACE_PREPROCESSING
+
+    names = _image_names(args)
+    if args.name not in PIXEL_BASELINES and args.fr is None:
+        raise ValueError(f"{args.name} looks at faces through an FR model: --fr FILE (or --fr dlib)")
+    run = _run(args, {key: str(vars(args)[key]) for key in ("name", "fr", "fr_mean", "fr_std", "fr_size", "block")})
+    if args.name in PIXEL_BASELINES:
+        rows = score_images(names, FACE_PREPROCESSING, PIXEL_BASELINES[args.name], run)
+    elif args.name in FR_BASELINES:
+        recognizer = _recognizer(args)
+        score = partial(FR_BASELINES[args.name], embed=recognizer.embed)
+        rows = score_images(names, recognizer.preprocessing, score, run)
+    elif args.name == "oracle":
+        rows = oracle(names, _recognizer(args), run)
+    else:
+        network = load(args.fr, _device(args))
+        rows = score_images(names, network.preprocessing, network_score(args.name, network, args.block), run)
+    write_scores(args.output, rows)
+    remove_parts(run)
+    print(f"{len(rows)} rows -> {args.output}")
+    return _exit_code(sum(status != "ok" for _, status, _ in rows), args.output)
+
+
+def edc(args: argparse.Namespace) -> int:
+    """Curves, tables and pictures of any number of score tables under any number of FR models."""
+    pairs = read_pairs(args.pairs)
+    qualities = {name: image_quality(pairs, read_scores(file), file) for name, file in args.scores.items()}
+    embeddings = {name: read_embeddings(file) for name, file in args.embeddings.items()}
+    similarity = {name: similarities(pairs, rows, args.embeddings[name]) for name, rows in embeddings.items()}
+    if args.protocol == "iso":
+        outcome = iso(pairs, qualities, similarity, args.fmr, args.limits, Bootstrap(args.bootstrap, args.seed))
+    else:
+        outcome = cr_fiqa_procedure(pairs, qualities, similarity, args.fmr)
+    models = {name: rows.model_sha256 for name, rows in embeddings.items()}
+    record = {**_record(args, pairs, qualities, models), "results": outcome.results}
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "results.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_tables(outcome.results, args.output)
+    print("\n\n".join(map(as_text, tables(outcome.results))))
+    _draw(args, pairs, qualities, similarity, outcome)
+    return 0
+
+
+def _record(
+    args: argparse.Namespace, pairs: Pairs, qualities: Mapping[str, Floats], models: Mapping[str, str | None]
+) -> dict[str, Any]:
+    """What the results rest on, and on standard error the images that count as the worst."""
+    from evaluation.provenance import sha256_of_input, versions
+
+    without_score = {}
+    for name, quality in qualities.items():
+        worst = [pairs.names[i] for i in np.flatnonzero(np.isneginf(quality)).tolist()]
+        without_score[name] = {"count": len(worst), "examples": worst[:EXAMPLES]}
+        if worst:
+            print(
+                f"note: {len(worst)} of {len(quality)} images have no ok score in {args.scores[name]} and count as the"
+                f" worst: {', '.join(worst[:EXAMPLES])}",
+                file=sys.stderr,
+            )
+    mated = int(pairs.mated.sum())
+    inputs = [args.pairs, *args.scores.values(), *args.embeddings.values()]
+    return {
+        "settings": {name: vars(args)[name] for name in ("protocol", "fmr", "limits", "bootstrap", "seed")},
+        "pairs": {"images": len(pairs.names), "mated": mated, "non_mated": len(pairs.mated) - mated},
+        "inputs": {str(file): sha256_of_input(file) for file in dict.fromkeys(inputs)},
+        "methods": {name: {"file": args.scores[name], "without_ok_score": without_score[name]} for name in qualities},
+        "fr": {name: {"file": args.embeddings[name], "model_sha256": model} for name, model in models.items()},
+        "versions": versions(),
+    }
+
+
+def _draw(
+    args: argparse.Namespace,
+    pairs: Pairs,
+    qualities: Mapping[str, Floats],
+    similarity: Mapping[str, Floats],
+    outcome: Outcome,
+) -> None:
+    """The pictures and the page; without matplotlib a note, since the numbers are written by now."""
+    from evaluation.plots import as_svg, draw_all, save
+    from evaluation.report import html_page
+
+    try:
+        figures = draw_all(outcome.curves, qualities, similarity, pairs.mated, args.protocol == "iso")
+    except ImportError as error:
+        print(f"note: no pictures and no page, {error}", file=sys.stderr)
+        return
+    save(figures, args.output)
+    drawings = [as_svg(figure) for figure in figures.values()]
+    page = html_page(
+        f"{args.pairs}, {args.protocol}", tables(outcome.results), drawings, pairs.names, qualities, args.images
+    )
+    (args.output / "report.html").write_text(page, encoding="utf-8")
+    print(f"\n{args.output / 'report.html'}, results.json, tables.csv, tables.md, tables.tex, {len(figures)} pictures")
+
+
+def prepare(args: argparse.Namespace) -> int:
+    """Aligned faces and a pair list from an official archive, a folder or an InsightFace .bin."""
+    from evaluation.prepare import prepare_set
+
+    pairs, skipped = prepare_set(args.source, args.pairs, args.output, args.align, args.workers)
+    print(f"{len(pairs.names) - skipped} of {len(pairs.names)} images, pairs -> {args.output / 'pairs.tsv'}")
+    return _exit_code(skipped, f"{args.output / 'pairs.tsv'}.skipped.tsv")
+
+
+def _image_names(args: argparse.Namespace) -> list[str]:
+    from faces.listing import expand_inputs
+
+    return list(expand_inputs(args.images, sys.stdin))
+
+
+def _recognizer(args: argparse.Namespace) -> Any:
+    from faces.recognition import load_recognizer
+
+    return load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, _device(args))
+
+
+def _device(args: argparse.Namespace) -> str:
+    import torch
+
+    if args.device != "auto":
+        return args.device
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _run(args: argparse.Namespace, settings: Mapping[str, Any]) -> Any:
+    from evaluation.extract import Run
+
+    return Run(args.output, settings, args.batch_size, args.workers, args.resume)
+
+
+def _exit_code(bad: int, where: str | Path) -> int:
+    if bad:
+        print(f"{bad} images could not be used: {where}", file=sys.stderr)
+    return int(bad > 0)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line: a sub-command and its flags."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("evaluate.py", description=__doc__, formatter_class=formatter)
+    commands = parser.add_subparsers(required=True, metavar="embed | edc | baseline | prepare")
+
+    add = _command(commands, embed)
+    add("images", nargs="+", metavar="PATH", help="aligned faces: a file, a folder, a pattern, @list or -")
+    add("--fr", required=True, metavar="MODEL", help=".onnx, a checkpoint, or dlib")
+    add("--output", type=Path, required=True, metavar="FILE.npz", help="names, embeddings, model_sha256")
+    add("--flip", action="store_true", help="concatenate the mirror image's embedding, as CR-FIQA does")
+    _add_running_flags(add, batch_size=64)
+
+    add = _command(commands, baseline)
+    add("name", choices=BASELINES)
+    add("images", nargs="+", metavar="PATH", help="aligned faces: a file, a folder, a pattern, @list or -")
+    add("--fr", metavar="MODEL", help="the FR model to look through; faceqan, serfiq and grafiqs need a checkpoint")
+    add("--output", type=Path, required=True, metavar="FILE.csv", help="path,status,quality")
+    add("--block", default="", metavar="MODULE", help="grafiqs: gradient at this module's output, such as layer2")
+    _add_running_flags(add, batch_size=16)
+
+    add = _command(commands, edc)
+    add("--pairs", required=True, metavar="PAIRS", help="TSV, pair_list.txt, LFW's pairs.txt, CPLFW's list, .bin")
+    add("--scores", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="METHOD or METHOD@FR = table")
+    add("--embeddings", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="an .npz, a folder of .npy")
+    add("--output", type=Path, required=True, metavar="FOLDER")
+    add("--fmr", type=_share, nargs="+", default=[1e-2, 1e-3, 1e-4], help="FMR targets (default 1e-2 1e-3 1e-4)")
+    add("--limits", type=_share, nargs="+", default=[0.2, 0.3, 0.4], help="of the pAUC (default 0.2 0.3 0.4)")
+    add("--protocol", choices=("iso", "cr-fiqa"), default="iso", help="iso (default), or that of the ERC tables")
+    add("--bootstrap", type=_natural, default=1000, metavar="N", help="replicates of the intervals (default 1000)")
+    add("--seed", type=_natural, default=0, metavar="N", help="of the bootstrap (default 0)")
+    add("--images", type=Path, metavar="FOLDER", help="shows the faces at both ends on the page")
+
+    add = _command(commands, prepare)
+    add("source", type=Path, metavar="SOURCE", help=".zip, .tgz, a folder, or InsightFace's .bin")
+    add("--pairs", type=Path, metavar="PAIRS", help="the set's pair list (a .bin holds its own)")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="images/ and pairs.tsv")
+    add("--align", choices=("auto", "yes", "no"), default="auto", help="auto: what is 112x112 is aligned already")
+    add("--workers", type=_natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    return parser.parse_args(arguments)
+
+
+def _command(commands: Any, function: Any) -> Any:
+    command = commands.add_parser(function.__name__, description=function.__doc__, help=function.__doc__)
+    command.set_defaults(function=function)
+    return command.add_argument
+
+
+def _add_running_flags(add: Any, batch_size: int) -> None:
+    add("--fr-mean", type=_channels, metavar="R,G,B", help="of x / 255 (default: as the model needs, else 0.5)")
+    add("--fr-std", type=_channels, metavar="R,G,B", help="as --fr-mean")
+    add("--fr-size", type=_natural, metavar="N", help="pixels (default: as the model needs, else 112)")
+    add("--device", default="auto", help="auto (default), cpu, cuda, mps")
+    add("--batch-size", type=_natural, default=batch_size, metavar="N", help=f"(default {batch_size})")
+    add("--workers", type=_natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--resume", action="store_true", help="go on with an interrupted run")
+
+
+class _Named(argparse.Action):
+    """NAME=FILE ... as a dict; the flag may be repeated."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        named = dict(getattr(namespace, self.dest) or {})
+        for value in values:
+            name, _, file = value.partition("=")
+            if not name or not file or name in named:
+                parser.error(f"{option_string}: {value!r}; NAME=FILE was expected, each name once")
+            named[name] = file
+        setattr(namespace, self.dest, named)
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"a number between 0 and 1 was expected, not {text}")
+    return value
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number was expected, not {text!r}")
+    return int(text)
+
+
+def _channels(text: str) -> tuple[float, ...]:
+    values = tuple(float(part) for part in text.split(","))
+    if len(values) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"R,G,B was expected, not {text!r}")
+    return values * (3 // len(values))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, 1 when some images could not be used, 2 when the call was wrong, 130 for Ctrl-C."""
+    args = parse(arguments)
+    try:
+        return args.function(args)
+    except KeyboardInterrupt:
+        print("stopped; embed and baseline go on with --resume", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""From the archives that sets are handed out in to aligned faces and a pair list."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from evaluation.names import match_names, stem_of
+from evaluation.pairs import Pairs, read_bin, read_pairs
+from faces.align import align_face, is_aligned
+from faces.label_table import write_skipped
+from faces.listing import IMAGE_SUFFIXES, list_images
+from faces.loading import load_batches
+
+
+def prepare_set(source: Path, pair_list: Path | None, output: Path, align: str, workers: int) -> tuple[Pairs, int]:
+    """Write `output/images/...` and `output/pairs.tsv`; give the pairs of the source and the number of images skipped.
+
+    source: a `.zip`, a tar archive, a folder, or InsightFace's `.bin`, which is its own pair list. Images that are
+    aligned already are copied as they are; `align` is auto, yes or no. Images that cannot be read, or show no face, go
+    to `pairs.tsv.skipped.tsv`, and their pairs are left out. Raises ValueError and its kind for what does not fit.
+    """
+    if pair_list is None and source.suffix.lower() != ".bin":
+        raise ValueError(f"{source} needs its pair list: --pairs FILE (only .bin files hold their own)")
+    pairs = read_pairs(pair_list or source)
+    names = [_inside(name) for name in pairs.names]
+    unpacked = output / "originals.partial"
+    try:
+        originals = _originals(source, pairs.names, unpacked)
+        status, files = _write_crops(originals, names, output, align, workers)
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+    table = output / "pairs.tsv"
+    write_skipped(table, [(name, s) for name, s in zip(pairs.names, status, strict=True) if s != "ok"])
+    ok = np.array(status) == "ok"
+    kept = ok[pairs.first] & ok[pairs.second]
+    rows = zip(pairs.first[kept].tolist(), pairs.second[kept].tolist(), pairs.mated[kept].tolist(), strict=True)
+    lines = ["path_a\tpath_b\tsame", *(f"{files[a]}\t{files[b]}\t{int(same)}" for a, b, same in rows)]
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return pairs, int((~ok).sum())
+
+
+def _inside(name: str) -> str:
+    """The name without its suffix, as a path below the output folder. Raises ValueError when it would lead outside."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise ValueError(f"the pair list names {name!r}; a path inside the set was expected")
+    return path.with_name(stem_of(name)).as_posix()
+
+
+def _originals(source: Path, names: Sequence[str], folder: Path) -> list[Path]:
+    """The file of each name: in the source folder itself, or unpacked into `folder`."""
+    if source.is_dir():
+        listed = list_images(source)
+        return [listed[i] for i in match_names(names, [path.as_posix() for path in listed], str(source))]
+    folder.mkdir(parents=True, exist_ok=True)
+    if source.suffix.lower() == ".bin":
+        images = read_bin(source)[0]
+        return [_write(folder / f"{i}.jpg", image) for i, image in enumerate(images)]
+    members = [name for name, _ in _members(source) if name.lower().endswith(IMAGE_SUFFIXES)]
+    found = match_names(names, members, str(source))
+    wanted = {members[index]: folder / f"{i}{Path(members[index]).suffix}" for i, index in enumerate(found)}
+    for name, file in _members(source):
+        if name in wanted:
+            with wanted[name].open("wb") as target:
+                shutil.copyfileobj(file, target)
+    return [wanted[members[index]] for index in found]
+
+
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and content of each file of a zip or tar archive, in the order in which they are stored."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            for info in opened.infolist():
+                if not info.is_dir():
+                    with opened.open(info) as file:
+                        yield info.filename, file
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as opened_tar:
+            for member in opened_tar:
+                content = opened_tar.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    yield member.name, content
+    else:
+        raise ValueError(f"{archive} is no folder, no zip, no tar archive and no .bin")
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def _write_crops(
+    originals: Sequence[Path], names: Sequence[str], output: Path, align: str, workers: int
+) -> tuple[list[str], Mapping[int, str]]:
+    """The status of each image, and for those that are ok the path of its crop relative to `output`."""
+    status: list[str] = []
+    files: dict[int, str] = {}
+    for batch in load_batches(map(str, originals), partial(_crop, align=align), 32, workers):
+        for loaded in batch:
+            index = len(status)
+            status.append(loaded.status)
+            if loaded.status == "ok":
+                suffix = originals[index].suffix if loaded.value is None else ".jpg"
+                files[index] = f"images/{names[index]}{suffix}"
+                target = output / files[index]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if loaded.value is None:
+                    shutil.copyfile(originals[index], target)
+                else:
+                    Image.fromarray(loaded.value).save(target, "JPEG", quality=95, subsampling=0)
+    return status, files
+
+
+def _crop(rgb: np.ndarray, align: str) -> np.ndarray | None:
+    """The aligned crop, or None when the file is to be taken as it is. Raises ImageError (no_face)."""
+    if align == "no" or (align == "auto" and is_aligned(rgb)):
+        return None
+    return align_face(rgb)
