@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoint import build, count_blocks, size_of
-from .preprocessing import IMAGENET_FACE_PREPROCESSING
+from .preprocessing import IMAGENET_FACE_PREPROCESSING, Preprocessing
 
 BLOCKS = (*[(128, 64)] * 5, (256, 128), *[(256, 128)] * 6, (512, 128), *[(256, 128)] * 2)  # (hidden, output) channels
 STRIDED_BLOCKS = (0, 5, 12)
@@ -128,4 +128,6 @@ class FaceTrunk(nn.Module):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> FaceTrunk:
         """From a state dict, in eval mode. Raises CheckpointError when it does not fit."""
-        return build(lambda: cls.shaped_like(tensors), tensors)
+        network = build(lambda: cls.shaped_like(tensors), tensors)
+        network.preprocessing = Preprocessing.from_metadata(metadata or {}, network.preprocessing)
+        return network

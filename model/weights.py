@@ -36,28 +36,41 @@ class KnownWeights:
     url: str | None = None
 
 
-CLIB_FIQA = "the README of https://github.com/oufuzhao/CLIB-FIQA"
-CR_FIQA = "the README of https://github.com/fdbtrs/CR-FIQA"
-SHIPPED = "trained with this repository, ships with the clone"
+DRIVE = "https://drive.google.com"
+CR_FIQA_L = f"{DRIVE}/drive/folders/1siy_3eQSBuIV6U6_9wgGtbZG2GMgVLMy (linked by github fdbtrs/CR-FIQA)"
+CR_FIQA_S = f"{DRIVE}/drive/folders/13bE4LP303XA_IzL1YOgG5eN0c8efHU9h (linked by github fdbtrs/CR-FIQA)"
+HEADER = "a training of CR-FIQA, which writes it beside the backbone (no published header is known)"
+SHIPPED = "this repository, with which it is shipped"
+SHIPPED_LICENCE = "non-commercial"  # after its training images
 
 WEIGHTS = (
-    KnownWeights("clib-fiqa", "clib_fiqa_small.safetensors", SHIPPED, "MIT"),
-    KnownWeights("mfn", "mfn_small.safetensors", SHIPPED, "MIT"),
+    KnownWeights("clib-fiqa", "clib_fiqa_small.safetensors", SHIPPED, SHIPPED_LICENCE),
+    KnownWeights("mfn", "mfn_small.safetensors", SHIPPED, SHIPPED_LICENCE),
     KnownWeights(
         "RN50",
         "RN50.pt",
-        "OpenAI CLIP, https://github.com/openai/CLIP",
+        "https://github.com/openai/CLIP",
         "MIT",
         sha256="afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
         url="https://openaipublic.azureedge.net/clip/models/"
         "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
     ),
-    KnownWeights("clib-fiqa-r50", "CLIB-FIQA_R50.pth", CLIB_FIQA, "see its repository"),
-    KnownWeights("mfn-factors", "MFN_Factors.pth", CLIB_FIQA, "see its repository"),
-    KnownWeights("cr-fiqa-l", "181952backbone.pth", CR_FIQA, "CC BY-NC-SA 4.0"),
-    KnownWeights("cr-fiqa-l-header", "181952header.pth", CR_FIQA, "CC BY-NC-SA 4.0"),
-    KnownWeights("cr-fiqa-s", "32572backbone.pth", CR_FIQA, "CC BY-NC-SA 4.0"),
-    KnownWeights("cr-fiqa-s-header", "32572header.pth", CR_FIQA, "CC BY-NC-SA 4.0"),
+    KnownWeights(
+        "clib-fiqa-r50",
+        "CLIB-FIQA_R50.pth",
+        f"{DRIVE}/file/d/18-Bkno_CWDaT9EA-FbnJ1oDcg1RDkPTt (linked by github oufuzhao/CLIB-FIQA)",
+        "MIT",
+    ),
+    KnownWeights(
+        "mfn-factors",
+        "MFN_Factors.pth",
+        f"{DRIVE}/drive/folders/18Su86Hw2pO5LBDD2eqzHJT82qTlV2gI7 (linked by github oufuzhao/CLIB-FIQA)",
+        "MIT",
+    ),
+    KnownWeights("cr-fiqa-l", "181952backbone.pth", CR_FIQA_L, "CC BY-NC 4.0"),
+    KnownWeights("cr-fiqa-l-header", "181952header.pth", HEADER, "CC BY-NC 4.0"),
+    KnownWeights("cr-fiqa-s", "32572backbone.pth", CR_FIQA_S, "CC BY-NC 4.0"),
+    KnownWeights("cr-fiqa-s-header", "32572header.pth", HEADER, "CC BY-NC 4.0"),
 )
 
 
@@ -132,12 +145,21 @@ def _how_to_get(known: KnownWeights, folder: Path) -> str:
     return f"{known.file} is needed: get it from {source} and put it at {folder / known.file}"
 
 
+def _state(known: KnownWeights) -> str:
+    """Whether the file is in `weights/`, and if so whether it is the known one; else how it comes there."""
+    path = FOLDER / known.file
+    if not path.is_file():
+        return "to download" if known.url else "by hand"
+    if known.sha256 is None:
+        return "here"
+    return "checked" if sha256_of(path) == known.sha256 else "OTHER SHA256"
+
+
 def main(arguments: list[str]) -> int:
-    """List the known weights, or download those named. Exit code 2 after an error."""
+    """List the known weights and check those present, or download those named. Exit code 2 after an error."""
     if not arguments:
         for known in WEIGHTS:
-            state = "here" if (FOLDER / known.file).is_file() else "link" if known.url else "by hand"
-            print(f"{known.name:18} {known.file:28} {state:8} {known.licence:20} {known.origin}")
+            print(f"{known.name:17} {known.file:28} {_state(known):12} {known.licence:15} {known.origin}")
     try:
         for name in arguments:
             match = [known for known in WEIGHTS if known.name == name]
