@@ -1,0 +1,98 @@
+"""Every kind of score table."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluation.plain_pickle import PlainPickleError
+from evaluation.scores import ScoreTableError, read_scores, write_scores
+
+NAN = math.nan
+TABLES = {
+    "ours.csv": 'path,status,quality,blur\n"a, b.jpg",ok,0.5,clear\nc.jpg,no_face,,\nd.jpg,ok,0.25,hazy\n',
+    "quoted.csv": '"path","quality"\n"a, b.jpg","0.5"\nc.jpg,\nd.jpg,0.25\n',
+    "plain.csv": 'path,quality\n"a, b.jpg",0.5\nc.jpg,nan\nd.jpg,0.25\n',
+    "labels.tsv": "quality\tpath\n0.5\ta, b.jpg\ninf\tc.jpg\n0.25\td.jpg\n",
+    "cr_fiqa.txt": "a, b.jpg 0.5\nc.jpg nan\n\nd.jpg 0.25\n",
+    "appended.txt": "a, b.jpg 9\nc.jpg nan\nd.jpg 0.25\na, b.jpg 0.5\n",
+    "tabs.txt": "a, b.jpg\t0.5\nc.jpg\tNaN\nd.jpg\t0.25\n",
+    "ours.jsonl": "\n".join(
+        json.dumps(row)
+        for row in (
+            {"path": "a, b.jpg", "status": "ok", "quality": 0.5, "factors": {}},
+            {"path": "c.jpg", "status": "truncated", "quality": None},
+            {"path": "d.jpg", "quality": 0.25},
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_text_tables(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text(TABLES[name])
+    check(read_scores(file))
+
+
+def check(table: dict[str, float]) -> None:
+    assert list(table) == ["a, b.jpg", "c.jpg", "d.jpg"]
+    np.testing.assert_array_equal(list(table.values()), [0.5, NAN, 0.25])
+
+
+def test_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"path": ["a, b.jpg", "c.jpg", "d.jpg"], "status": ["ok", "empty", "ok"], "quality": [0.5, None, 0.25]}
+    pq.write_table(pa.table(columns), tmp_path / "ours.parquet")
+    check(read_scores(tmp_path / "ours.parquet"))
+
+
+@pytest.mark.parametrize("number", [float, np.float32, np.float64])
+def test_ediffiqa_pickle(tmp_path: Path, number: type) -> None:
+    table = {"a, b.jpg": number(0.5), "c.jpg": number(NAN), "d.jpg": number(0.25)}
+    (tmp_path / "quality_scores.pkl").write_bytes(pickle.dumps(table))
+    check(read_scores(tmp_path / "quality_scores.pkl"))
+
+
+def test_ours_round_trip(tmp_path: Path) -> None:
+    file = tmp_path / "new folder" / "scores.csv"
+    write_scores(file, [("a, b.jpg", "ok", 0.5), ("c.jpg", "no_face", NAN), ("d.jpg", "ok", 0.25)])
+    assert file.read_text().splitlines()[0] == "path,status,quality"
+    check(read_scores(file))
+    assert list(file.parent.iterdir()) == [file]
+
+
+DAMAGED = {
+    "a.csv": ("path,quality\nx.jpg,good\n", "line 2: the quality 'good' is not a number"),
+    "b.csv": ("path,quality\nx.jpg,1,2\n", "line 2: 3 cells"),
+    "c.txt": ("x.jpg 1\ny.jpg\n", "line 2"),
+    "d.txt": ("x.jpg one\n", "not a number"),
+    "e.jsonl": ('{"path": "x"}\n', "line 1"),
+    "f.jsonl": ("path,quality\n", "line 1"),
+    "g.jsonl": ("[1]\n", "line 1"),
+    "h.csv": ("path,quality\n", "no scores"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_tables_name_the_line(tmp_path: Path, name: str) -> None:
+    content, message = DAMAGED[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ScoreTableError, match=message):
+        read_scores(tmp_path / name)
+
+
+def test_a_pickle_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([1, 2]))
+    with pytest.raises(ScoreTableError, match="dict"):
+        read_scores(tmp_path / "a.pkl")
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps({"a": ScoreTableError("x")}))
+    with pytest.raises(PlainPickleError):
+        read_scores(tmp_path / "b.pkl")
