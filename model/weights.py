@@ -45,7 +45,13 @@ SHIPPED_LICENCE = "non-commercial"  # after its training images
 
 WEIGHTS = (
     KnownWeights("clib-fiqa", "clib_fiqa_small.safetensors", SHIPPED, SHIPPED_LICENCE),
-    KnownWeights("mfn", "mfn_small.safetensors", SHIPPED, SHIPPED_LICENCE),
+    KnownWeights(
+        "mfn",
+        "mfn_small.safetensors",
+        SHIPPED,
+        SHIPPED_LICENCE,
+        sha256="b690a99a11800e08704ea3174bf68195ee4a94e4fe0c016acf8c511c7cbb24e0",
+    ),
     KnownWeights(
         "RN50",
         "RN50.pt",

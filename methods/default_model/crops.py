@@ -1,0 +1,26 @@
+"""The training faces of the default model: which identities, and their crops in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from faces.listing import list_images
+from faces.reader import read_image
+
+
+def identities(data: Path, held_out: bool = False) -> list[str]:
+    """LFW's training identities; every tenth is held out from training, to choose by. Test identities are not here."""
+    names = (data / "splits" / "lfw_train_identities.txt").read_text().split()
+    return [name for index, name in enumerate(sorted(names)) if (index % 10 == 9) == held_out]
+
+
+def crop_paths(data: Path, names: list[str]) -> list[Path]:
+    """All aligned crops of these LFW identities, sorted."""
+    return [path for name in names for path in list_images(data / "faces" / "lfw" / name)]
+
+
+def read_crops(paths: list[Path]) -> np.ndarray:
+    """RGB uint8 (N, 112, 112, 3): about 38 KB a crop."""
+    return np.stack([read_image(path) for path in paths])

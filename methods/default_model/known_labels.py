@@ -1,0 +1,51 @@
+"""Put what is known of damaged versions into a label table: what was done to them, and the rest from their originals.
+
+`generate_labels.py` labels every image as it finds it, as published. On a damaged version dlib often finds no face, so
+the table would call a blurred frontal face a profile; here we know better. Qualities stay as they are.
+
+    python -m methods.default_model.known_labels runs/default/faces.tsv runs/default/damage.tsv runs/default/train.tsv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from faces.label_table import Label, read_labels, write_labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("labels", help="table of generate_labels.py")
+    parser.add_argument("damage", help="damage.tsv of make_faces.py")
+    parser.add_argument("output", help="table for train.py, in the same folder as the first")
+    options = parser.parse_args()
+    with open(options.damage, newline="", encoding="utf-8") as file:
+        damage = {row["path"]: row for row in csv.DictReader(file, delimiter="\t")}
+    labels = read_labels(options.labels)
+    originals = {name(label): label for label in labels if "~" not in label.path}
+    write_labels(options.output, [with_known(label, originals, damage) for label in labels])
+    print(f"{Path(options.output)}: {len(labels)} rows, {len(labels) - len(originals)} of them damaged versions")
+
+
+def name(label: Label) -> str:
+    """Identity and file name without the ending and without what follows `~`."""
+    path = PurePosixPath(label.path)
+    return f"{path.parent.name}/{path.stem.split('~')[0]}"
+
+
+def with_known(label: Label, originals: dict[str, Label], damage: dict[str, dict[str, str]]) -> Label:
+    """A damaged version keeps its original's pose and expression and has the worse of both for the other factors."""
+    done = damage.get("/".join(PurePosixPath(label.path).parts[-2:]))
+    if done is None:
+        return label
+    original = originals[name(label)]
+    factors = ("blur", "illumination", "occlusion")
+    worse = {factor: min(getattr(original, factor), int(done[factor])) for factor in factors}
+    return replace(label, pose=original.pose, expression=original.expression, status=original.status, **worse)
+
+
+if __name__ == "__main__":
+    main()
