@@ -58,7 +58,7 @@ def copy_to(path: Path, folder: Path) -> None:
 
 
 def make_versions(index: int, path: Path, folder: Path, copies: int, seed: int) -> list[list]:
-    """Copy a crop and write its damaged versions; rows of damage.tsv, classes as in `model.prompts`, higher is better."""
+    """Copy a crop and write its damaged versions. Returns rows of damage.tsv; of classes, higher is better."""
     copy_to(path, folder)
     image, rows = read_image(path), []
     for copy in range(1, copies + 1):

@@ -1,0 +1,43 @@
+"""The picture of the README: the sample faces, best first, with the default model's scores and factors.
+
+    python -m samples.make_picture docs/samples.png
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from model.prompts import AXES, FACTORS
+from scoring import Score, Scorer
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    scores = Scorer("clib-fiqa", precision="fp32").score(sorted(FOLDER.glob("*.png")))
+    scores.sort(key=lambda score: -score.quality)
+    figure, axes = pyplot.subplots(1, len(scores), figsize=(2.1 * len(scores), 3.1), layout="constrained")
+    for plot, score in zip(axes, scores, strict=True):
+        plot.imshow(Image.open(score.path))
+        plot.axis("off")
+        plot.set_title(f"{score.quality:.2f}", fontsize=15, fontweight="bold")
+        plot.text(0.5, -0.05, "\n".join(faults(score)), transform=plot.transAxes, ha="center", va="top", fontsize=9)
+    figure.savefig(sys.argv[1], dpi=110)
+
+
+def faults(score: Score) -> list[str]:
+    """The factors that are not at their best level, with their probabilities."""
+    found = {factor: score.label(factor) for factor in FACTORS if score.label(factor) != AXES[factor][-1]}
+    return [f"{level} {score.factors[factor][level]:.0%}" for factor, level in found.items()] or ["no fault"]
+
+
+if __name__ == "__main__":
+    main()
