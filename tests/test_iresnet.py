@@ -12,7 +12,7 @@ from recipe_tensors import golden_shapes, recipe_tensors, relative_error, shapes
 from torch import Tensor
 
 from model.checkpoint import CheckpointError
-from model.iresnet import LAYERS, ArcFaceHeader, IResNet
+from model.iresnet import ArcFaceHeader, IResNet
 
 
 @pytest.mark.parametrize("depth", [50, 100])
@@ -36,12 +36,6 @@ def test_without_a_quality_head(golden: Path) -> None:
     embedding, quality = network(torch.zeros(2, 3, 112, 112))
     assert embedding.shape == (2, 512)
     assert quality is None
-
-
-def test_parameter_counts() -> None:
-    assert sum(parameter.numel() for parameter in IResNet(LAYERS[50]).parameters()) == 43_591_361
-    with torch.device("meta"):
-        assert sum(parameter.numel() for parameter in IResNet(LAYERS[100]).parameters()) == 65_156_673
 
 
 @torch.no_grad()
