@@ -49,7 +49,7 @@ def embed(args: argparse.Namespace) -> int:
 def baseline(args: argparse.Namespace) -> int:
     """Quality scores that need no training."""
     from evaluation.baselines import FR_BASELINES, PIXEL_BASELINES
-    from evaluation.extract import oracle, remove_parts, score_images
+    from evaluation.extract import ONE_IMAGE, oracle, remove_parts, score_images
     from evaluation.gradient_baselines import network_score
     from model import load
     from model.preprocessing import FACE_PREPROCESSING
@@ -72,7 +72,7 @@ def baseline(args: argparse.Namespace) -> int:
     write_scores(args.output, rows)
     remove_parts(run)
     print(f"{len(rows)} rows -> {args.output}")
-    return _exit_code(sum(status != "ok" for _, status, _ in rows), args.output)
+    return _exit_code(sum(status not in ("ok", ONE_IMAGE) for _, status, _ in rows), args.output)
 
 
 def edc(args: argparse.Namespace) -> int:

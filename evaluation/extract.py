@@ -23,6 +23,7 @@ from model.preprocessing import Preprocessing
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # faces (N, S, S, 3) -> quality (N,)
 Row = tuple[str, str, float]  # path, status, quality
+ONE_IMAGE = "one_image"  # the oracle's status of an image that is the only one of its identity: no fault of the image
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,13 @@ def score_images(names: Sequence[str], preprocessing: Preprocessing, score: Scor
 def oracle(names: Sequence[str], recognizer: Recognizer, run: Run) -> list[Row]:
     """The ceiling: cosine of each image to the centre of the other images of its identity (its folder).
 
-    The status of an image whose identity has no other image is `one_image`; no mated pair can hold it.
+    The status of an image whose identity has no other image is ONE_IMAGE; no mated pair can hold it.
     """
     columns = _columns(names, recognizer.preprocessing.resize, partial(embed_faces, recognizer), run)
     status = columns["status"]
-    readable = [name for name, s in zip(names, status, strict=True) if s == "ok"]
-    photos = count_photos(readable)
-    status = np.where(
-        (status == "ok") & [photos[identity_of(name)] < 2 for name in names], "one_image", status.astype("U16")
-    )
+    photos = count_photos(np.array(names)[status == "ok"].tolist())
+    alone = [photos[identity_of(name)] < 2 for name in names]
+    status = np.where((status == "ok") & alone, ONE_IMAGE, status)
     ok = status == "ok"
     faces = Faces(columns["embeddings"][ok], np.array(names)[ok].tolist())
     quality = np.full(len(names), np.nan)

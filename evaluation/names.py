@@ -27,8 +27,10 @@ def match_names(wanted: Sequence[str], available: Sequence[str], source: str) ->
     """
     exact = {name: index for index, name in enumerate(available)}
     found = np.fromiter((exact.get(name, MISSING) for name in wanted), np.int64, len(wanted))
+    is_exact = found >= 0
     _match_suffixes(found, wanted, available)
     _match_stems(found, wanted, available)
+    found[~is_exact & np.isin(found, found[is_exact])] = MISSING  # that row is the image of another name
     _require_all(found, wanted, available, source)
     return found
 
@@ -83,7 +85,7 @@ def _require_all(found: NDArray[np.int64], wanted: Sequence[str], available: Seq
                 f"{bad.size} of {len(wanted)} names have {reason} in {source}, for example "
                 f"{', '.join(wanted[i] for i in bad[:3])}; it holds names such as {', '.join(available[:3]) or 'none'}"
             )
-    # Without this, B/0001.jpg would quietly get the row of A/0001.jpg when B is absent from the table.
+    # Without this, B/0001.jpg and C/0001.jpg would quietly get the row of A/0001.jpg, the only one in the table.
     times = np.bincount(found, minlength=1)
     if times.max() > 1:
         index = int(times.argmax())

@@ -62,7 +62,9 @@ def det_figure(similarity: Mapping[str, Floats], mated: NDArray[np.bool_]) -> Fi
     for fr, values in similarity.items():
         fmr, fnmr = det_curve(values, mated)
         axes[0].plot(fmr, fnmr, label=fr)
-    axes[0].set(xscale="log", yscale="log", xlabel="FMR", ylabel="FNMR", title="DET")
+    least = 0.5 / len(mated)
+    axes[0].set(xlim=(least, 1), ylim=(least, 1), xlabel="FMR", ylabel="FNMR", title="DET")
+    axes[0].set(xscale="log", yscale="log")
     axes[0].legend(fontsize="small")
     return figure
 

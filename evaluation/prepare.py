@@ -51,7 +51,7 @@ def prepare_set(source: Path, pair_list: Path | None, output: Path, align: str, 
 def _inside(name: str) -> str:
     """The name without its suffix, as a path below the output folder. Raises ValueError when it would lead outside."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise ValueError(f"the pair list names {name!r}; a path inside the set was expected")
     return path.with_name(stem_of(name)).as_posix()
 

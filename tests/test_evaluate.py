@@ -1,0 +1,311 @@
+"""The command lines of evaluate.py: what they write, what they say, how they end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+from evaluation.embeddings import read_embeddings
+from evaluation.scores import read_scores
+from model.checkpoint import save_checkpoint, sha256_of
+from model.iresnet import IResNet
+
+KEYS = [
+    "method", "fr", "fmr", "limit", "threshold", "fnmr0", "errors", "pauc",
+    "pauc_relative", "pauc_minus_best", "pauc_relative_ci", "resolvable",
+]  # fmt: skip
+METHODS = ("GOOD", "TIED", "RANDOM")
+
+
+@pytest.fixture(scope="module")
+def bench(golden: Path) -> list[str]:
+    """The golden benchmark as flags of `edc`."""
+    folder = golden / "evaluation"
+    scores = [f"{m}={folder}/quality_data/SYN/{m}_SYN.txt" for m in METHODS]
+    pairs = str(folder / "quality_data/SYN/pair_list.txt")
+    return ["edc", "--pairs", pairs, "--scores", *scores, "--embeddings", f"ArcFace={folder / 'embeddings.npz'}"]
+
+
+def results(folder: Path) -> list[dict]:
+    return json.loads((folder / "results.json").read_text())["results"]
+
+
+@pytest.fixture(scope="module")
+def iso(bench: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("iso")
+    assert evaluate.main([*bench, "--output", str(output), "--bootstrap", "50"]) == 0
+    return output
+
+
+def test_results_are_the_golden_numbers(iso: Path, golden: Path) -> None:
+    expected = np.load(golden / "evaluation/expected.npz")
+    found = results(iso)
+    assert len(found) == 3 * 3 * 3
+    for row in found:
+        assert list(row) == KEYS
+        if row["fmr"] == 1e-4:  # 0.2 of 2000 non-mated pairs
+            assert row["resolvable"] is False
+            assert all(row[key] is None for key in KEYS[4:11])
+            continue
+        prefix, at = f"edc/smallest/fmr{row['fmr']:g}", [0.2, 0.3, 0.4].index(row["limit"])
+        method = f"{prefix}/{row['method']}"
+        assert row["threshold"] == pytest.approx(expected[f"{prefix}/threshold"], abs=1e-9)
+        assert row["fnmr0"] == pytest.approx(expected[f"{prefix}/fnmr0"], abs=1e-9)
+        assert row["errors"] == round(row["fnmr0"] * 2000)
+        assert row["pauc"] == pytest.approx(expected[f"{method}/pauc_raw"][at], abs=1e-9)
+        assert row["pauc_relative"] == pytest.approx(expected[f"{method}/pauc_relative"][at], abs=1e-9)
+        best = expected[f"{method}/area_theoretical_best"][at]
+        assert row["pauc_minus_best"] == pytest.approx(expected[f"{method}/pauc_raw"][at] - best, abs=1e-9)
+        low, high = row["pauc_relative_ci"]
+        assert low < row["pauc_relative"] < high
+
+
+def test_cr_fiqa_results_are_the_golden_numbers(bench: list[str], golden: Path, tmp_path: Path) -> None:
+    assert evaluate.main([*bench, "--output", str(tmp_path), "--protocol", "cr-fiqa"]) == 0
+    expected = np.load(golden / "evaluation/expected.npz")
+    found = results(tmp_path)
+    assert [(r["method"], r["fmr"]) for r in found] == [(m, fmr) for m in METHODS for fmr in (1e-2, 1e-3, 1e-4)]
+    for row in found:
+        assert list(row) == KEYS
+        assert row["limit"] == 0.95
+        assert row["threshold"] is None
+        assert row["pauc_relative_ci"] is None
+        assert row["resolvable"] is (row["fmr"] > 1e-4)
+        if row["resolvable"]:
+            at = [1e-2, 1e-3].index(row["fmr"])
+            assert row["pauc"] == pytest.approx(expected[f"crfiqa/{row['method']}/auc_stable_order"][at], abs=1e-9)
+            fnmr0 = expected[f"crfiqa/{row['method']}/fnmr_stable_order"][0, at]
+            assert row["fnmr0"] == pytest.approx(fnmr0, abs=1e-9)
+            assert row["errors"] == round(fnmr0 * 2000)
+            assert row["pauc_relative"] == pytest.approx(row["pauc"] / (fnmr0 * 0.95), abs=1e-9)
+
+
+def test_the_record_says_what_it_rests_on(iso: Path, golden: Path) -> None:
+    record = json.loads((iso / "results.json").read_text())
+    assert record["settings"] == {
+        "protocol": "iso", "fmr": [1e-2, 1e-3, 1e-4], "limits": [0.2, 0.3, 0.4], "bootstrap": 50, "seed": 0,
+    }  # fmt: skip
+    assert record["pairs"] == {"images": 1500, "mated": 2000, "non_mated": 2000}
+    assert len(record["inputs"]) == 5
+    embeddings = golden / "evaluation/embeddings.npz"
+    assert record["inputs"][str(embeddings)] == sha256_of(embeddings)
+    assert record["versions"]["numpy"] == np.__version__
+
+
+def test_tables_and_pictures(iso: Path) -> None:
+    with (iso / "tables.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == KEYS
+    assert [float(row["pauc"]) for row in rows if row["pauc"]] == [r["pauc"] for r in results(iso) if r["resolvable"]]
+    markdown = (iso / "tables.md").read_text()
+    assert re.search(r"\| GOOD \| 0\.643 \[0\.\d\d, 0\.\d\d\] \| 0\.697 .* \| – \| 0\.00 \|", markdown)
+    assert markdown.index("| GOOD") < markdown.index("| TIED") < markdown.index("| RANDOM")  # best first
+    latex = (iso / "tables.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    for name in ("edc_ArcFace_0.01", "edc_ArcFace_0.001", "det", "similarities", "qualities"):
+        with Image.open(iso / f"{name}.png") as image:
+            assert image.format == "PNG"
+        assert "</svg>" in (iso / f"{name}.svg").read_text()
+    assert not (iso / "edc_ArcFace_0.0001.png").exists()
+
+
+def test_the_page_shows_faces_and_needs_nothing_else(bench: list[str], tmp_path: Path) -> None:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for i in range(1500):
+        Image.new("RGB", (4, 4), (i % 256, 0, 0)).save(faces / f"{i:05d}.png")
+    flags = ["--output", str(tmp_path / "out"), "--bootstrap", "0", "--fmr", "0.01", "--images", str(faces)]
+    assert evaluate.main([*bench, *flags]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') == 3 * 2 * 16
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    good = dict(line.split() for line in Path(bench[4].partition("=")[2]).read_text().splitlines())
+    worst, best = sorted(good, key=lambda name: float(good[name]))[:: len(good) - 1]
+    ends = re.search(r"<h2>GOOD</h2>.*?Discarded first(.*?)Kept longest(.*?)<h2>", page, re.DOTALL)
+    assert ends is not None
+    assert Path(worst).stem in ends[1]
+    assert Path(best).stem in ends[2]
+
+
+def test_without_matplotlib_the_numbers_are_written(
+    bench: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert evaluate.main([*bench, "--output", str(tmp_path), "--bootstrap", "0"]) == 0
+    assert "pip install matplotlib" in capsys.readouterr().err
+    assert results(tmp_path)[0]["pauc_relative_ci"] is None
+
+
+def small_bench(tmp_path: Path, scores: str, names: list[str] | None = None) -> list[str]:
+    """Two identities of two images, one of which is far from its mate."""
+    rows = ("a/1.jpg a/2.jpg 1", "b/1.jpg b/2.jpg 1", "a/1.jpg b/1.jpg 0", "a/2.jpg b/2.jpg 0")
+    (tmp_path / "pairs.tsv").write_text("\n".join(rows))
+    (tmp_path / "s.csv").write_text("path,status,quality\n" + scores)
+    vectors = np.array([[1, 0.1], [1, 0], [0, 1], [-0.5, 0.5]])
+    names = names or ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"]
+    np.savez(tmp_path / "e.npz", names=np.array(names), embeddings=vectors)
+    return [
+        "edc", "--pairs", str(tmp_path / "pairs.tsv"), "--scores", f"m={tmp_path / 's.csv'}", "--embeddings",
+        f"fr={tmp_path / 'e.npz'}", "--output", str(tmp_path / "out"), "--fmr", "0.5", "--bootstrap", "5",
+    ]  # fmt: skip
+
+
+def test_an_image_without_a_score_counts_as_the_worst(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = "a/1.jpg,ok,0.1\na/2.jpg,ok,0.2\nb/1.jpg,no_face,\nb/2.jpg,ok,0.9\n"
+    assert evaluate.main(small_bench(tmp_path, scores)) == 0
+    assert "1 of 4 images have no ok score" in capsys.readouterr().err
+    record = json.loads((tmp_path / "out/results.json").read_text())
+    assert record["methods"]["m"]["without_ok_score"] == {"count": 1, "examples": ["b/1.jpg"]}
+    row = record["results"][0]
+    assert row["fnmr0"] == 0.0
+    assert row["pauc"] == 0.0
+    assert row["pauc_relative"] is None  # nothing to gain
+    assert row["resolvable"] is True
+
+
+ERRORS = {
+    "no counterpart": ("a/1.jpg,ok,0.1\na/2.jpg,ok,0.2\nb/1.jpg,ok,0.3\n", None, "1 of 4 names have no counterpart"),
+    "no embedding": ("".join(f"{n},ok,1\n" for n in ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")),
+                     ["a/1.jpg", "a/2.jpg", "b/1.jpg", "c/3.jpg"], "b/2.jpg"),
+    "no number": ("a/1.jpg,ok,good\n", None, "line 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_user_errors_are_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    scores, names, message = ERRORS[case]
+    assert evaluate.main(small_bench(tmp_path, scores, names)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["edc", "--pairs", "p", "--scores", "no-name.csv", "--embeddings", "a=b", "--output", "o"],
+        ["edc", "--pairs", "p", "--scores", "a=b", "a=c", "--embeddings", "a=b", "--output", "o"],
+        ["edc", "--pairs", "p", "--scores", "a=b", "--embeddings", "a=b", "--output", "o", "--fmr", "1"],
+        ["baseline", "unknown", "images", "--output", "o"],
+        [],
+    ],
+)
+def test_wrong_calls_end_with_2(flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(flags)
+    assert stopped.value.code == 2
+
+
+def test_a_list_of_mated_pairs_only_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = small_bench(tmp_path, "a/1.jpg,ok,0.1\na/2.jpg,ok,0.2\n")
+    (tmp_path / "pairs.tsv").write_text("a/1.jpg\ta/2.jpg\t1\n")
+    assert evaluate.main(flags) == 2
+    assert "needs mated and non-mated" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A very small IResNet with weights as they are drawn."""
+    import torch
+
+    torch.manual_seed(0)
+    net = IResNet(layers=(1, 1, 1, 1), widths=(4, 4, 4, 4), embedding=8, quality_head=False, image_size=32)
+    path = tmp_path_factory.mktemp("fr") / "small.safetensors"
+    save_checkpoint(path, net.state_dict(), {"system": "cr-fiqa"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures of three identities, and one broken file."""
+    folder = tmp_path_factory.mktemp("faces")
+    rng = np.random.default_rng(0)
+    for name in ("a/1", "a/2", "b/1", "b/2", "c/1"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / f"{name}.png")
+    (folder / "c/2.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_embed(faces: Path, network: Path, tmp_path: Path) -> None:
+    output = tmp_path / "e.npz"
+    flags = ["embed", str(faces), "--fr", str(network), "--output", str(output), "--workers", "0", "--device", "cpu"]
+    assert evaluate.main(flags) == 1  # one picture is broken
+    found = read_embeddings(output)
+    assert isinstance(found.rows, np.memmap)
+    assert found.names == [f"{faces}/{name}.png" for name in ("a/1", "a/2", "b/1", "b/2", "c/1")]
+    assert found.rows.shape == (5, 8)
+    assert found.rows.dtype == np.float32
+    assert found.model_sha256 == sha256_of(network)
+    skipped = Path(f"{output}.skipped.tsv").read_text().splitlines()
+    assert skipped == ["path\tstatus", f"{faces}/c/2.png\tnot_an_image"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npz", "e.npz.skipped.tsv"]
+
+    assert evaluate.main([*flags, "--flip", "--batch-size", "2"]) == 1
+    flipped = read_embeddings(output).rows
+    np.testing.assert_allclose(np.linalg.norm(flipped[:, :8], axis=1), 1, rtol=1e-6)
+    unit = found.rows / np.linalg.norm(found.rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(flipped[:, :8], unit, atol=1e-5)
+    assert not np.allclose(flipped[:, :8], flipped[:, 8:], atol=1e-3)
+
+
+def test_embed_resumes(faces: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import faces.measure as measure_module
+
+    monkeypatch.setattr(measure_module, "PART_BATCHES", 1)
+    flags = ["embed", str(faces), "--fr", str(network), "--workers", "0", "--device", "cpu", "--batch-size", "2"]
+    assert evaluate.main([*flags, "--output", str(tmp_path / "whole.npz")]) == 1
+
+    with monkeypatch.context() as patch:
+        embed_faces = measure_module.embed_faces
+        calls = []
+
+        def stop_in_the_second_batch(*arguments):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return embed_faces(*arguments)
+
+        patch.setattr("evaluation.extract.embed_faces", stop_in_the_second_batch)
+        assert evaluate.main([*flags, "--output", str(tmp_path / "e.npz")]) == 130
+    assert not (tmp_path / "e.npz").exists()
+    other = ["--flip", "--resume", "--output", str(tmp_path / "e.npz")]
+    assert evaluate.main([*flags, *other]) == 2  # other settings do not mix with the parts
+    assert evaluate.main([*flags, "--output", str(tmp_path / "e.npz"), "--resume"]) == 1
+    whole, resumed = (read_embeddings(tmp_path / name) for name in ("whole.npz", "e.npz"))
+    np.testing.assert_array_equal(whole.rows, resumed.rows)
+    assert whole.names == resumed.names
+
+
+@pytest.mark.parametrize("name", evaluate.BASELINES)
+def test_every_baseline_has_a_row_for_each_image(faces: Path, network: Path, tmp_path: Path, name: str) -> None:
+    output = tmp_path / "scores.csv"
+    flags = ["baseline", name, str(faces), "--fr", str(network), "--workers", "0", "--device", "cpu"]
+    assert evaluate.main([*flags, "--output", str(output), "--batch-size", "3"]) == 1
+    scores = read_scores(output)
+    assert list(scores) == [f"{faces}/{i}.png" for i in ("a/1", "a/2", "b/1", "b/2", "c/1", "c/2")]
+    scored = 4 if name == "oracle" else 5  # c/1 has no other image of its identity
+    assert np.isfinite(list(scores.values())).tolist() == [i < scored for i in range(6)]
+    assert len(set(scores.values())) > 2
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
+    assert evaluate.main([*flags, "--output", str(tmp_path / "one.csv"), "--batch-size", "1"]) == 1
+    np.testing.assert_allclose(list(read_scores(tmp_path / "one.csv").values()), list(scores.values()), rtol=2e-4)
+
+
+def test_baselines_say_what_they_need(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["baseline", "norm", str(faces), "--output", str(tmp_path / "s.csv")]) == 2
+    assert "--fr" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert evaluate.main(["baseline", "sobel", str(tmp_path / "empty"), "--output", str(tmp_path / "s.csv")]) == 2
+    assert "no images were found" in capsys.readouterr().err
