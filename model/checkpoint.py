@@ -59,13 +59,14 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
 
 def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write safetensors; `path` holds the old file or the complete new one, never half of it."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial, dict(metadata))
+        # not save_file, which hides the file from other users whatever the umask says
+        partial.write_bytes(save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, dict(metadata)))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -44,7 +44,13 @@ SHIPPED = "this repository, with which it is shipped"
 SHIPPED_LICENCE = "non-commercial"  # after its training images
 
 WEIGHTS = (
-    KnownWeights("clib-fiqa", "clib_fiqa_small.safetensors", SHIPPED, SHIPPED_LICENCE),
+    KnownWeights(
+        "clib-fiqa",
+        "clib_fiqa_small.safetensors",
+        SHIPPED,
+        SHIPPED_LICENCE,
+        sha256="19f8b76e9437d1306e2db0cef78c152b0b18900cea6a579a12099a61dad86c2c",
+    ),
     KnownWeights(
         "mfn",
         "mfn_small.safetensors",
