@@ -1,0 +1,107 @@
+"""From arguments to paths: folders, patterns, lists, standard input."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faces.listing import expand_inputs, list_images
+
+# "-" and "." come before "/": whole paths are compared, not their parts.
+IN_ORDER = ["B.bmp", "a-1.tif", "a.jpg", "a/1 2.webp", "a/deep/er/x.gif", "a/z.JPEG", "b.PNG", "é.jpg"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with pictures in `faces`."""
+    for name in (*IN_ORDER[::-1], "a/notes.txt"):
+        path = tmp_path / "faces" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def expand(*args: str, stdin: str = "") -> list[str]:
+    return list(expand_inputs(args, io.StringIO(stdin)))
+
+
+@pytest.mark.parametrize("folder", ["faces", "faces/", "./faces", "../{root}/faces"])
+def test_a_folder_is_joined_as_it_was_given(tree: Path, folder: str) -> None:
+    folder = folder.format(root=tree.name)
+    assert expand(folder) == [os.path.join(folder, name) for name in IN_ORDER]
+    assert expand(str(tree / "faces")) == [str(tree / "faces" / name) for name in IN_ORDER]
+
+
+def test_list_images(tree: Path) -> None:
+    assert list_images("faces") == list_images(Path("faces")) == [Path("faces") / name for name in IN_ORDER]
+    with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
+        list_images("nowhere")
+
+
+def test_links_to_pictures_are_listed_and_loops_are_not_entered(tree: Path) -> None:
+    (tree / "faces/a/link.jpg").symlink_to(tree / "faces/a.jpg")
+    (tree / "faces/a/up").symlink_to(tree / "faces")
+    assert expand("faces") == sorted(f"faces/{name}" for name in [*IN_ORDER, "a/link.jpg"])
+
+
+def test_a_folder_that_may_not_be_listed_is_reported(tree: Path) -> None:
+    (tree / "faces/a/deep").chmod(0)
+    tree.chmod(0o755)
+    user = os.geteuid()
+    try:
+        os.seteuid(user or 65534)   # root may list everything, so root becomes nobody for a moment
+        found = expand("faces")
+    finally:
+        os.seteuid(user)
+        (tree / "faces/a/deep").chmod(0o755)
+    assert found == [f"faces/{name.removesuffix('/er/x.gif')}" for name in IN_ORDER]
+
+
+def test_files_keep_their_order_and_their_spelling(tree: Path) -> None:
+    args = ["faces/b.PNG", "./faces//a.jpg", "faces/a/notes.txt", "nowhere.jpg", "faces/b.PNG"]
+    assert expand(*args) == args
+
+
+def test_patterns_that_the_shell_left_alone(tree: Path) -> None:
+    assert expand("faces/*.[jJ]*") == ["faces/a.jpg", "faces/é.jpg"]
+    assert expand("faces/**/*.gif") == ["faces/a/deep/er/x.gif"]
+    assert expand("faces/?") == ["faces/a/1 2.webp", "faces/a/deep/er/x.gif", "faces/a/z.JPEG"], "a folder that matches"
+    assert expand("faces/*.heic") == ["faces/*.heic"], "what matches nothing becomes a missing row"
+
+
+def test_a_file_whose_name_looks_like_a_pattern(tree: Path) -> None:
+    (tree / "faces/[1].jpg").touch()
+    (tree / "faces/1.jpg").touch()
+    assert expand("faces/[1].jpg") == ["faces/[1].jpg"]
+
+
+def test_lists(tree: Path) -> None:
+    (tree / "list.txt").write_bytes("\ufefffaces/a.jpg\r\n\n  \nfaces/with space .jpg\nnowhere.jpg".encode())
+    assert expand("@list.txt") == ["faces/a.jpg", "faces/with space .jpg", "nowhere.jpg"]
+    assert expand("x.jpg", "-", "@list.txt", stdin="one.jpg\n\ntwo.jpg\n") == [
+        "x.jpg", "one.jpg", "two.jpg", "faces/a.jpg", "faces/with space .jpg", "nowhere.jpg",
+    ]
+
+
+def test_a_list_keeps_names_that_are_not_utf8(tree: Path) -> None:
+    (tree / "list.txt").write_bytes(b"faces/caf\xe9.jpg\n")
+    assert [os.fsencode(path) for path in expand("@list.txt")] == [b"faces/caf\xe9.jpg"]
+
+
+def test_a_missing_list_is_an_error_before_anything_is_read(tree: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"@none\.txt: there is no list file 'none\.txt'"):
+        expand_inputs(["faces/a.jpg", "@none.txt"], [])
+
+
+def test_standard_input_may_be_endless() -> None:
+    def lines() -> Iterator[str]:
+        for number in itertools.count():
+            yield f"{number}.jpg\n"
+
+    assert list(itertools.islice(expand_inputs(["-"], lines()), 3)) == ["0.jpg", "1.jpg", "2.jpg"]
