@@ -20,6 +20,7 @@ import torch
 
 from model import load
 from model.iresnet import ArcFaceHeader
+from model.weights import find_weights
 
 NNCCS_MIN = 1e-3          # `ratio` counts a smaller NNCCS as this, so that an anchor is at most 1000
 EPSILON = 1e-9            # of `shifted`
@@ -122,11 +123,12 @@ def load_header(path: str | Path, width: int, identities: Iterable[str]) -> Head
     of the folders are the indices of the classes. Raises ValueError for a header that does not fit, and for identities
     that it does not know.
     """
+    path = find_weights(path)
     network, names = load(path), sorted(set(identities))
     if not isinstance(network, ArcFaceHeader) or network.kernel.shape[0] != width or network.kernel.shape[1] < 2:
         raise ValueError(f"{path} is no header (kernel ({width}, classes), at least two classes) for this FR model")
     count = network.kernel.shape[1]
-    listing = Path(path).with_name(Path(path).stem.replace("header", "classes") + ".txt")
+    listing = path.with_name(path.stem.replace("header", "classes") + ".txt")
     if listing.is_file():
         lines = listing.read_text(encoding="utf-8").splitlines()
         if len(lines) != count:

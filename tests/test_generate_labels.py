@@ -1,0 +1,277 @@
+"""generate_labels.py from a folder of pictures to a table that train.py reads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import recipe
+import torch
+from PIL import Image
+from recipe_tensors import recipe_tensors
+from skimage.data import astronaut
+
+import generate_labels
+from faces import measure
+from faces.align import align_face
+from faces.anchors import Faces, centre_similarities, quality_anchor
+from faces.blur import blur_class, sharpness
+from faces.label_table import Label, read_labels, resolve
+from faces.pose import euler_angles, find_landmarks, pose_class
+from faces.reader import read_image
+from faces.recognition import load_recognizer
+from model.checkpoint import save_checkpoint
+from model.iresnet import IResNet
+from model.loading import load
+from model.prompts import AXES
+
+Run = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def astronaut_crop() -> np.ndarray:
+    return align_face(astronaut())
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
+    """A folder with a small FR model, its header of four classes, and a factor network."""
+    folder = tmp_path_factory.mktemp("networks")
+    torch.manual_seed(0)
+    save_checkpoint(folder / "7backbone.safetensors", IResNet((1, 1, 1, 1), (4, 4, 8, 8), 16).state_dict(), {})
+    save_checkpoint(folder / "7header.safetensors", {"kernel": torch.randn(16, 4)}, {})
+    save_checkpoint(folder / "mfn.safetensors", recipe_tensors(golden / "mfn_keys.json"), {})
+    return folder
+
+
+@pytest.fixture
+def run(networks: Path, tmp_path: Path) -> Run:
+    """generate_labels.py on tmp_path/faces with those networks; the table is tmp_path/out/labels.tsv."""
+    options = {"--data": tmp_path / "faces", "--output": tmp_path / "out" / "labels.tsv", "--workers": 0,
+               "--fr": networks / "7backbone.safetensors", "--mfn": networks / "mfn.safetensors", "--batch-size": 4}
+
+    def call(*extra: str | Path, **changed: object) -> int:
+        merged = options | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+        return generate_labels.main([str(word) for pair in merged.items() for word in pair] + list(map(str, extra)))
+
+    return call
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "labels.tsv"
+
+
+def save_faces(folder: Path, crop: np.ndarray, people: dict[str, int]) -> None:
+    """So many turned and toned copies of a face for each name: not people, but pictures of which all differ."""
+    turned = iter(range(1000))
+    for name, count in people.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            turn = cv2.getRotationMatrix2D((56, 56), 3 * next(turned) % 20 - 10, 1)
+            picture = cv2.warpAffine(crop, turn, (112, 112), borderMode=cv2.BORDER_REFLECT)
+            Image.fromarray(np.roll(picture, len(name), axis=2)).save(folder / name / f"{index:04}.png")
+
+
+def skipped_in(table: Path) -> dict[str, str]:
+    side = Path(f"{table}.skipped.tsv")
+    lines = side.read_text().splitlines()[1:] if side.exists() else []
+    return dict(line.split("\t") for line in lines)
+
+
+def test_a_folder_becomes_a_table(run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray) -> None:
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 3, "bob b": 3, "group/ann": 3, "few": 2})
+    Image.fromarray(recipe.mirror_image(3)).save(tmp_path / "faces/ann/pattern.png")
+    assert run() == 0
+    labels = read_labels(table)
+    paths = [label.path for label in labels]
+    assert paths == sorted(paths)
+    assert [label.identity for label in labels] == ["ann"] * 4 + ["bob b"] * 3 + ["group/ann"] * 3
+    assert paths[4] == "../faces/bob b/0000.png"
+    assert [label.path for label in labels if label.status == "no_face"] == ["../faces/ann/pattern.png"]
+    assert skipped_in(table) == {f"../faces/few/000{index}.png": "few_images" for index in range(2)}
+    assert not Path(f"{table}.parts").exists()
+    record = json.loads(Path(f"{table}.json").read_text())
+    assert record["rows"] == 10
+    assert record["skipped"] == {"few_images": 2}
+    assert len(record["fr"]["sha256"]) == 64
+
+
+def test_labels_are_the_published_ones(
+    run: Run, table: Path, tmp_path: Path, networks: Path, astronaut_crop: np.ndarray
+) -> None:
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 3, "bob": 3})
+    large = cv2.resize(astronaut_crop, (150, 130))   # blur and pose of the picture as it is, each network its own size
+    Image.fromarray(large).save(tmp_path / "faces/ann/large.png")
+    run()
+    network = load(networks / "mfn.safetensors")
+    for label in read_labels(table):
+        rgb = read_image(resolve(label, table))
+        points = find_landmarks(rgb)
+        assert points is not None
+        with torch.no_grad():
+            image = torch.from_numpy(network.preprocessing.resize(rgb).copy())[None]
+            logits = network(network.preprocessing.normalise(image))
+        classes = {name: int(values.argmax()) for name, values in logits.items()}
+        assert label.blur == blur_class(sharpness(rgb))
+        assert label.pose == pose_class(euler_angles(points, rgb.shape[1], rgb.shape[0])[1])
+        assert label.expression == int(classes["expression"] == 0)
+        assert label.illumination == int(classes["illumination"] == 0)
+        assert label.occlusion == int(classes["occlusion"] == 0)
+
+
+@pytest.mark.parametrize("kind", ["ratio", "shifted"])
+def test_quality_is_the_anchor_against_class_centres(
+    run: Run, table: Path, tmp_path: Path, networks: Path, astronaut_crop: np.ndarray, kind: str
+) -> None:
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 3, "bob b": 4, "one": 1})   # a centre for others only
+    assert run(anchor=kind) == 0
+    names = [path.relative_to(tmp_path / "faces").as_posix() for path in sorted((tmp_path / "faces").rglob("*.png"))]
+    recognizer = load_recognizer(networks / "7backbone.safetensors")
+    everyone = Faces(recognizer.embed(np.stack([read_image(tmp_path / "faces" / name) for name in names])), names)
+    enough = everyone.where([not name.startswith("one") for name in names])
+    expected = quality_anchor(*centre_similarities(enough, everyone), kind)
+    np.testing.assert_allclose([label.quality for label in read_labels(table)], expected, rtol=1e-4)
+
+
+def test_workers_and_resuming_change_nothing(
+    run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 6, "bob": 6, "cy": 5})
+    monkeypatch.setattr(measure, "PART_BATCHES", 1)
+    run()
+    complete = table.read_bytes()
+    run(workers=2)
+    assert table.read_bytes() == complete
+
+    table.unlink()
+    seen: list[int] = []
+
+    def stop_after(count: int, *arguments: object) -> measure.Columns:
+        seen.append(1)
+        if len(seen) > count:
+            raise KeyboardInterrupt
+        return measure.label_faces(*arguments)
+
+    monkeypatch.setattr(generate_labels, "label_faces", partial(stop_after, 2))
+    assert run() == 130
+    assert not table.exists()
+    assert run("--resume", anchor="shifted") == 2   # not the settings of the interrupted run
+    seen.clear()
+    monkeypatch.setattr(generate_labels, "label_faces", partial(stop_after, 10))
+    assert run("--resume") == 0
+    assert len(seen) == 3   # of five batches two were there
+    assert table.read_bytes() == complete
+
+
+def test_what_cannot_be_labelled_is_listed(run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray) -> None:
+    faces = tmp_path / "faces"
+    save_faces(faces, astronaut_crop, {"ann": 4, "bob": 3, "cut": 3})
+    shutil.copy(faces / "bob/0000.png", faces / "loose.png")
+    (faces / "ann/text.jpg").write_text("not a picture")
+    (faces / "ann/tab\there.png").write_bytes((faces / "ann/0000.png").read_bytes())
+    (faces / "cut/0000.png").write_bytes((faces / "cut/0000.png").read_bytes()[:900])
+    assert run() == 1
+    assert skipped_in(table) == {
+        "../faces/loose.png": "no_identity",
+        "../faces/ann/text.jpg": "not_an_image",
+        "../faces/ann/tab\\there.png": "bad_path",
+        "../faces/cut/0000.png": "truncated",
+        "../faces/cut/0001.png": "few_images",   # two are left of three
+        "../faces/cut/0002.png": "few_images",
+    }
+    assert {label.identity for label in read_labels(table)} == {"ann", "bob"}
+
+
+def test_degraded_versions_against_clean_centres(
+    run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray
+) -> None:
+    save_faces(tmp_path / "clean", astronaut_crop, {"ann": 3, "bob": 3})
+    for name in ("ann/0000", "ann/0001", "bob/0000"):
+        blurred = cv2.GaussianBlur(read_image(tmp_path / f"clean/{name}.png"), (0, 0), 3)
+        (tmp_path / "faces" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(blurred).save(tmp_path / f"faces/{name}~blur.jpg")
+    assert run(centres=tmp_path / "clean") == 0   # one image of bob is enough: his centre has the clean ones
+    first = read_labels(table)
+    assert [label.identity for label in first] == ["ann", "ann", "bob"]
+    Image.fromarray(255 - read_image(tmp_path / "clean/ann/0000.png")).save(tmp_path / "clean/ann/0000.png")
+    run(centres=tmp_path / "clean")
+    second = read_labels(table)
+    assert second[1].quality != first[1].quality
+    own_left_out = [abs(b.quality / a.quality - 1) for a, b in zip(first, second, strict=True)]
+    assert own_left_out[0] == 0   # ann/0000 has no part in the centre of its own version
+
+
+def test_a_header_takes_the_place_of_class_centres(
+    run: Run, table: Path, tmp_path: Path, networks: Path, astronaut_crop: np.ndarray, capsys: pytest.CaptureFixture
+) -> None:
+    header = tmp_path / "7header.safetensors"
+    shutil.copy(networks / "7header.safetensors", header)
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 1, "bob": 2})   # no minimum: the classes are given
+    assert run(header=header) == 2
+    assert "ann, bob: which class" in capsys.readouterr().err
+    (tmp_path / "7classes.txt").write_text("x\nbob\ny\nann\n")
+    assert run(header=header) == 0
+    labels = read_labels(table)
+    kernel = load(header).kernel.detach().numpy()
+    images = np.stack([read_image(resolve(label, table)) for label in labels])
+    embeddings = load_recognizer(networks / "7backbone.safetensors").embed(images)
+    cosines = (embeddings / np.linalg.norm(embeddings, axis=1)[:, None]) @ (kernel / np.linalg.norm(kernel, axis=0))
+    own = np.array([3, 1, 1])
+    others = np.array([np.delete(row, index).max() for row, index in zip(cosines, own, strict=True)])
+    expected = cosines[range(3), own] / np.maximum(others, 1e-3)
+    np.testing.assert_allclose([label.quality for label in labels], expected, rtol=1e-3)
+
+
+def test_wrong_calls_are_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture, networks: Path) -> None:
+    (tmp_path / "faces").mkdir()
+    calls: list[dict] = [
+        {},
+        {"data": tmp_path / "nowhere"},
+        {"fr": tmp_path / "absent.onnx"},
+        {"mfn": networks / "7header.safetensors"},
+        {"landmarks": tmp_path / "absent.dat"},
+    ]
+    for changed in calls:
+        assert run(**changed) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):
+        run(fr_mean="0.5,0.5")
+
+
+def test_dlib_labels_without_any_file(run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray) -> None:
+    """Copies of a face with small changes have higher anchors than those that are hardly a face any more."""
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 3, "a longer name": 3})
+    ruined = cv2.resize(cv2.resize(astronaut_crop, (7, 7)), (112, 112))
+    Image.fromarray(ruined).save(tmp_path / "faces/ann/ruined.png")
+    assert run(fr="dlib") == 0
+    quality = {Path(label.path).stem: label.quality for label in read_labels(table) if label.identity == "ann"}
+    assert quality.pop("ruined") < min(quality.values())
+
+
+def test_real_faces(run: Run, table: Path, tmp_path: Path, shared: Path) -> None:
+    """A hundred faces of LFW's training identities: plausible labels, and most faces are found."""
+    people = (shared / "data/splits/lfw_train_identities.txt").read_text().split()
+    several = [name for name in people if len(list((shared / "data/faces/lfw" / name).iterdir())) in (4, 5, 6)][:22]
+    for name in several:
+        shutil.copytree(shared / "data/faces/lfw" / name, tmp_path / "faces" / name)
+    assert run(fr=shared / "data/fr/mobilefacenet_foamliu.onnx", workers=2, batch_size=32) == 0
+    labels = read_labels(table)
+    assert len(labels) > 90
+    assert np.mean([label.status == "ok" for label in labels]) > 0.95
+    assert np.mean([label.pose > AXES["pose"].index("profile") for label in labels]) > 0.8
+    qualities = [quality_of(label) for label in labels]
+    assert 1 < np.median(qualities) < 10
+
+
+def quality_of(label: Label) -> float:
+    assert label.quality is not None
+    return label.quality
