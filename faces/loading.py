@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
-from typing import Generic, TypeVar
+from functools import partial
+from itertools import chain, islice
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from .reader import ImageError, read_image
 
 T = TypeVar("T")
-CHUNK = 4   # images a worker takes at a time: small, so that a short list is shared out as well
+CHUNK = 4    # images a worker takes at a time: few, so that a short list is shared out as well
+AHEAD = 4    # chunks waiting or being read, for each worker: this bounds the memory
+
+_prepare: Callable[[np.ndarray], Any]   # set in each worker process, once: it may be large
 
 
 @dataclass(frozen=True)
@@ -27,19 +37,6 @@ class Loaded(Generic[T]):
     value: T | None
 
 
-class _Images(Dataset, Generic[T]):
-    """A dataset whose index is the path itself: paths come as the list grows, nothing is kept."""
-
-    def __init__(self, prepare: Callable[[np.ndarray], T]) -> None:
-        self.prepare = prepare
-
-    def __getitem__(self, path: str) -> Loaded[T]:
-        try:
-            return Loaded(path, "ok", self.prepare(read_image(path)))
-        except ImageError as error:
-            return Loaded(path, error.status, None)
-
-
 def load_batches(
     paths: Iterable[str], prepare: Callable[[np.ndarray], T], batch_size: int, workers: int
 ) -> Iterator[list[Loaded[T]]]:
@@ -49,21 +46,61 @@ def load_batches(
     workers are spawned instead of forked, `prepare` must be picklable: a function of a module, or a partial of one. It
     may raise ImageError, which becomes the status of that image. Raises RuntimeError when a worker process dies.
     """
-    loader = DataLoader(
-        _Images(prepare),
-        batch_sampler=_lists(paths, min(CHUNK, batch_size)),
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=_use_one_thread,
-        generator=torch.Generator(),   # its own, so that loading does not advance the global random state
-    )
-    return _lists((loaded for chunk in loader for loaded in chunk), batch_size)
+    chunks = _lists(paths, min(CHUNK, batch_size))
+    loaded = _read_in_workers(chunks, prepare, workers) if workers else map(partial(_read_chunk, prepare), chunks)
+    return _lists(chain.from_iterable(loaded), batch_size)
+
+
+def _read_in_workers(
+    chunks: Iterator[list[str]], prepare: Callable[[np.ndarray], T], workers: int
+) -> Iterator[list[Loaded[T]]]:
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(prepare,))
+    pending: deque[Future[list[Loaded[T]]]] = deque()
+    try:
+        for chunk in chunks:
+            pending.append(pool.submit(_read_in_worker, chunk))
+            if len(pending) > AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process that reads images died, perhaps for lack of memory; use fewer workers, or 0 to see why"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(prepare: Callable[[np.ndarray], Any]) -> None:
+    global _prepare
+    _prepare = prepare
+    cv2.setNumThreads(1)   # the workers are the parallelism
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches all processes; the main one ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+    os._exit(1)   # a killed parent cannot tell its workers to stop
+
+
+def _read_in_worker(paths: list[str]) -> list[Loaded[Any]]:
+    return _read_chunk(_prepare, paths)
+
+
+def _read_chunk(prepare: Callable[[np.ndarray], T], paths: list[str]) -> list[Loaded[T]]:
+    return [_read(prepare, path) for path in paths]
+
+
+def _read(prepare: Callable[[np.ndarray], T], path: str) -> Loaded[T]:
+    try:
+        return Loaded(path, "ok", prepare(read_image(path)))
+    except ImageError as error:
+        return Loaded(path, error.status, None)
 
 
 def _lists(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     return iter(lambda: list(islice(iterator, size)), [])
-
-
-def _use_one_thread(_: int) -> None:
-    cv2.setNumThreads(1)   # the workers are the parallelism (torch limits its own threads in them)

@@ -1,0 +1,115 @@
+"""Alignment: the similarity exactly, the crop against a known placement of a sample face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from faces.align import ARCFACE_POINTS, align_face, five_points, is_aligned, similarity_transform, warp
+from faces.reader import ImageError, read_image
+
+FACE = read_image(Path(__file__).parents[1] / "samples" / "astronaut.png")
+
+
+def place(face: np.ndarray, scale: float, degrees: float, x: float, y: float, width: int, height: int) -> np.ndarray:
+    """A grey picture with the crop in it, scaled and turned about its centre, which comes to (x, y)."""
+    matrix = cv2.getRotationMatrix2D((55.5, 55.5), degrees, scale)
+    matrix[:, 2] += np.array([x, y]) - 55.5
+    grey = (128, 128, 128)
+    return cv2.warpAffine(face, matrix, (width, height), flags=cv2.INTER_CUBIC, borderValue=grey)
+
+
+def difference(crop: np.ndarray, reference: np.ndarray) -> float:
+    """Mean absolute difference of the middle of two crops, slightly smoothed, in grey levels."""
+    smooth = [cv2.GaussianBlur(image, (0, 0), 2)[20:100, 20:92].astype(float) for image in (crop, reference)]
+    return float(np.abs(smooth[0] - smooth[1]).mean())
+
+
+@given(st.floats(0.05, 20), st.floats(-3.1, 3.1), st.floats(-500, 500), st.floats(-500, 500))
+def test_a_similarity_is_recovered_exactly(scale: float, angle: float, x: float, y: float) -> None:
+    c, s = scale * np.cos(angle), scale * np.sin(angle)
+    points = (ARCFACE_POINTS - (x, y)) @ np.linalg.inv([[c, -s], [s, c]]).T
+    matrix = similarity_transform(points, ARCFACE_POINTS)
+    np.testing.assert_allclose(matrix, [[c, -s, x], [s, c, y]], atol=1e-6 * (1 + scale))
+
+
+def test_the_similarity_is_the_least_squares_one() -> None:
+    rng = np.random.default_rng(0)
+    points = ARCFACE_POINTS * 3 + rng.normal(0, 5, (5, 2))
+    rows = [row for x, y in points for row in ((x, -y, 1, 0), (y, x, 0, 1))]   # of a, b, x, y
+    (a, b, x, y), *_ = np.linalg.lstsq(np.array(rows), ARCFACE_POINTS.ravel(), rcond=None)
+    np.testing.assert_allclose(similarity_transform(points, ARCFACE_POINTS), [[a, -b, x], [b, a, y]], atol=1e-9)
+    mirrored = similarity_transform(ARCFACE_POINTS * (-1, 1), ARCFACE_POINTS)
+    assert np.linalg.det(mirrored[:, :2]) > 0, "a face is never mirrored"
+
+
+@pytest.mark.parametrize(
+    ("scale", "degrees", "x", "y", "width", "height"),
+    [
+        (1, 0, 150, 150, 300, 300),
+        (2.5, 15, 300, 200, 640, 400),
+        (6, -20, 700, 800, 1400, 1600),
+        (1.2, 10, 1200, 300, 2000, 900),
+        (0.6, 0, 40, 40, 80, 80),
+    ],
+)
+def test_a_placed_face_comes_back(scale: float, degrees: float, x: float, y: float, width: int, height: int) -> None:
+    picture = place(FACE, scale, degrees, x, y, width, height)
+    crop = align_face(picture)
+    assert crop.shape == (112, 112, 3)
+    assert crop.dtype == np.uint8
+    assert difference(crop, FACE) < 8
+    assert difference(crop[:, ::-1], FACE) > 12, "the measure would see a mirrored face"
+
+
+def test_the_largest_face_wins() -> None:
+    picture = place(FACE, 2, 0, 250, 250, 900, 500)
+    picture[100:300, 600:900] = place(FACE[:, ::-1], 1.1, 0, 150, 100, 300, 200)
+    assert five_points(picture)[:, 0].max() < 400
+    assert difference(align_face(picture), FACE) < 8
+
+
+def test_another_size_is_the_same_crop_enlarged() -> None:
+    picture = place(FACE, 4, 5, 400, 400, 800, 800)
+    large = align_face(picture, 224)
+    assert large.shape == (224, 224, 3)
+    assert difference(cv2.resize(large, (112, 112), interpolation=cv2.INTER_AREA), align_face(picture)) < 4
+
+
+def test_what_lies_outside_the_picture_is_black() -> None:
+    crop = warp(np.full((112, 112, 3), 200, np.uint8), ARCFACE_POINTS - (30, 0), ARCFACE_POINTS, 112)
+    assert (crop[:, :29] == 0).all()
+    assert (crop[:, 31:] == 200).all()
+
+
+def test_a_large_source_does_not_alias() -> None:
+    stripes = np.zeros((1120, 1120, 3), np.uint8)
+    stripes[:, ::2] = 255
+    crop = warp(stripes, (ARCFACE_POINTS + 0.5) * 10 - 0.5, ARCFACE_POINTS, 112)
+    assert np.abs(crop.astype(int) - 128).max() <= 2
+
+
+def test_shrinking_moves_nothing() -> None:
+    rng = np.random.default_rng(0)
+    crop = cv2.GaussianBlur(rng.integers(0, 256, (112, 112, 3), dtype=np.uint8), (0, 0), 3)
+    large = np.repeat(np.repeat(crop, 5, axis=0), 5, axis=1)
+    back = warp(large, (ARCFACE_POINTS + 0.5) * 5 - 0.5, ARCFACE_POINTS, 112)
+    assert np.abs(back.astype(int) - crop)[1:-1, 1:-1].max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(112, 112, 3), (300, 200, 3), (1, 1, 3), (3000, 2, 3)])
+def test_no_face(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(ImageError) as caught:
+        align_face(np.full(shape, 90, np.uint8))
+    assert caught.value.status == "no_face"
+
+
+def test_only_112_by_112_counts_as_aligned() -> None:
+    assert is_aligned(FACE)
+    assert not is_aligned(FACE[:111])
+    assert not is_aligned(np.zeros((224, 224, 3), np.uint8))
