@@ -65,8 +65,8 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: M
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        # not save_file, which hides the file from other users whatever the umask says
-        partial.write_bytes(save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, dict(metadata)))
+        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        partial.write_bytes(save(on_cpu, dict(metadata)))  # save_file would hide the file from other users
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
