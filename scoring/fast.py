@@ -1,0 +1,144 @@
+"""Networks made fast for inference: the same function with less arithmetic and fewer passes over memory.
+
+Batch norms are folded into the convolutions before them. CLIP's image tower is rebuilt as well:
+
+- On a CPU, a convolution, the addition of a shortcut and the ReLU are one call of oneDNN, with weights laid out once
+  for its kernels. That is what `torch.compile` would make of it, without its minute of compilation (docs/inference.md).
+- The attention pool asks one question of all positions, so that keys and values need not be projected.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.clip import AttentionPool, Bottleneck, ModifiedResNet
+from model.folding import fold_batch_norms
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is the fastest of which the scores stay within 0.005 of fp32's: bf16 or fp16 on CUDA, bf16 on a CPU that
+    multiplies it faster than fp32 (not every CPU with bf16 instructions does), else fp32."""
+    if name != "auto":
+        return PRECISIONS[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if device.type == "cpu" and _bf16_is_faster() else torch.float32
+
+
+def accelerate(network: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The network in eval mode, which is used up, as a fast one on `device`: images (N, 3, S, S) of `dtype`, in
+    channels_last memory, to the same outputs up to the rounding of `dtype`."""
+    size = network.preprocessing.size
+    fold_batch_norms(network.requires_grad_(False), torch.zeros(1, 3, size, size))
+    network = network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    return fast_resnet(network) if isinstance(network, ModifiedResNet) else network
+
+
+def fast_resnet(tower: ModifiedResNet) -> nn.Sequential:
+    """CLIP's image tower, its batch norms already folded, of fused parts."""
+    stages: Any = (tower.layer1, tower.layer2, tower.layer3, tower.layer4)
+    return nn.Sequential(
+        FusedConv(tower.conv1),
+        FusedConv(tower.conv2),
+        FusedConv(tower.conv3),
+        tower.avgpool,
+        *(FastBottleneck(block) for stage in stages for block in stage),
+        FastAttentionPool(tower.attnpool),
+    )
+
+
+class FusedConv(nn.Module):
+    """A convolution, then the addition of a shortcut and a ReLU where they are wanted."""
+
+    def __init__(self, conv: Any, relu: bool = True) -> None:
+        super().__init__()
+        self.weight, self.bias, self.relu = conv.weight.detach(), conv.bias, relu
+        self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        self.onednn, self.packed = _onednn_fuses(self.weight), False
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> (N, D, H', W'), in the memory of `shortcut` when there is one."""
+        if not self.onednn:
+            padding, stride, dilation, groups = self.geometry
+            y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+            y = y if shortcut is None else y.add_(shortcut)
+            return y.relu_() if self.relu else y
+        onednn = torch.ops.mkldnn
+        if not self.packed:  # the layout that suits one image suits a batch; without a size it is a bad guess
+            size = [1, *x.shape[1:]]
+            self.weight, self.packed = onednn._reorder_convolution_weight(self.weight, *self.geometry, size), True
+        activation: tuple[Any, ...] = ("relu" if self.relu else "none", [], "")
+        if shortcut is None:
+            return onednn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *activation)
+        with_addition = onednn._convolution_pointwise_.binary
+        return with_addition(shortcut, x, self.weight, self.bias, *self.geometry, "add", 1.0, *activation)
+
+
+class FastBottleneck(nn.Module):
+    """`Bottleneck` of fused convolutions. It may overwrite its input, which nothing else reads."""
+
+    def __init__(self, block: Bottleneck) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = FusedConv(block.conv1), FusedConv(block.conv2), FusedConv(block.conv3)
+        self.pool, self.shortcut = block.pool, block.downsample
+        if isinstance(block.downsample, nn.Sequential):
+            pool, conv, _ = block.downsample
+            self.shortcut = nn.Sequential(pool, FusedConv(conv, relu=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pool(self.conv2(self.conv1(x)))
+        return self.conv3(y, self.shortcut(x))
+
+
+class FastAttentionPool(nn.Module):
+    """`AttentionPool` without projecting its tokens, which is 7 % of the tower's arithmetic.
+
+    The only query q meets the key W x + b of a token x as (Wᵀ q) · x + q · b, and q · b, the same for all tokens,
+    leaves the softmax alone. The values' projection is linear too: it is applied to their weighted sum.
+    """
+
+    def __init__(self, pool: AttentionPool) -> None:
+        super().__init__()
+        self.heads, self.scale = pool.heads, (pool.q_proj.in_features / pool.heads) ** -0.5
+        self.position, self.query, self.output = pool.positional_embedding, pool.q_proj, pool.c_proj
+        self.key = pool.k_proj.weight.unflatten(0, (self.heads, -1))  # (heads, head width, channels)
+        self.value = pool.v_proj.weight.unflatten(0, (self.heads, -1)).transpose(1, 2).contiguous()
+        self.value_bias = pool.v_proj.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> (N, D)."""
+        tokens = x.flatten(2).transpose(1, 2)  # (N, H * W, channels)
+        tokens = torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1) + self.position
+        query = self.query(tokens[:, 0]).unflatten(1, (self.heads, -1)).transpose(0, 1)  # (heads, N, head width)
+        probes = (query @ self.key).transpose(0, 1)  # (N, heads, channels)
+        attention = ((probes @ tokens.transpose(1, 2)).float() * self.scale).softmax(dim=-1)  # (N, heads, tokens)
+        attended = (attention.to(x.dtype) @ tokens).transpose(0, 1)  # (heads, N, channels)
+        return self.output((attended @ self.value).transpose(0, 1).flatten(1) + self.value_bias)
+
+
+def _onednn_fuses(weight: Tensor) -> bool:
+    """Whether oneDNN has fused convolutions for this device and type."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if weight.dtype == torch.bfloat16:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if weight.dtype == torch.float16:
+        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    return True
+
+
+def _bf16_is_faster() -> bool:
+    """Whether this CPU multiplies in bf16 faster than in fp32: with AMX, or with AVX-512's dot products.
+
+    Intel's CPUs that have AVX-512 for fp16 as well (Sapphire Rapids and later) are made to use AMX: where a virtual
+    machine hides it, their dot products in bf16 run at half the speed of fp32.
+    """
+    if not torch.backends.mkldnn.is_available() or not torch.cpu._is_avx512_bf16_supported():
+        return False
+    return torch.cpu._is_amx_tile_supported() or not torch.ops.mkldnn._is_mkldnn_fp16_supported()

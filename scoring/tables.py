@@ -1,0 +1,188 @@
+"""Tables of scores: CSV, JSONL, Parquet, CR-FIQA's `path score` lines, and a readable one for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from model.prompts import AXES, FACTORS
+
+from .scorer import Score
+
+Row: TypeAlias = dict[str, Any]
+COLUMNS = ("path", "status", "quality", *FACTORS)
+PARQUET_GROUP = 8192  # rows
+
+
+def row_of(score: Score) -> Row:
+    """The row of a score: its columns, and all probabilities. What it does not have is None."""
+    return {
+        "path": score.path,
+        "status": score.status,
+        "quality": None if score.quality is None else round(score.quality, 6),
+        **{factor: score.label(factor) for factor in FACTORS},
+        "factors": {axis: _rounded(levels) for axis, levels in score.factors.items()} or None,
+        "quality_distribution": score.quality_distribution and [round(p, 6) for p in score.quality_distribution],
+    }
+
+
+def _rounded(levels: Mapping[str, float]) -> dict[str, float]:
+    return {level: round(probability, 6) for level, probability in levels.items()}
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    """The columns of `COLUMNS`, with the names of the levels; cells of a failed row are empty."""
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
+    """One object a line: the columns, `factors` and `quality_distribution`; null in a failed row."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_parquet(path: Path, rows: Iterable[Row]) -> None:
+    """The fields of `write_jsonl`. Raises ImportError without pyarrow."""
+    pyarrow, parquet = _pyarrow()
+    probability, text = pyarrow.float64(), pyarrow.string()
+    factors = {axis: pyarrow.struct(dict.fromkeys(AXES[axis], probability).items()) for axis in FACTORS}
+    types = {
+        **dict.fromkeys(COLUMNS, text),
+        "quality": probability,
+        "factors": pyarrow.struct(factors.items()),
+        "quality_distribution": pyarrow.list_(probability),
+    }
+    schema, rows = pyarrow.schema(types.items()), iter(rows)
+    with parquet.ParquetWriter(path, schema) as writer:
+        while group := list(itertools.islice(rows, PARQUET_GROUP)):
+            valid = [{**row, "path": row["path"].encode(errors="replace").decode()} for row in group]
+            writer.write_table(pyarrow.Table.from_pylist(valid, schema))
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("a .parquet table needs pyarrow: pip install pyarrow") from error
+    return pyarrow, pyarrow.parquet
+
+
+def write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """`path score`, as CR-FIQA's published scripts write and read it, which have no place for failed rows."""
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.writelines(f"{row['path']} {row['quality']}\n" for row in rows if row["status"] == "ok")
+
+
+FORMATS: dict[str, Callable[[Path, Iterable[Row]], None]] = {
+    ".csv": write_csv,
+    ".jsonl": write_jsonl,
+    ".parquet": write_parquet,
+    ".txt": write_lines,
+}
+
+
+def check_table_name(path: Path) -> None:
+    """Raises ValueError when the suffix is none of `FORMATS`, ImportError when Parquet is wanted without pyarrow."""
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"the name of a table must end in one of {', '.join(FORMATS)}, not {path.name!r}")
+    if path.suffix.lower() == ".parquet":
+        _pyarrow()  # now rather than after hours of scoring
+
+
+class Journal:
+    """The rows of a run, on disk as soon as they are finished, so that nothing is lost when the run is interrupted.
+
+    Whatever the format of `output`, `FILE.partial` is JSON lines: the run's settings, then the rows. `finish` makes the
+    table of it, which is complete or not there.
+    """
+
+    def __init__(self, output: Path, settings: Mapping[str, Any], resume: bool) -> None:
+        """Start anew, or with `resume` go on where an earlier run ended. Raises ValueError when that one had other
+        settings."""
+        self.output, self.partial, self.finished = output, output.with_name(output.name + ".partial"), 0
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if not (resume and self.partial.is_file() and _drop_torn_line(self.partial)):
+            self.partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        before, now = next(self._lines()), json.loads(json.dumps(settings))
+        if changed := [name for name in now if before.get(name) != now[name]]:
+            raise ValueError(
+                f"cannot resume: {', '.join(changed)} changed since the rows of {self.partial} were made; "
+                "run with the same settings, or without --resume to start anew"
+            )
+
+    def unfinished(self, paths: Iterable[str]) -> Iterator[str]:
+        """The paths behind the `finished` ones, which have their rows. Raises ValueError when these are of others."""
+        paths = iter(paths)
+        for row in self.rows():
+            self.finished += 1
+            if (path := next(paths, None)) != row["path"]:
+                raise ValueError(
+                    f"cannot resume: row {self.finished} of {self.partial} is of {row['path']}, that image is now "
+                    f"{path}; run with the same images, or without --resume to start anew"
+                )
+        return paths
+
+    def keep(self, scores: Iterable[Score]) -> None:
+        """Write each row as soon as its score is there."""
+        with open(self.partial, "a", encoding="utf-8", buffering=1) as file:
+            file.writelines(json.dumps(row_of(score)) + "\n" for score in scores)
+
+    def rows(self) -> Iterator[Row]:
+        """The finished rows."""
+        return itertools.islice(self._lines(), 1, None)
+
+    def finish(self) -> Counter[str]:
+        """Write the table, remove the journal, and count the rows by status."""
+        statuses: Counter[str] = Counter()
+
+        def counted() -> Iterator[Row]:
+            for row in self.rows():
+                statuses[row["status"]] += 1
+                yield row
+
+        complete = self.output.with_name(self.output.name + ".complete")
+        try:
+            FORMATS[self.output.suffix.lower()](complete, counted())
+            os.replace(complete, self.output)
+        finally:
+            complete.unlink(missing_ok=True)
+        self.partial.unlink()
+        return statuses
+
+    def _lines(self) -> Iterator[Row]:
+        with open(self.partial, encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def _drop_torn_line(path: Path) -> int:
+    """Cut off a last line without its end, which a run that was killed may leave; how many bytes remain."""
+    with open(path, "rb+") as file:
+        size = sum(len(line) for line in file if line.endswith(b"\n"))
+        return file.truncate(size)
+
+
+READABLE = ("status", "quality", *FACTORS)
+WIDTHS = {"status": 12, "quality": 7} | {axis: max(len(s.split()[0]) for s in [axis, *AXES[axis]]) for axis in FACTORS}
+
+
+def readable_header() -> str:
+    """The first line of the table for the terminal: single words, and the path, which may be of any length, last."""
+    return "  ".join([*(column.ljust(WIDTHS[column]) for column in READABLE), "path"])
+
+
+def readable(score: Score) -> str:
+    """The line of one score; of a level's name its first word, `-` for what is not there."""
+    row = row_of(score)
+    cells = {"status": score.status, "quality": "-" if score.quality is None else f"{score.quality:.4f}"}
+    cells |= {factor: (row[factor] or "-").split()[0] for factor in FACTORS}
+    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in READABLE), str(score.path)])

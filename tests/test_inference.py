@@ -1,0 +1,293 @@
+"""The command line of inference.py: what it prints where, its exit codes, and that nothing finished is lost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recipe
+import torch
+from PIL import Image
+from recipe_tensors import recipe_tensors
+
+import inference
+from model.checkpoint import save_checkpoint
+from model.clib_fiqa import ClibFiqa
+from model.iresnet import IResNet
+from model.prompts import FACTORS, joint_prompts
+from scoring.fast import PRECISIONS
+from scoring.scorer import ALIGN, METHODS
+
+ROOT = Path(inference.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
+    network = ClibFiqa.from_tensors(recipe_tensors(golden / "clip_tiny_keys.json"))
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_checkpoint(path, network.to_tensors(text_tower=False), {"system": "clib-fiqa"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two aligned crops, one more below, one damaged file and one that is no picture at all."""
+    folder = tmp_path_factory.mktemp("faces")
+    (folder / "more").mkdir()
+    for seed, name in enumerate(["b.png", "a.PNG", "more/c d.png"]):
+        Image.fromarray(recipe.mirror_image(seed)).save(folder / name)
+    (folder / "e.png").write_bytes((folder / "b.png").read_bytes()[:3000])
+    (folder / "f.jpg").write_text("no picture")
+    (folder / "notes.txt").write_text("not listed")
+    return folder
+
+
+EXPECTED = {"a.PNG": "ok", "b.png": "ok", "e.png": "truncated", "f.jpg": "not_an_image", "more/c d.png": "ok"}
+
+
+def run(*arguments: str | Path, weights: Path) -> int:
+    return inference.main([*map(str, arguments), "--weights", str(weights)])
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, str(ROOT / "inference.py"), *map(str, arguments)]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_image_prints_the_sentence_and_the_score(
+    faces: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(faces / "b.png", weights=weights) == 0
+    out, err = capsys.readouterr()
+    sentence, quality = out.splitlines()
+    assert sentence in joint_prompts()
+    assert quality.startswith("quality prediction = 0.")
+    assert len(quality) == len("quality prediction = 0.1234")
+    assert err == ""
+
+
+def test_one_bad_image_says_why_on_stderr(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "nowhere.png", weights=weights) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"{tmp_path / 'nowhere.png'}: missing\n"
+
+
+def test_several_images_print_a_table(faces: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(faces, weights=weights) == 1
+    out, err = capsys.readouterr()
+    header, *lines = out.splitlines()
+    assert header.split() == ["status", "quality", *FACTORS, "path"]
+    cells = [line.split(maxsplit=7) for line in lines]
+    assert {row[-1]: row[0] for row in cells} == {str(faces / name): status for name, status in EXPECTED.items()}
+    assert "3 ok, 1 truncated, 1 not_an_image" in err
+
+
+def test_csv_of_a_folder(faces: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "new" / "scores.csv"
+    assert run(faces, "--output", output, "--workers", "2", weights=weights) == 1
+    rows = read_csv(output)
+    assert list(rows[0]) == ["path", "status", "quality", *FACTORS]
+    assert [(row["path"], row["status"]) for row in rows] == [(str(faces / n), s) for n, s in EXPECTED.items()]
+    assert all(0.1 <= float(row["quality"]) <= 0.9 for row in rows if row["status"] == "ok")
+    assert not any(row[column] for row in rows if row["status"] != "ok" for column in ("quality", *FACTORS))
+    assert capsys.readouterr().out == "", "the table is in the file"
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_order_and_duplicates_are_those_of_the_call(faces: Path, weights: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{faces / 'b.png'}\n\n{faces / 'more' / 'c d.png'}\n")
+    output = tmp_path / "scores.jsonl"
+    arguments = [faces / "more", f"@{listed}", faces / "[ab].*", faces / "b.png"]
+    assert run(*arguments, "--output", output, "--batch-size", "2", weights=weights) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    names = [Path(row["path"]).name for row in rows]
+    assert names == ["c d.png", "b.png", "c d.png", "a.PNG", "b.png", "b.png"]
+    for name in ("b.png", "c d.png"):
+        scores = [row["quality"] for row in rows if Path(row["path"]).name == name]
+        assert scores == pytest.approx([scores[0]] * len(scores), abs=2e-6)
+    assert len({row["quality"] for row in rows}) >= 3
+
+
+def test_list_on_standard_input(
+    faces: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{faces / 'a.PNG'}\n{faces / 'b.png'}\n"))
+    assert run("-", "--workers", "0", weights=weights) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_cr_fiqa_writes_quality_alone_and_published_lines(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = tmp_path / "backbone.pth"
+    torch.manual_seed(0)
+    torch.save(IResNet((1, 1, 1, 1), (4, 8, 8, 8), 16).state_dict(), backbone)
+    assert run(faces / "b.png", "--method", "cr-fiqa", weights=backbone) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("quality prediction = ")
+    for suffix in ("txt", "csv"):
+        assert run(faces, "--method", "cr-fiqa", "--output", tmp_path / f"scores.{suffix}", weights=backbone) == 1
+    rows = [row for row in read_csv(tmp_path / "scores.csv") if row["status"] == "ok"]
+    assert [row["blur"] for row in rows] == ["", "", ""]
+    lines = [f"{row['path']} {row['quality']}" for row in rows]
+    assert (tmp_path / "scores.txt").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.png", "--output", "scores.xlsx"], "must end in one of .csv, .jsonl, .parquet, .txt"),
+        (["@nowhere.txt"], "nowhere.txt"),
+        (["x.png", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["x.png", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_wrong_calls_are_one_line_and_code_2(
+    arguments: list[str], message: str, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    defaults = [] if "--weights" in arguments else ["--weights", str(weights)]
+    assert inference.main([*arguments, *defaults]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_empty_folder_is_a_wrong_call(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, weights=weights) == 2
+    assert capsys.readouterr().err == f"error: there are no images in {tmp_path}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["x.png", "--method", "ediffiqa"], ["x.png", "--batch-size", "0"], ["x.png", "--resume"]],
+)
+def test_flags_are_checked(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        inference.main(arguments)
+    assert exit_.value.code == 2
+
+
+def test_choices_are_those_of_the_scorer() -> None:
+    for flag, choices in (("method", METHODS), ("align", ALIGN), ("precision", ("auto", *PRECISIONS))):
+        for choice in choices:
+            assert getattr(inference.parse(["x.png", f"--{flag}", choice]), flag) == choice
+
+
+def test_help_teaches_without_loading_anything() -> None:
+    call = [sys.executable, "-X", "importtime", ROOT / "inference.py", "--help"]
+    shown = subprocess.run(call, capture_output=True, text=True, check=True)
+    assert "python inference.py photos --output scores.csv" in shown.stdout
+    assert " torch" not in shown.stderr
+
+
+def test_stdout_has_the_table_and_stderr_the_rest(faces: Path, weights: Path) -> None:
+    done = subprocess.run(command(faces, "--weights", weights), capture_output=True, text=True, cwd=faces)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) == 6
+    assert "it/s" not in done.stderr, "no progress bar where nobody watches"
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_scoring_leaves_heavy_packages_alone(faces: Path, weights: Path) -> None:
+    script = (
+        "import sys, inference; "
+        f"inference.main([{str(faces / 'b.png')!r}, '--weights', {str(weights)!r}]); "
+        "print(*{name.partition('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "torch" in loaded
+    assert not loaded & {"torchvision", "dlib", "pandas", "pyarrow", "scipy", "matplotlib", "onnxruntime"}
+
+
+def many_copies(folder: Path, count: int) -> Path:
+    """A list that names one tiny picture many times."""
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "tiny.png")
+    listed = folder / "list.txt"
+    listed.write_text(f"{folder / 'tiny.png'}\n" * count)
+    return listed
+
+
+def test_ctrl_c_loses_nothing_and_resume_goes_on(tmp_path: Path, weights: Path) -> None:
+    listed, output = many_copies(tmp_path, 3000), tmp_path / "scores.csv"
+    partial = tmp_path / "scores.csv.partial"
+    call = command(f"@{listed}", "--weights", weights, "--align", "no", "--output", output, "--workers", "2")
+    process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not (partial.is_file() and partial.read_bytes().count(b"\n") > 40):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err == f"stopped; finished rows are in {partial}, and the same command with --resume goes on\n"
+    assert not output.exists()
+    kept = partial.read_text().splitlines()
+    assert 40 < len(kept) < 3001
+
+    done = subprocess.run([*call, "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(read_csv(output)) == 3000
+    assert not partial.exists()
+
+
+def test_resume_refuses_other_settings(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed, output = many_copies(tmp_path, 3), tmp_path / "scores.csv"
+    partial = tmp_path / "scores.csv.partial"
+    partial.write_text(json.dumps({"method": "clib-fiqa", "weights": "other"}) + "\n")
+    assert run(f"@{listed}", "--output", output, "--resume", weights=weights) == 2
+    assert "weights" in capsys.readouterr().err
+    assert partial.exists()
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path, weights: Path) -> None:
+    listed = many_copies(tmp_path, 300)
+    call = command(f"@{listed}", "--weights", weights, "--align", "no", "--workers", "0")
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 1
+
+
+def test_memory_stays_flat(tmp_path: Path, weights: Path) -> None:
+    """Ten times as many images need no more memory: nothing is kept of those that are done."""
+
+    def peak(count: int) -> float:
+        listed = many_copies(tmp_path, count)
+        script = (
+            "import resource, sys, inference; "
+            "code = inference.main(sys.argv[1:]); "
+            "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        arguments = [f"@{listed}", "--weights", weights, "--align", "no", "--workers", "0", "--output"]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments), str(tmp_path / "scores.csv")],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=True,
+        )
+        code, kilobytes = done.stdout.split()
+        assert code == "0"
+        assert len(read_csv(tmp_path / "scores.csv")) == count
+        return int(kilobytes) / 1024
+
+    assert peak(2400) - peak(240) < 15, "megabytes"

@@ -1,0 +1,168 @@
+"""Tables of scores: every format holds the same rows, whole or not at all, and an interrupted run goes on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from model.prompts import AXES, FACTORS
+from scoring import Score
+from scoring.tables import COLUMNS, FORMATS, Journal, check_table_name, readable, readable_header, row_of
+
+SETTINGS = {"method": "clib-fiqa", "precision": "fp32"}
+
+
+def score_of(path: str, quality: float = 0.61803398) -> Score:
+    factors = {axis: {level: (i + 0.5) ** 2 for i, level in enumerate(AXES[axis])} for axis in FACTORS}
+    return Score(path, "ok", quality, factors, (0.1, 0.2, 0.3, 0.25, 0.15))
+
+
+SCORES = [
+    score_of("a.png"),
+    Score("sub/b c.png", "no_face"),
+    score_of('with "quotes", commas.png', 0.25),
+    score_of("zwei\u00e4.png"),
+    score_of("not\udcff utf8.png"),
+    Score("d.png", "ok", -1.5),  # of a system without reasons
+]
+
+
+def written(path: Path, scores: Iterable[Score] = SCORES) -> Path:
+    journal = Journal(path, SETTINGS, resume=False)
+    journal.keep(scores)
+    statuses = journal.finish()
+    assert statuses == {"ok": 5, "no_face": 1}
+    assert list(path.parent.iterdir()) == [path], "nothing else is left behind"
+    return path
+
+
+def test_csv_holds_the_columns_and_empty_cells(tmp_path: Path) -> None:
+    with open(written(tmp_path / "scores.csv"), encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS == ("path", "status", "quality", *FACTORS)
+    assert [row["path"] for row in rows] == [score.path for score in SCORES]
+    best = {axis: AXES[axis][-1] for axis in FACTORS}
+    assert rows[0] == {"path": "a.png", "status": "ok", "quality": "0.618034", **best}
+    assert rows[1] == {"path": "sub/b c.png", "status": "no_face", "quality": "", **dict.fromkeys(FACTORS, "")}
+    assert rows[5]["quality"] == "-1.5"
+    assert rows[5]["blur"] == ""
+
+
+def test_jsonl_adds_all_probabilities_and_nulls(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in written(tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert rows == [row_of(score) for score in SCORES]
+    assert tuple(rows[0]) == (*COLUMNS, "factors", "quality_distribution")
+    assert rows[0]["factors"]["pose"] == {"profile": 0.25, "slight angle": 2.25, "frontal": 6.25}
+    assert rows[0]["quality_distribution"] == [0.1, 0.2, 0.3, 0.25, 0.15]
+    assert {key for key, value in rows[1].items() if value is not None} == {"path", "status"}
+    assert rows[5]["factors"] is None
+
+
+def test_parquet_has_the_fields_of_jsonl(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = parquet.read_table(written(tmp_path / "scores.PARQUET")).to_pylist()
+    expected = [row_of(score) for score in SCORES]
+    assert rows.pop(4).pop("path") == "not? utf8.png", "Parquet's text is UTF-8"
+    del expected[4]
+    assert rows == expected
+
+
+def test_lines_are_the_published_ones_without_failures(tmp_path: Path) -> None:
+    lines = written(tmp_path / "scores.txt").read_bytes().decode(errors="surrogateescape").splitlines()
+    assert [line.rsplit(" ", 1)[0] for line in lines] == [score.path for score in SCORES if score.status == "ok"]
+    assert lines[0] == "a.png 0.618034"
+
+
+def test_readable_lines_split_into_their_cells() -> None:
+    assert readable_header().split() == ["status", "quality", *FACTORS, "path"]
+    columns = len(readable_header().split())
+    lines = [readable(score).split(maxsplit=columns - 1) for score in SCORES]
+    assert [line[-1] for line in lines] == [score.path for score in SCORES]
+    assert lines[0][:4] == ["ok", "0.6180", "clear", "unobstructed"]
+    assert lines[1][:3] == ["no_face", "-", "-"]
+    starts = {line.index(str(score.path)) for line, score in zip(map(readable, SCORES), SCORES, strict=True)}
+    assert starts == {readable_header().index("path")}, "columns are aligned"
+
+
+def interrupted(scores: Iterable[Score]) -> Iterator[Score]:
+    yield from scores
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_interrupted_run_goes_on(tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"scores{suffix}"
+    paths = [str(score.path) for score in SCORES]
+    by_path = dict(zip(paths, SCORES, strict=True))
+    with pytest.raises(KeyboardInterrupt):
+        Journal(output, SETTINGS, resume=False).keep(interrupted(SCORES[:2]))
+    assert not output.exists()
+    with open(tmp_path / f"scores{suffix}.partial", "a") as file:
+        file.write('{"path": "half a r')  # as a killed process may leave it
+
+    journal = Journal(output, SETTINGS, resume=True)
+    remaining = list(journal.unfinished(iter(paths)))
+    assert remaining == paths[2:]
+    assert journal.finished == 2
+    journal.keep(by_path[path] for path in remaining)
+    assert journal.finish() == {"ok": 5, "no_face": 1}
+    assert list(tmp_path.iterdir()) == [output]
+    assert output.read_bytes() == written(tmp_path / "uninterrupted" / output.name).read_bytes()
+
+
+def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:
+    output = tmp_path / "scores.csv"
+    with pytest.raises(KeyboardInterrupt):
+        Journal(output, SETTINGS, resume=False).keep(interrupted(SCORES[:2]))
+    assert list(Journal(output, SETTINGS, resume=False).rows()) == []
+    assert list(Journal(tmp_path / "new.csv", SETTINGS, resume=True).rows()) == [], "nothing to resume is no error"
+
+
+def test_an_old_table_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    output = tmp_path / "scores.csv"
+    output.write_text("old")
+    journal = Journal(output, SETTINGS, resume=False)
+    journal.keep(SCORES)
+    assert output.read_text() == "old"
+    journal.finish()
+    assert output.read_bytes().startswith(b"path,status")
+
+
+def test_resuming_needs_the_same_settings_and_images(tmp_path: Path) -> None:
+    output = tmp_path / "scores.csv"
+    with pytest.raises(KeyboardInterrupt):
+        Journal(output, SETTINGS, resume=False).keep(interrupted(SCORES[:2]))
+    with pytest.raises(ValueError, match="precision changed"):
+        Journal(output, SETTINGS | {"precision": "bf16"}, resume=True)
+    journal = Journal(output, SETTINGS, resume=True)
+    with pytest.raises(ValueError, match=r"row 2 of .* is of sub/b c\.png, that image is now other\.png"):
+        journal.unfinished(["a.png", "other.png"])
+
+
+def test_names_of_tables_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in FORMATS:
+        check_table_name(tmp_path / f"scores{suffix.upper()}")
+    with pytest.raises(ValueError, match=r"\.csv, \.jsonl, \.parquet, \.txt, not 'scores\.xlsx'"):
+        check_table_name(tmp_path / "scores.xlsx")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match="pip install pyarrow"):
+        check_table_name(tmp_path / "scores.parquet")
+
+
+def test_a_table_that_cannot_be_written_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(path: Path, rows: Iterable[dict]) -> None:
+        path.write_text("half")
+        raise OSError("no space left")
+
+    monkeypatch.setitem(FORMATS, ".csv", full_disk)
+    journal = Journal(tmp_path / "scores.csv", SETTINGS, resume=False)
+    journal.keep(SCORES)
+    with pytest.raises(OSError, match="no space"):
+        journal.finish()
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv.partial"]
+    assert len(list(journal.rows())) == len(SCORES)
