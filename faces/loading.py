@@ -56,6 +56,8 @@ def _read_in_workers(
 ) -> Iterator[list[Loaded[T]]]:
     pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(prepare,))
     pending: deque[Future[list[Loaded[T]]]] = deque()
+    cv2_threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)   # before the fork: a forked process waits for ever for threads of OpenCV that it lacks
     try:
         for chunk in chunks:
             pending.append(pool.submit(_read_in_worker, chunk))
@@ -69,6 +71,7 @@ def _read_in_workers(
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(cv2_threads)
 
 
 def _start_worker(prepare: Callable[[np.ndarray], Any]) -> None:
@@ -77,7 +80,7 @@ def _start_worker(prepare: Callable[[np.ndarray], Any]) -> None:
     cv2.setNumThreads(1)   # the workers are the parallelism
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches all processes; the main one ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    0 and threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
