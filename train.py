@@ -16,7 +16,7 @@ from faces.label_table import write_skipped
 from faces.reader import ImageError
 from training import parallel
 from training.data import read_faces
-from training.files import load_state, save_model, save_state, write_confidences, write_log
+from training.files import load_state, save_model, write_epoch
 from training.loop import TrainingError, calibrate, describe, train_epoch
 from training.run import start_run
 
@@ -24,7 +24,6 @@ from training.run import start_run
 def train(config: TrainConfig) -> None:
     """Train both stages and write CHECKPOINTS/clib_fiqa.safetensors."""
     run = start_run(config, parallel.start(config.device))
-    writes = parallel.rank() == 0
     faces, skipped = read_faces(
         config.data_list,
         run.model.preprocessing,
@@ -32,31 +31,27 @@ def train(config: TrainConfig) -> None:
         cache=config.cache,
         workers=config.num_workers if config.num_workers >= 0 else min(12, os.cpu_count() or 1),
     )
-    if writes:
-        Path(config.checkpoints).mkdir(parents=True, exist_ok=True)
-        report_skipped(config, skipped)
-        say(f"{len(faces.usable)} images, {faces.steps(config.batch_size)} steps an epoch, {run.device}, {run.dtype}")
+    report_skipped(config, skipped)
     if config.resume:
         load_state(run)
-        say(f"resumed after epoch {run.epoch}")
+    say(f"{len(faces.usable)} images, {faces.steps(config.batch_size)} steps an epoch, on {run.device} in {run.dtype}")
 
     while run.epoch < config.epochs:
         record = train_epoch(run, faces)
         if run.epoch == config.calibration_epoch:
             record["confidence"] = calibrate(run, faces)
-        if writes:
-            say(describe(record))
-            write_log(run, record)
-            if run.epoch == config.calibration_epoch:
-                write_confidences(run, faces)
-            if run.epoch % config.save_every == 0 or run.epoch == config.epochs:
-                save_state(run)
-    if writes:
+        say(describe(record))
+        if parallel.rank() == 0:
+            write_epoch(run, faces, record)
+    if parallel.rank() == 0:
         print(save_model(run))
 
 
 def report_skipped(config: TrainConfig, skipped: list[tuple[str, str]]) -> None:
     """Say how many rows cannot train, and list them in the folder of the run."""
+    if parallel.rank() > 0:
+        return
+    Path(config.checkpoints).mkdir(parents=True, exist_ok=True)
     side_file = write_skipped(Path(config.checkpoints) / Path(config.data_list).name, skipped)
     if skipped:
         counts = Counter(status for _, status in skipped).most_common()
@@ -65,8 +60,9 @@ def report_skipped(config: TrainConfig, skipped: list[tuple[str, str]]) -> None:
 
 
 def say(text: str) -> None:
-    """Progress goes to stderr; stdout holds the path of the result only."""
-    print(text, file=sys.stderr)
+    """Progress goes to stderr, from one process; stdout holds the path of the result only."""
+    if parallel.rank() == 0:
+        print(text, file=sys.stderr)
 
 
 def main() -> int:
@@ -74,10 +70,10 @@ def main() -> int:
     try:
         train(parse_arguments())
     except (TrainingError, ImageError) as error:
-        say(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:
-        say(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         say("stopped; the same command with --resume continues after the last saved epoch")

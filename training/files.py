@@ -29,6 +29,15 @@ FREE = {
 }
 
 
+def write_epoch(run: Run, faces: Faces, record: Mapping[str, Any]) -> None:
+    """Write what the finished epoch leaves: its line of the log, at calibration the confidences, and the state."""
+    write_log(run, record)
+    if "confidence" in record:
+        write_confidences(run, faces)
+    if run.epoch % run.config.save_every == 0 or run.epoch == run.config.epochs:
+        save_state(run)
+
+
 def save_state(run: Run) -> None:
     """Write state.safetensors: all that the epochs to come depend on (orders and flips follow from seed and epoch)."""
     tensors = {

@@ -19,15 +19,17 @@ def start(device: str) -> torch.device:
     """The device of this process; under torchrun (which sets LOCAL_RANK) the process also joins the group."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if "LOCAL_RANK" in os.environ:
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if "LOCAL_RANK" in os.environ and device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        raise ValueError(f"--device {device} cannot be used here: {error}") from error
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    if "LOCAL_RANK" in os.environ:
+        dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+    return found
 
 
 def stop() -> None:

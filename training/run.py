@@ -13,6 +13,7 @@ from model import load
 from model.clib_fiqa import ClibFiqa
 from model.clip import TEXT_TOWER_KEYS
 from model.confidence import ConfidenceMLP
+from training.parallel import processes
 
 Network = TypeVar("Network", bound=nn.Module)
 FROZEN_BY_PUBLISHED_CODE = ("transformer", "positional_embedding", "text_projection")  # anywhere in a name
@@ -35,11 +36,18 @@ class Run:
 
 
 def start_run(config: TrainConfig, device: torch.device) -> Run:
-    """The networks with their start weights, and the optimiser. Raises ValueError for weights that do not fit."""
+    """A run at its start weights. Raises ValueError for weights that do not fit."""
     torch.manual_seed(config.seed)  # of a new MLP; all else that is random has a generator of its own
     model = _load(config.clip_model, ClibFiqa, "--clip-model")
     mlp = _load(config.mlp, ConfidenceMLP, "--mlp") if config.mlp else ConfidenceMLP()
+    return prepare_run(config, device, model, mlp)
+
+
+def prepare_run(config: TrainConfig, device: torch.device, model: ClibFiqa, mlp: ConfidenceMLP) -> Run:
+    """Put the networks on the device, fix what `--freeze` says, and make the optimiser of the rest."""
     freeze(model, config.freeze)
+    if processes() > 1 and device.type == "cuda":  # there is none for the CPU: each process has statistics of its own
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device).to(memory_format=torch.channels_last)
     mlp.to(device)
     groups = [[weight for weight in model.parameters() if weight.requires_grad], list(mlp.parameters())]

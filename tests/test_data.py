@@ -1,0 +1,121 @@
+"""From a label table to batches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from training_parts import write_faces
+
+from faces.label_table import Label, write_labels
+from faces.reader import ImageError, read_image
+from model.preprocessing import FACE_PREPROCESSING
+from training.data import normalise_quality, read_faces
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write_faces(tmp_path_factory.mktemp("faces"), 11)
+
+
+def test_each_row_once_in_equal_batches(table):
+    faces, skipped = read_faces(table, FACE_PREPROCESSING)
+    assert skipped == []
+    batches = list(faces.batches(4, seed=(1, 2)))
+    assert sorted(len(batch.rows) for batch in batches) == [3, 4, 4]
+    assert len(batches) == faces.steps(4)
+    assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(11))
+    for batch in batches:
+        for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
+            expected = FACE_PREPROCESSING.resize(read_image(faces.paths[row]))
+            assert torch.equal(image, torch.from_numpy(expected.copy()))
+
+
+def test_no_step_of_a_single_image(table):
+    faces, _ = read_faces(table, FACE_PREPROCESSING)
+    assert [len(batch.rows) for batch in faces.batches(2, seed=(0,))] == [3, 2, 2, 2, 2]
+
+
+def test_order_and_flips_follow_from_the_seed(table):
+    faces, _ = read_faces(table, FACE_PREPROCESSING)
+    runs = [list(faces.batches(4, seed=seed)) for seed in ((1, 0), (1, 0), (1, 1))]
+    rows, flips = ([torch.cat([getattr(batch, name) for batch in run]) for run in runs] for name in ("rows", "flip"))
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(flips[0], flips[1])
+    assert not torch.equal(rows[0], rows[2])
+    many = torch.cat([batch.flip for epoch in range(100) for batch in faces.batches(4, seed=(0, epoch))])
+    assert 0.45 < many.float().mean() < 0.55
+    assert not any(batch.flip.any() for batch in faces.batches(4, seed=(0, 0), flips=False))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_cache_changes_nothing(table, workers):
+    kept, _ = read_faces(table, FACE_PREPROCESSING, cache="yes")
+    read, _ = read_faces(table, FACE_PREPROCESSING, cache="no", workers=workers)
+    assert read.cached is None
+    for a, b in zip(kept.batches(4, seed=(3,)), read.batches(4, seed=(3,)), strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_factors_are_in_the_order_of_the_losses(tmp_path):
+    write_faces(tmp_path, 2)
+    row = {"blur": 2, "pose": 1, "expression": 1, "illumination": 0, "occlusion": 1}
+    write_labels(tmp_path / "labels.tsv", [Label("0.png", 0.1, **row), Label("1.png", 0.2, **row)])
+    faces, _ = read_faces(tmp_path / "labels.tsv", FACE_PREPROCESSING)
+    assert faces.factors[0].tolist() == [2, 1, 0, 1, 1]  # blur, occlusion, illumination, pose, expression
+
+
+@pytest.mark.parametrize("cache", ["yes", "no"])
+def test_rows_that_cannot_train_are_left_out(tmp_path, cache):
+    """Rows keep their index, so that what belongs to an image stays with it."""
+    write_faces(tmp_path, 4)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:900])
+    names = ["0.png", "gone.png", "1.png", "cut.png", "2.png", "3.png"]
+    qualities = [1.0, 9.0, None, 0.5, 2.0, 3.0]
+    rows = [Label(name, quality, 0, 0, 0, 0, 0) for name, quality in zip(names, qualities, strict=True)]
+    write_labels(tmp_path / "labels.tsv", rows)
+    faces, skipped = read_faces(tmp_path / "labels.tsv", FACE_PREPROCESSING, cache=cache)
+    assert sorted(skipped) == [("1.png", "no_quality"), ("cut.png", "truncated"), ("gone.png", "missing")]
+    assert faces.usable.tolist() == [0, 4, 5]
+    assert faces.quality[5].item() == pytest.approx((3 - 0.5) / 8.5)  # the extremes are those of the file
+    assert faces.quality[2].isnan()
+
+
+def test_too_few_rows(tmp_path):
+    write_faces(tmp_path, 1)
+    write_labels(tmp_path / "labels.tsv", [Label("0.png", 1, 0, 0, 0, 0, 0), Label("gone.png", 1, 0, 0, 0, 0, 0)])
+    with pytest.raises(ValueError, match=r"1 rows .* out of 2 \(missing\)"):
+        read_faces(tmp_path / "labels.tsv", FACE_PREPROCESSING)
+    with pytest.raises(ValueError, match="generate_labels"):
+        read_faces(tmp_path / "absent.tsv", FACE_PREPROCESSING)
+
+
+def test_an_image_that_goes_during_the_run_is_named(tmp_path):
+    faces, _ = read_faces(write_faces(tmp_path, 4), FACE_PREPROCESSING, cache="no")
+    (tmp_path / "2.png").unlink()
+    with pytest.raises(ImageError, match=r"2\.png could be read when the run began"):
+        list(faces.batches(4, seed=(0,)))
+
+
+def test_normalisation():
+    raw = torch.tensor([2.0, math.nan, 4.0, 3.0], dtype=torch.float64)
+    found = normalise_quality(raw)
+    assert found[[0, 2, 3]].tolist() == [0, 1, 0.5]
+    assert found[1].isnan()
+    assert normalise_quality(torch.tensor([7.0, 7.0])).tolist() == [0.5, 0.5]  # the published code divides by zero
+
+
+def test_one_outlier_crushes_minmax_but_not_percentiles():
+    raw = torch.cat([torch.linspace(0, 1, 1000, dtype=torch.float64), torch.tensor([1e10])])
+    assert normalise_quality(raw)[:1000].max() < 1e-9
+    robust = normalise_quality(raw, "percentile")
+    assert robust[500].item() == pytest.approx(0.5, abs=0.01)
+    assert robust.min() == 0
+    assert robust.max() == 1
+
+
+def test_given_qualities_must_be_in_range():
+    assert normalise_quality(torch.tensor([0.2, math.nan]), "none")[0] == torch.tensor(0.2)
+    with pytest.raises(ValueError, match="--normalise none"):
+        normalise_quality(torch.tensor([0.2, 1.2]), "none")

@@ -1,0 +1,59 @@
+"""A small CLIP, synthetic pictures with random labels, and short runs of train.py on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import recipe
+import torch
+from PIL import Image
+from recipe_tensors import golden_shapes, recipe_fill
+from safetensors.torch import save_file
+
+from faces.label_table import Label, write_labels
+
+ROOT = Path(__file__).parents[1]
+
+
+def write_start(folder: Path, golden: Path) -> Path:
+    """A tiny CLIP with recipe weights for pictures of 64 pixels, which train in a twelfth of the time of 224."""
+    shapes = golden_shapes(golden / "clip_tiny_keys.json")
+    shapes["visual.attnpool.positional_embedding"] = (1 + 2 * 2, shapes["visual.attnpool.positional_embedding"][1])
+    save_file(recipe_fill(shapes), folder / "start.safetensors")
+    return folder / "start.safetensors"
+
+
+def write_faces(folder: Path, count: int) -> Path:
+    """`count` pictures, and a label table with random labels."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(recipe.mirror_image(index, 64)).save(folder / f"{index}.png")
+    factors = rng.integers((3, 3, 2, 2, 2), size=(count, 5)).tolist()  # blur, pose, expression, illumination, occlusion
+    write_labels(folder / "labels.tsv", [Label(f"{i}.png", rng.random(), *row) for i, row in enumerate(factors)])
+    return folder / "labels.tsv"
+
+
+def run_train(
+    arguments: Sequence[object], launcher: Sequence[str] = (sys.executable,)
+) -> subprocess.CompletedProcess[str]:
+    """train.py as a person runs it, on one thread."""
+    command = [*launcher, str(ROOT / "train.py"), "--device", "cpu", "--num-workers", "0", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def same_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
