@@ -80,7 +80,7 @@ def _start_worker(prepare: Callable[[np.ndarray], Any]) -> None:
     cv2.setNumThreads(1)   # the workers are the parallelism
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches all processes; the main one ends the others
-    0 and threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
