@@ -116,7 +116,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
     add("--device", default="auto", help="auto (default), cpu, cuda, mps")
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="default: fastest within 0.005")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on CUDA, else fp32")
     add("--batch-size", type=natural, default=16, metavar="N", help="images a network sees at once (default: 16)")
     add("--workers", type=natural, metavar="N", help=f"processes that read images (default: {WORKERS}; few images: 0)")
     args = parser.parse_args(arguments)

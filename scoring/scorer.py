@@ -81,7 +81,7 @@ class Scorer:
     """A network that scores face images: `Scorer("clib-fiqa").score("face.jpg").quality`.
 
     `method` is one of `METHODS`; `weights` a checkpoint file or a name of `model/weights.py` (default: the method's
-    own). `precision` is auto (the fastest within 0.005 of fp32), fp32, bf16 or fp16. `align` is auto (a picture of
+    own). `precision` is auto (bf16 on CUDA, else fp32), fp32, bf16 or fp16. `align` is auto (a picture of
     112x112 pixels is an aligned crop, in any other the largest face is found and aligned), yes or no. Raises
     ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
     """

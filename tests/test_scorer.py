@@ -209,10 +209,9 @@ def test_half_precision_stays_near(weights: Path, scorer: Scorer, precision: str
     assert qualities(half.score(faces)) == near(scorer.score(faces), tolerance=0.005)
 
 
-def test_automatic_precision_is_known_and_explicit_ones_are_kept() -> None:
+def test_automatic_precision_is_exact_off_cuda_and_explicit_ones_are_kept() -> None:
     cpu = torch.device("cpu")
-    assert pick_precision("auto", cpu) in (torch.float32, torch.bfloat16)
-    assert pick_precision("auto", torch.device("mps")) == torch.float32
+    assert pick_precision("auto", cpu) == pick_precision("auto", torch.device("mps")) == torch.float32
     assert [pick_precision(name, cpu) for name in PRECISIONS] == list(PRECISIONS.values())
 
 
