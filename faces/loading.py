@@ -77,10 +77,10 @@ def _read_in_workers(
 def _start_worker(prepare: Callable[[np.ndarray], Any]) -> None:
     global _prepare
     _prepare = prepare
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     cv2.setNumThreads(1)   # the workers are the parallelism
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches all processes; the main one ends the others
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:

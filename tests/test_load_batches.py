@@ -34,6 +34,23 @@ for batch in load_batches(itertools.repeat({FACE!r}), prepare, 4, 2):
 """
 
 
+AFTER_THREADS = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import cv2, numpy, torch
+from faces.loading import load_batches
+cv2.setNumThreads(4)
+torch.set_num_threads(4)
+cv2.GaussianBlur(numpy.zeros((4000, 4000, 3), numpy.uint8), (0, 0), 5)
+torch.rand(2000, 2000) @ torch.rand(2000, 2000)
+def prepare(rgb):
+    large = cv2.resize(rgb, (2000, 2000))
+    return float(torch.from_numpy(cv2.GaussianBlur(large, (0, 0), 5)).float().sum())
+batches = load_batches([{FACE!r}] * 8, prepare, 4, 2)
+print(len({{item.value for batch in batches for item in batch}}), cv2.getNumThreads())
+"""
+
+
 def left_half(rgb: np.ndarray) -> np.ndarray:
     if rgb.shape[1] < 8:
         raise ImageError("no_face", "too narrow for one")
@@ -121,6 +138,11 @@ def test_workers_end_with_their_parent(how: signal.Signals) -> None:
     parent.send_signal(how)
     parent.communicate(timeout=60)   # returns when nobody can write to the pipes any more, neither parent nor workers
     assert parent.returncode == -how
+
+
+def test_workers_start_while_opencv_and_torch_hold_threads() -> None:
+    run = subprocess.run([sys.executable, "-c", AFTER_THREADS], capture_output=True, text=True, timeout=120)
+    assert run.stdout == "1 4\n", run.stderr
 
 
 def test_loaded_says_what_happened(files: list[str]) -> None:
