@@ -58,6 +58,14 @@ def test_no_face_is_none() -> None:
     assert find_landmarks(np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)) is None
 
 
+def test_a_photograph_is_not_enlarged_beyond_reason() -> None:
+    photograph = np.full((1300, 1300, 3), 128, np.uint8)
+    photograph[500:724, 300:524] = np.repeat(np.repeat(read_image(SAMPLES / "astronaut.png"), 2, axis=0), 2, axis=1)
+    points = find_landmarks(photograph)
+    assert points is not None
+    np.testing.assert_array_equal(points, find_landmarks(photograph, upsample=0))
+
+
 def test_dlib_parts_are_made_once_and_a_predictor_may_be_given(tmp_path: Path) -> None:
     assert dlib_models.face_detector() is dlib_models.face_detector()
     file = dlib_models.dlib_file(dlib_models.LANDMARKS_FILE)
