@@ -149,7 +149,7 @@ def test_dlib_sees_an_aligned_crop_as_its_own_chip() -> None:
     crop, recognizer = align_face(photo), load_recognizer("dlib")
     ours, upside_down = recognizer.embed(np.stack([crop, crop[::-1]]))
     assert ours.shape == (recognizer.width,)
-    assert np.linalg.norm(ours - own) < 0.3 < 0.6 < np.linalg.norm(upside_down - own)   # dlib's own limit is 0.6
+    assert np.linalg.norm(ours - own) < 0.4 < 0.6 < np.linalg.norm(upside_down - own)   # dlib calls 0.6 one person
 
 
 def test_given_models_are_recognised(shared: Path) -> None:
