@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="../shared/data", help="folder with faces/, factors/, fr/ and splits/")
     parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
-    parser.add_argument("--damaged-faces", type=int, default=400, help="test identities in the damage table (400)")
+    parser.add_argument("--damaged-faces", type=int, default=200, help="test identities in the damage table (200)")
     options = parser.parse_args()
     data, scorer = Path(options.data), Scorer(options.weights)
     names = (data / "splits" / "lfw_test_identities.txt").read_text().split()
