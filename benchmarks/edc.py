@@ -50,31 +50,41 @@ def make_pairs(folder: Path, names: list[str], count: int, rng: np.random.Genera
             file.writelines(f"{names[a]}\t{names[b]}\t{same:d}\n" for a, b, same in rows)
 
 
+def make_files(folder: Path, images: int, pairs: int, dimension: int) -> None:
+    rng = np.random.default_rng(0)
+    names = [f"{i // IMAGES_PER_IDENTITY:06d}/{i % IMAGES_PER_IDENTITY}.jpg" for i in range(images)]
+    make_embeddings(folder, names, dimension, rng)
+    make_pairs(folder, names, pairs, rng)
+    scores = "".join(f"{name},{quality:.6f}\n" for name, quality in zip(names, rng.random(images), strict=True))
+    (folder / "scores.csv").write_text("path,quality\n" + scores)
+
+
+def measure(folder: Path) -> str:
+    """Run the command on the files and say what it took."""
+    command = [sys.executable, str(ROOT / "evaluate.py"), "edc", "--pairs", str(folder / "pairs.tsv")]
+    command += ["--scores", f"random={folder / 'scores.csv'}", "--embeddings", f"fr={folder / 'embeddings.npz'}"]
+    command += ["--output", str(folder / "out"), "--fmr", "1e-3", "--limits", "0.3", "--bootstrap", "0"]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.perf_counter() - start
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu, memory = used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20
+    return f"{seconds:.1f} s ({cpu:.1f} s of CPU), peak memory {memory:.2f} GB"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--pairs", type=int, default=10_000_000)
     parser.add_argument("--dimension", type=int, default=512)
+    parser.add_argument("--folder", type=Path, help="keep the files here, and take them from here when they are there")
     args = parser.parse_args()
-    rng = np.random.default_rng(0)
-    names = [f"{i // IMAGES_PER_IDENTITY:06d}/{i % IMAGES_PER_IDENTITY}.jpg" for i in range(args.images)]
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        make_embeddings(folder, names, args.dimension, rng)
-        make_pairs(folder, names, args.pairs, rng)
-        scores = "".join(f"{name},{quality:.6f}\n" for name, quality in zip(names, rng.random(len(names)), strict=True))
-        (folder / "scores.csv").write_text("path,quality\n" + scores)
-        command = [sys.executable, str(ROOT / "evaluate.py"), "edc", "--pairs", str(folder / "pairs.tsv")]
-        command += ["--scores", f"random={folder / 'scores.csv'}", "--embeddings", f"fr={folder / 'embeddings.npz'}"]
-        command += ["--output", str(folder / "out"), "--fmr", "1e-3", "--limits", "0.3", "--bootstrap", "0"]
-        start = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds = time.perf_counter() - start
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(
-        f"{args.pairs:,} pairs, {args.images:,} images x {args.dimension} float32: {seconds:.1f} s"
-        f" ({used.ru_utime + used.ru_stime:.1f} s of CPU), peak memory {used.ru_maxrss / 2**20:.2f} GB"
-    )
+        folder = args.folder or Path(temporary)
+        folder.mkdir(exist_ok=True)
+        if not (folder / "scores.csv").exists():
+            make_files(folder, args.images, args.pairs, args.dimension)
+        print(f"{args.pairs:,} pairs, {args.images:,} images x {args.dimension} float32: {measure(folder)}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """Networks made fast for inference: the same function with less arithmetic and fewer passes over memory.
 
-Batch norms are folded into the convolutions before them. CLIP's image tower is rebuilt as well:
-
+- Batch norms are folded into the convolutions before them.
 - On a CPU, a convolution, the addition of a shortcut and the ReLU are one call of oneDNN, with weights laid out once
   for its kernels. That is what `torch.compile` would make of it, without its minute of compilation (docs/inference.md).
-- The attention pool asks one question of all positions, so that keys and values need not be projected.
+- CLIP's attention pool asks one question of all positions, so that keys and values need not be projected.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.clip import AttentionPool, Bottleneck, ModifiedResNet
+from model.face_trunk import ConvNormReLU6
 from model.folding import fold_batch_norms
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,28 +38,35 @@ def accelerate(network: Any, dtype: torch.dtype, device: torch.device) -> nn.Mod
     size = network.preprocessing.size
     fold_batch_norms(network.requires_grad_(False), torch.zeros(1, 3, size, size))
     network = network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    return fast_resnet(network) if isinstance(network, ModifiedResNet) else network
+    return fast_resnet(network) if isinstance(network, ModifiedResNet) else _fuse_convolutions(network)
 
 
 def fast_resnet(tower: ModifiedResNet) -> nn.Sequential:
     """CLIP's image tower, its batch norms already folded, of fused parts."""
     stages: Any = (tower.layer1, tower.layer2, tower.layer3, tower.layer4)
     return nn.Sequential(
-        FusedConv(tower.conv1),
-        FusedConv(tower.conv2),
-        FusedConv(tower.conv3),
+        FusedConv(tower.conv1, "relu"),
+        FusedConv(tower.conv2, "relu"),
+        FusedConv(tower.conv3, "relu"),
         tower.avgpool,
         *(FastBottleneck(block) for stage in stages for block in stage),
         FastAttentionPool(tower.attnpool),
     )
 
 
-class FusedConv(nn.Module):
-    """A convolution, then the addition of a shortcut and a ReLU where they are wanted."""
+ACTIVATIONS = {  # name -> how oneDNN calls it
+    "none": ("none", [], ""),
+    "relu": ("relu", [], ""),
+    "relu6": ("hardtanh", [0.0, 6.0], ""),
+}
 
-    def __init__(self, conv: Any, relu: bool = True) -> None:
+
+class FusedConv(nn.Module):
+    """A convolution, then the addition of a shortcut and one of `ACTIVATIONS`."""
+
+    def __init__(self, conv: Any, activation: str = "none") -> None:
         super().__init__()
-        self.weight, self.bias, self.relu = conv.weight.detach(), conv.bias, relu
+        self.weight, self.bias, self.activation = conv.weight.detach(), conv.bias, activation
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         self.onednn, self.packed = _onednn_fuses(self.weight), False
 
@@ -69,12 +76,12 @@ class FusedConv(nn.Module):
             padding, stride, dilation, groups = self.geometry
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             y = y if shortcut is None else y.add_(shortcut)
-            return y.relu_() if self.relu else y
+            return y if self.activation == "none" else getattr(F, self.activation)(y, inplace=True)
         onednn = torch.ops.mkldnn
         if not self.packed:  # the layout that suits one image suits a batch; without a size it is a bad guess
             size = [1, *x.shape[1:]]
             self.weight, self.packed = onednn._reorder_convolution_weight(self.weight, *self.geometry, size), True
-        activation: tuple[Any, ...] = ("relu" if self.relu else "none", [], "")
+        activation = ACTIVATIONS[self.activation]
         if shortcut is None:
             return onednn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *activation)
         with_addition = onednn._convolution_pointwise_.binary
@@ -86,15 +93,26 @@ class FastBottleneck(nn.Module):
 
     def __init__(self, block: Bottleneck) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = FusedConv(block.conv1), FusedConv(block.conv2), FusedConv(block.conv3)
+        self.conv1, self.conv2, self.conv3 = (FusedConv(c, "relu") for c in (block.conv1, block.conv2, block.conv3))
         self.pool, self.shortcut = block.pool, block.downsample
         if isinstance(block.downsample, nn.Sequential):
             pool, conv, _ = block.downsample
-            self.shortcut = nn.Sequential(pool, FusedConv(conv, relu=False))
+            self.shortcut = nn.Sequential(pool, FusedConv(conv))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.pool(self.conv2(self.conv1(x)))
         return self.conv3(y, self.shortcut(x))
+
+
+def _fuse_convolutions(network: nn.Module) -> nn.Module:
+    """Every convolution of a network whose batch norms are folded, with the ReLU6 behind it, in place."""
+    for parent in list(network.modules()):
+        if isinstance(parent, ConvNormReLU6):
+            parent[0], parent[2] = FusedConv(parent[0], "relu6"), nn.Identity()
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d):
+                setattr(parent, name, FusedConv(child))
+    return network
 
 
 class FastAttentionPool(nn.Module):

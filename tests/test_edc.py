@@ -45,9 +45,7 @@ def test_iso_is_the_golden_curve(golden: Path, expected: dict[str, np.ndarray], 
     mated = expected["pair_index"][:, 2] == 1
     similarity = expected["similarity"]
     threshold = fixed_threshold(np.sort(similarity[~mated])[::-1], fmr)
-    curve = edc_curve(
-        discard_order(pair_quality(golden, expected, method)[mated]), similarity[mated] < threshold
-    )
+    curve = edc_curve(discard_order(pair_quality(golden, expected, method)[mated]), similarity[mated] < threshold)
     prefix = f"edc/smallest/fmr{fmr:g}"
     assert threshold == expected[f"{prefix}/threshold"]
     np.testing.assert_allclose(curve.discard, expected[f"{prefix}/{method}/discard_fractions"], rtol=0, atol=1e-12)
@@ -94,7 +92,7 @@ pairs = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_si
 limits = st.floats(0.01, 1.0)
 
 
-def curve_of(quality: np.ndarray, errors: np.ndarray):  # noqa: ANN201
+def curve_of(quality: np.ndarray, errors: np.ndarray):
     return edc_curve(discard_order(quality), errors)
 
 
@@ -129,7 +127,7 @@ def test_area_is_brute_force(drawn: list[tuple[int, bool]], limit: float) -> Non
 
 @unhurried
 @given(pairs, st.randoms())
-def test_order_and_monotone_transforms_change_nothing(drawn: list[tuple[int, bool]], random) -> None:  # noqa: ANN001
+def test_order_and_monotone_transforms_change_nothing(drawn: list[tuple[int, bool]], random) -> None:
     before = curve_of(*columns(drawn))
     random.shuffle(drawn)
     quality, errors = columns(drawn)

@@ -51,8 +51,11 @@ def test_what_is_no_embeddings_file(tmp_path: Path) -> None:
         read_embeddings(tmp_path / "none.npz")
     with pytest.raises(EmbeddingsError, match=r"one \.npy file for each image"):
         read_embeddings(tmp_path)
-    for arrays in ({"names": np.array(NAMES)}, {"names": np.array(NAMES[1:]), "embeddings": ROWS},
-                   {"names": np.array(NAMES, object), "embeddings": ROWS}):
+    for arrays in (
+        {"names": np.array(NAMES)},
+        {"names": np.array(NAMES[1:]), "embeddings": ROWS},
+        {"names": np.array(NAMES, object), "embeddings": ROWS},
+    ):
         np.savez(tmp_path / "e.npz", **arrays)
         with pytest.raises(EmbeddingsError):
             read_embeddings(tmp_path / "e.npz")

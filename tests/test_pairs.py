@@ -120,7 +120,7 @@ class Hostile:
 
 @pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("where", [lambda x: x, lambda x: ([x, x], [True]), lambda x: {"a.jpg": x}])
-def test_pickles_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where, protocol: int) -> None:  # noqa: ANN001
+def test_pickles_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where, protocol: int) -> None:
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "set.bin"
     file.write_bytes(pickle.dumps(where(Hostile()), protocol))
@@ -141,13 +141,13 @@ def test_damaged_pickles_are_said_to_be(tmp_path: Path) -> None:
         read_bin(file)
 
 
-def pairs_of(tmp_path: Path, *rows: str):  # noqa: ANN201
+def pairs_of(tmp_path: Path, *rows: str):
     file = tmp_path / "pairs.tsv"
     file.write_text("\n".join(row.replace(" ", "\t") for row in rows))
     return read_pairs(file)
 
 
-def groups(pairs) -> set[frozenset[str]]:  # noqa: ANN001
+def groups(pairs) -> set[frozenset[str]]:
     label = identities(pairs)
     return {frozenset(n for n, same in zip(pairs.names, label == one, strict=True) if same) for one in label}
 
