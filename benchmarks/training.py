@@ -30,8 +30,8 @@ from model.confidence import ConfidenceMLP
 from model.prompts import joint_prompts
 from model.tokenizer import tokenize
 from training.data import Faces
-from training.losses import earth_movers_distance, score_to_distribution, task_losses
 from training.loop import batch_losses, factor_joint, update
+from training.losses import earth_movers_distance, score_to_distribution, task_losses
 from training.run import freeze, prepare_run
 
 

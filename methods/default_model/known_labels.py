@@ -2,8 +2,8 @@
 
 `generate_labels.py` labels every image as it finds it, as published. On a damaged version dlib often finds no face, so
 the table would call a blurred frontal face a profile; here we know better. The published blur measure, the mean Sobel
-gradient, calls most sharp crops of 112 pixels blurry (seven in ten of LFW); the factor network's blur head, which learned
-from blur of known strength, judges the originals instead. Qualities stay as they are.
+gradient, calls most sharp crops of 112 pixels blurry (seven in ten of LFW); the factor network's blur head, which
+learned from blur of known strength, judges the originals instead. Qualities stay as they are.
 
     python -m methods.default_model.known_labels runs/default/faces.tsv runs/default/damage.tsv runs/default/train.tsv
 """
