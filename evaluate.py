@@ -131,7 +131,7 @@ def _draw(
     outcome: Outcome,
 ) -> None:
     """The pictures and the page; without matplotlib a note, since the numbers are written by now."""
-    from evaluation.plots import as_svg, draw_all, save
+    from evaluation.plots import draw_all, save
     from evaluation.report import html_page
 
     try:
@@ -139,8 +139,7 @@ def _draw(
     except ImportError as error:
         print(f"note: no pictures and no page, {error}", file=sys.stderr)
         return
-    save(figures, args.output)
-    drawings = [as_svg(figure) for figure in figures.values()]
+    drawings = save(figures, args.output)
     page = html_page(
         f"{args.pairs}, {args.protocol}", tables(outcome.results), drawings, pairs.names, qualities, args.images
     )

@@ -107,7 +107,8 @@ def main() -> None:
     arguments = parser.parse_args()
     faces = random_faces(arguments.batch_size)
     steps = {"published": published_step, "fp32": lambda f: our_step(f, "fp32"), "bf16": lambda f: our_step(f, "bf16")}
-    print(f"batch {arguments.batch_size}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    amx = "with" if torch.cpu._is_amx_tile_supported() else "without"  # matrix instructions, which bf16 lives on
+    print(f"batch {arguments.batch_size}, {torch.get_num_threads()} threads, {amx} AMX, torch {torch.__version__}")
     baseline_time = baseline_flops = 0.0
     for name, make in steps.items():
         step = make(faces)

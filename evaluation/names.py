@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -25,8 +26,8 @@ def match_names(wanted: Sequence[str], available: Sequence[str], source: str) ->
     Names match exactly, else by the longest unique path suffix, else by unique file stem. Raises MatchError, with
     examples and `source` in the message, for names that match nothing or several, and for two names that match one.
     """
-    exact = {name: index for index, name in enumerate(available)}
-    found = np.fromiter((exact.get(name, MISSING) for name in wanted), np.int64, len(wanted))
+    exact = dict(zip(available, range(len(available)), strict=True))
+    found = np.fromiter(map(exact.get, wanted, repeat(MISSING)), np.int64, len(wanted))  # a loop in C
     is_exact = found >= 0
     _match_suffixes(found, wanted, available)
     _match_stems(found, wanted, available)

@@ -98,18 +98,16 @@ def quality_figure(qualities: Mapping[str, Floats]) -> Figure:
     return figure
 
 
-def save(figures: Mapping[str, Figure], folder: Path) -> None:
-    """Write each figure as PNG and SVG."""
+def save(figures: Mapping[str, Figure], folder: Path) -> list[str]:
+    """Write each figure as PNG and SVG, and give the SVG elements for an HTML page."""
+    elements = []
     for name, figure in figures.items():
-        for suffix in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{suffix}", metadata=None if suffix == "png" else {"Date": None})
-
-
-def as_svg(figure: Figure) -> str:
-    """The picture as an element for an HTML page."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()[stream.getvalue().index("<svg") :]
+        figure.savefig(folder / f"{name}.png")
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+        (folder / f"{name}.svg").write_text(stream.getvalue(), encoding="utf-8")
+        elements.append(stream.getvalue()[stream.getvalue().index("<svg") :])
+    return elements
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
@@ -119,7 +117,8 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
         raise ImportError("plots need matplotlib: pip install matplotlib") from None
     columns = min(panels, 3)
     rows = -(-panels // columns)
-    figure = Figure(figsize=(6.4 * max(columns, 1), 4.4 * rows), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6.4 * max(columns, 1), 4.4 * rows), dpi=120)
+    figure.subplots_adjust(wspace=0.3, hspace=0.35)  # a layout engine would draw everything three times
     axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[panels:]:
         spare.set_visible(False)

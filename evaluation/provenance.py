@@ -8,19 +8,18 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from model.checkpoint import sha256_of
-
 PACKAGES = ("numpy", "torch", "onnxruntime", "matplotlib")
 
 
 def sha256_of_input(path: str | Path) -> str:
     """sha256 hex of a file, or of the names and hashes of all files below a folder."""
     path = Path(path)
-    if path.is_file():
-        return sha256_of(path)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    lines = (f"{sha256_of(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = (f"{sha256_of_input(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as file:  # not model.checkpoint's function: importing torch takes longer than a small run
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def versions() -> dict[str, str | None]:

@@ -6,7 +6,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,13 @@ def read_scores(path: str | Path) -> dict[str, float]:
 Rows = Iterator[tuple[str, float]]
 
 
-def _value(quality: Any, status: str | None, where: Callable[[], str]) -> float:
+def _value(quality: Any, status: str | None = None) -> float:
     if status not in (None, "", "ok") or quality in (None, ""):
         return math.nan
     try:
         value = float(quality)
     except (TypeError, ValueError):
-        raise ScoreTableError(f"{where()}: the quality {str(quality)[:80]!r} is not a number") from None
+        raise ValueError(f"the quality {str(quality)[:80]!r} is not a number") from None
     return value if math.isfinite(value) else math.nan
 
 
@@ -51,44 +51,56 @@ def _from_text(path: Path) -> Rows:
         separator = "\t" if "\t" in head else ","
         columns = [column.strip('"') for column in head.strip().split(separator)]
         if {"path", "quality"} <= set(columns):
-            yield from _from_table(path, csv.reader(file, delimiter=separator), columns)
+            yield from _from_table(path, file, separator, columns)
         else:
             yield from _from_lines(path, file)
 
 
-def _from_table(path: Path, rows: Iterator[list[str]], columns: list[str]) -> Rows:
-    next(rows)
+def _from_table(path: Path, file: Iterable[str], separator: str, columns: list[str]) -> Rows:
     name, quality = columns.index("path"), columns.index("quality")
     status = columns.index("status") if "status" in columns else None
-    for number, row in enumerate(rows, 2):
-        where = f"{path}, line {number}".format  # made only for an error
-        if len(row) != len(columns):
-            raise ScoreTableError(f"{where()}: {len(row)} cells, expected {len(columns)}")
-        yield row[name], _value(row[quality], None if status is None else row[status], where)
+    rows = csv.reader(file, delimiter=separator)
+    try:
+        next(rows)
+        for row in rows:
+            if len(row) != len(columns):
+                raise ValueError(f"{len(row)} cells, expected {len(columns)}")
+            yield row[name], _value(row[quality], None if status is None else row[status])
+    except (ValueError, csv.Error) as error:
+        raise ScoreTableError(f"{path}, line {rows.line_num}: {error}") from None
 
 
 def _from_lines(path: Path, lines: Iterable[str]) -> Rows:
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
         match line.rsplit(None, 1):
-            case [name, score]:
-                yield name, _value(score, None, f"{path}, line {number}".format)
+            case []:
+                continue
+            case [name, score] if _is_number(score):
+                yield name, _value(score)
             case _:
                 raise ScoreTableError(
                     f"{path}, line {number}: expected `path score`, or a header with path and quality, found {line!r}"
                 )
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _from_jsonl(path: Path) -> Rows:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
-            where = f"{path}, line {number}".format
             try:
                 row = json.loads(line)
-                yield row["path"], _value(row["quality"], row.get("status"), where)
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ScoreTableError(f"{where()}: expected an object with path and quality ({error})") from None
+                yield row["path"], _value(row["quality"], row.get("status"))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ScoreTableError(
+                    f"{path}, line {number}: expected an object with path and quality ({error})"
+                ) from None
 
 
 def _from_parquet(path: Path) -> Rows:
@@ -99,19 +111,15 @@ def _from_parquet(path: Path) -> Rows:
     table = pyarrow.parquet.read_table(path)
     if not {"path", "quality"} <= set(table.column_names):
         raise ScoreTableError(f"{path}: expected the columns path and quality, found {', '.join(table.column_names)}")
-    count = table.num_rows
-    status = table["status"].to_pylist() if "status" in table.column_names else [None] * count
-    rows = zip(table["path"].to_pylist(), table["quality"].to_pylist(), status, strict=True)
-    for number, (name, quality, state) in enumerate(rows, 1):
-        yield name, _value(quality, state, f"{path}, row {number}".format)
+    status = table["status"].to_pylist() if "status" in table.column_names else [None] * table.num_rows
+    yield from zip(table["path"].to_pylist(), map(_value, table["quality"].to_pylist(), status), strict=True)
 
 
 def _from_pickle(path: Path) -> Rows:
     table = read_plain_pickle(path)
     if not isinstance(table, dict):
         raise ScoreTableError(f"{path}: expected a dict of path and score, found {type(table).__name__}")
-    for name, quality in table.items():
-        yield str(name), _value(quality, None, f"{path}, {name}".format)
+    yield from zip(map(str, table), map(_value, table.values()), strict=True)
 
 
 READERS = {".jsonl": _from_jsonl, ".parquet": _from_parquet, ".pkl": _from_pickle, ".pickle": _from_pickle}

@@ -73,7 +73,7 @@ DAMAGED = {
     "a.csv": ("path,quality\nx.jpg,good\n", "line 2: the quality 'good' is not a number"),
     "b.csv": ("path,quality\nx.jpg,1,2\n", "line 2: 3 cells"),
     "c.txt": ("x.jpg 1\ny.jpg\n", "line 2"),
-    "d.txt": ("x.jpg one\n", "not a number"),
+    "d.txt": ("x.jpg one\n", "line 1: expected `path score`"),
     "e.jsonl": ('{"path": "x"}\n', "line 1"),
     "f.jsonl": ("path,quality\n", "line 1"),
     "g.jsonl": ("[1]\n", "line 1"),
