@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from command_line import channels, exit_code, natural, positive
 from evaluation.bench import Bootstrap, Outcome, cr_fiqa_procedure, image_quality, iso, similarities
 from evaluation.edc import Floats
 from evaluation.embeddings import read_embeddings
@@ -52,6 +53,7 @@ def baseline(args: argparse.Namespace) -> int:
     from evaluation.extract import ONE_IMAGE, oracle, remove_parts, score_images
     from evaluation.gradient_baselines import network_score
     from model import load
+    from model.device import pick_device
     from model.preprocessing import FACE_PREPROCESSING
 
     names = _image_names(args)
@@ -67,7 +69,7 @@ def baseline(args: argparse.Namespace) -> int:
     elif args.name == "oracle":
         rows = oracle(names, _recognizer(args), run)
     else:
-        network = load(args.fr, _device(args))
+        network = load(args.fr, pick_device(args.device))
         rows = score_images(names, network.preprocessing, network_score(args.name, network, args.block), run)
     write_scores(args.output, rows)
     remove_parts(run)
@@ -164,16 +166,9 @@ def _image_names(args: argparse.Namespace) -> list[str]:
 
 def _recognizer(args: argparse.Namespace) -> Any:
     from faces.recognition import load_recognizer
+    from model.device import pick_device
 
-    return load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, _device(args))
-
-
-def _device(args: argparse.Namespace) -> str:
-    import torch
-
-    if args.device != "auto":
-        return args.device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, pick_device(args.device))
 
 
 def _run(args: argparse.Namespace, settings: Mapping[str, Any]) -> Any:
@@ -217,8 +212,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--fmr", type=_share, nargs="+", default=[1e-2, 1e-3, 1e-4], help="FMR targets (default 1e-2 1e-3 1e-4)")
     add("--limits", type=_share, nargs="+", default=[0.2, 0.3, 0.4], help="of the pAUC (default 0.2 0.3 0.4)")
     add("--protocol", choices=("iso", "cr-fiqa"), default="iso", help="iso (default), or that of the ERC tables")
-    add("--bootstrap", type=_natural, default=1000, metavar="N", help="replicates of the intervals (default 1000)")
-    add("--seed", type=_natural, default=0, metavar="N", help="of the bootstrap (default 0)")
+    add("--bootstrap", type=natural, default=1000, metavar="N", help="replicates of the intervals (default 1000)")
+    add("--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default 0)")
     add("--images", type=Path, metavar="FOLDER", help="shows the faces at both ends on the page")
 
     add = _command(commands, prepare)
@@ -226,7 +221,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", type=Path, metavar="PAIRS", help="the set's pair list (a .bin holds its own)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="images/ and pairs.tsv")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="auto: what is 112x112 is aligned already")
-    add("--workers", type=_natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
     return parser.parse_args(arguments)
 
 
@@ -237,12 +232,12 @@ def _command(commands: Any, function: Any) -> Any:
 
 
 def _add_running_flags(add: Any, batch_size: int) -> None:
-    add("--fr-mean", type=_channels, metavar="R,G,B", help="of x / 255 (default: as the model needs, else 0.5)")
-    add("--fr-std", type=_channels, metavar="R,G,B", help="as --fr-mean")
-    add("--fr-size", type=_natural, metavar="N", help="pixels (default: as the model needs, else 112)")
+    add("--fr-mean", type=channels, metavar="R,G,B", help="of x / 255 (default: as the model needs, else 0.5)")
+    add("--fr-std", type=channels, metavar="R,G,B", help="as --fr-mean")
+    add("--fr-size", type=positive, metavar="N", help="pixels (default: as the model needs, else 112)")
     add("--device", default="auto", help="auto (default), cpu, cuda, mps")
-    add("--batch-size", type=_natural, default=batch_size, metavar="N", help=f"(default {batch_size})")
-    add("--workers", type=_natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"(default {batch_size})")
+    add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
     add("--resume", action="store_true", help="go on with an interrupted run")
 
 
@@ -266,30 +261,10 @@ def _share(text: str) -> float:
     return value
 
 
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a whole number was expected, not {text!r}")
-    return int(text)
-
-
-def _channels(text: str) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
-    if len(values) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"R,G,B was expected, not {text!r}")
-    return values * (3 // len(values))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 1 when some images could not be used, 2 when the call was wrong, 130 for Ctrl-C."""
     args = parse(arguments)
-    try:
-        return args.function(args)
-    except KeyboardInterrupt:
-        print("stopped; embed and baseline go on with --resume", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: args.function(args), stopped="stopped; embed and baseline go on with --resume")
 
 
 if __name__ == "__main__":

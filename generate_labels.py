@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from command_line import channels, exit_code, keep_freed_memory, natural, positive
 from faces.anchors import Faces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
 from faces.dlib_models import LANDMARKS_FILE, dlib_file
 from faces.label_table import Label, is_storable, write_labels, write_skipped
@@ -213,40 +214,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def natural(text: str) -> int:
-    """A whole number from 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a whole number was expected, not {text!r}")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    if natural(text) == 0:
-        raise argparse.ArgumentTypeError("at least 1 was expected")
-    return int(text)
-
-
-def channels(text: str) -> tuple[float, float, float]:
-    """One number for each channel, or one for all."""
-    values = [float(part) for part in text.split(",")]
-    if len(values) not in (1, 3):
-        raise argparse.ArgumentTypeError(f"R,G,B was expected, not {text!r}")
-    red, green, blue = values * (3 // len(values))
-    return red, green, blue
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 1 when some images could not be read, 2 when the call was wrong, 130 for Ctrl-C."""
     args = parse(arguments)
-    try:
-        return generate(args)
-    except KeyboardInterrupt:
-        print("stopped; the same command with --resume goes on", file=sys.stderr)
-        return 130
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    keep_freed_memory()
+    return exit_code(lambda: generate(args), stopped="stopped; the same command with --resume goes on")
 
 
 if __name__ == "__main__":

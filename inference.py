@@ -26,6 +26,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from command_line import keep_freed_memory, natural, positive
+
 if TYPE_CHECKING:
     from scoring import Score, Scorer
 
@@ -117,26 +119,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
     add("--device", default="auto", help="auto (default), cpu, cuda, mps")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on CUDA, else fp32")
-    add("--batch-size", type=natural, default=16, metavar="N", help="images a network sees at once (default: 16)")
+    add("--batch-size", type=positive, default=16, metavar="N", help="images a network sees at once (default: 16)")
     add("--workers", type=natural, metavar="N", help=f"processes that read images (default: {WORKERS}; few images: 0)")
     args = parser.parse_args(arguments)
     if args.resume and not args.output:
         parser.error("--resume continues a file: give its --output")
-    if args.batch_size == 0:
-        parser.error("--batch-size must be at least 1")
     return args
-
-
-def natural(text: str) -> int:
-    """A whole number from 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"a whole number was expected, not {text!r}")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 or 1 as the scores are, 2 after an error, 130 after Ctrl-C; finished rows are never lost."""
     args = parse(arguments)
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8

@@ -22,11 +22,12 @@ def main() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    scores = Scorer("clib-fiqa", precision="fp32").score(sorted(FOLDER.glob("*.png")))
-    scores.sort(key=lambda score: -score.quality)
+    files = sorted(FOLDER.glob("*.png"))
+    scores = Scorer("clib-fiqa", precision="fp32").score(files)
+    ranked = sorted(zip(scores, files, strict=True), key=lambda pair: -(pair[0].quality or 0))
     figure, axes = pyplot.subplots(1, len(scores), figsize=(2.1 * len(scores), 3.1), layout="constrained")
-    for plot, score in zip(axes, scores, strict=True):
-        plot.imshow(Image.open(score.path))
+    for plot, (score, file) in zip(axes, ranked, strict=True):
+        plot.imshow(Image.open(file))
         plot.axis("off")
         plot.set_title(f"{score.quality:.2f}", fontsize=15, fontweight="bold")
         plot.text(0.5, -0.05, "\n".join(faults(score)), transform=plot.transAxes, ha="center", va="top", fontsize=9)
@@ -35,7 +36,8 @@ def main() -> None:
 
 def faults(score: Score) -> list[str]:
     """The factors that are not at their best level, with their probabilities."""
-    found = {factor: score.label(factor) for factor in FACTORS if score.label(factor) != AXES[factor][-1]}
+    labels = {factor: str(score.label(factor)) for factor in FACTORS}
+    found = {factor: level for factor, level in labels.items() if level != AXES[factor][-1]}
     return [f"{level} {score.factors[factor][level]:.0%}" for factor, level in found.items()] or ["no fault"]
 
 

@@ -14,17 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from model.device import best_device, pick_device
+
 
 def start(device: str) -> torch.device:
     """The device of this process; under torchrun (which sets LOCAL_RANK) the process also joins the group."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = best_device() if device == "auto" else device
     if "LOCAL_RANK" in os.environ and device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch built without CUDA
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    found = pick_device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)
     if "LOCAL_RANK" in os.environ:

@@ -1,0 +1,60 @@
+"""What the command lines of the scripts share: types of arguments, the process's memory, and how a run ends."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from argparse import ArgumentTypeError
+from collections.abc import Callable
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise ArgumentTypeError(f"a whole number was expected, not {text!r}")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1."""
+    if natural(text) == 0:
+        raise ArgumentTypeError("at least 1 was expected")
+    return int(text)
+
+
+def channels(text: str) -> tuple[float, float, float]:
+    """One number for each channel, or one for all."""
+    values = [float(part) for part in text.split(",")]
+    if len(values) not in (1, 3):
+        raise ArgumentTypeError(f"R,G,B was expected, not {text!r}")
+    red, green, blue = values * (3 // len(values))
+    return red, green, blue
+
+
+def exit_code(run: Callable[[], int], stopped: str) -> int:
+    """What `run` returns, 2 after an error, which is one line on stderr, and 130 after Ctrl-C, which says `stopped`."""
+    try:
+        return run()
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr)
+        return 130
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, for its next tensors, until it ends.
+
+    glibc gives every block above 32 MB back to the kernel, which clears its pages anew for the next tensor of the same
+    size: a tenth of the time of a CPU's batch (docs/inference.md). For scripts, not libraries: it holds for the whole
+    process, whose peak may grow by a fifth. Does nothing where the C library is another.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
