@@ -11,15 +11,12 @@ start when there is no --clip-model, some hundreds.
 
 from __future__ import annotations
 
-import argparse
-import inspect
 import math
-import re
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from training.settings import flag, parse_settings, require, require_choices
 
 
 @dataclass(frozen=True)
@@ -99,22 +96,15 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(TrainConfig).items():
-            if typing.get_origin(kind) is Literal:
-                choices = typing.get_args(kind)
-                self._require(name, getattr(self, name) in choices, f"one of {', '.join(choices)}")
+        require_choices(self)
         at_least = {"batch_size": 2, "epochs": 1, "save_every": 1, "num_workers": -1}
         for name in (*at_least, "calibration_epoch", "lr_period", "weight_decay", "seed"):
             minimum = at_least.get(name, 0)
-            self._require(name, minimum <= getattr(self, name) < math.inf, f"at least {minimum}")
+            require(self, name, minimum <= getattr(self, name) < math.inf, f"at least {minimum}")
         for name in ("lr", "mlp_lr", "clip_norm", "quality_weight"):
             value = getattr(self, name)
-            self._require(name, value is None or 0 < value < math.inf, "above 0")
-        self._require("mlp_milestones", all(epoch >= 1 for epoch in self.mlp_milestones), "epochs from 1 on")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{_flag(name)} must be {expected}; it is {getattr(self, name)}")
+            require(self, name, value is None or 0 < value < math.inf, "above 0")
+        require(self, "mlp_milestones", all(epoch >= 1 for epoch in self.mlp_milestones), "epochs from 1 on")
 
 
 PUBLISHED: dict[str, Any] = {}  # presets hold what differs from the defaults
@@ -134,64 +124,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
 
     Exits with code 2 for an unknown flag or an unreadable value, raises ValueError for one out of range.
     """
-    parser = argparse.ArgumentParser(
-        "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
     presets = {"published": PUBLISHED, "paper": PAPER}
-    differences = " ".join(f"{_flag(name)} {value}" for name, value in PAPER.items())
-    parser.add_argument("--equations", choices=presets, default="published", help=f"paper: {differences}")
-    kinds, comments = typing.get_type_hints(TrainConfig), _comments()
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for field in fields(TrainConfig):
-        title, comment = comments[field.name]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        help_text = f"{comment} (default: {_show(field.default)})".replace("%", "%%")
-        options = _options(kinds[field.name])
-        groups[title].add_argument(_flag(field.name), help=help_text, default=argparse.SUPPRESS, **options)
-    given = vars(parser.parse_args(arguments))
-    return TrainConfig(**(presets[given.pop("equations")] | given))
-
-
-def _comments() -> dict[str, tuple[str, str]]:
-    """The group and the comment of each field, as they stand in the source above."""
-    found, group, comment = {}, "", ""
-    for line in map(str.strip, inspect.getsource(TrainConfig).splitlines()):
-        if line.startswith("# --"):
-            group = line.strip("# -")
-        elif line.startswith("# "):
-            comment = line[2:]
-        elif match := re.match(r"(\w+): ", line):
-            found[match[1]] = (group, comment)
-    return found
-
-
-def _options(kind: Any) -> dict[str, Any]:
-    """How argparse reads a value of this type."""
-    if typing.get_origin(kind) is Literal:
-        return {"choices": typing.get_args(kind)}
-    if typing.get_origin(kind) is types.UnionType:  # X | None
-        return {"type": typing.get_args(kind)[0], "metavar": "X"}
-    if typing.get_origin(kind) is tuple:
-        return {"type": lambda text: tuple(int(part) for part in text.split(",") if part), "metavar": "N,N"}
-    if kind is bool:
-        return {"type": _yes_or_no, "nargs": "?", "const": True, "metavar": "yes|no"}
-    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
-
-
-def _yes_or_no(text: str) -> bool:
-    if text not in ("yes", "no"):
-        raise argparse.ArgumentTypeError(f"yes or no, not {text!r}")
-    return text == "yes"
-
-
-def _show(default: Any) -> str:
-    if isinstance(default, bool):
-        return "yes" if default else "no"
-    if isinstance(default, tuple):
-        return ",".join(map(str, default))
-    return "none" if default in ("", None) else str(default)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    differences = " ".join(f"{flag(name)} {value}" for name, value in PAPER.items())
+    return parse_settings(
+        TrainConfig, "train.py", __doc__, "--equations", presets, "published", f"paper: {differences}", arguments
+    )
