@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from command_line import keep_freed_memory
 from config_train import TrainConfig, parse_arguments
 from faces.label_table import write_skipped
 from faces.reader import ImageError
@@ -67,6 +68,7 @@ def say(text: str) -> None:
 
 def main() -> int:
     """Exit code 0, 1 for a run that failed, 2 for a call that was wrong, 130 for Ctrl-C."""
+    keep_freed_memory()
     try:
         train(parse_arguments())
     except (TrainingError, ImageError) as error:
