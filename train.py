@@ -35,7 +35,8 @@ def train(config: TrainConfig) -> None:
     report_skipped(config, skipped)
     if config.resume:
         load_state(run)
-    say(f"{len(faces.usable)} images, {faces.steps(config.batch_size)} steps an epoch, on {run.device} in {run.dtype}")
+    steps = faces.images.steps(config.batch_size)
+    say(f"{len(faces.images.usable)} images, {steps} steps an epoch, on {run.device} in {run.dtype}")
 
     while run.epoch < config.epochs:
         record = train_epoch(run, faces)

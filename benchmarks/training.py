@@ -58,7 +58,7 @@ def published_step(faces: Faces) -> Callable[[], None]:
     use_published_attention(model.clip)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizers = [torch.optim.AdamW(weights, 1e-5, foreach=False) for weights in (trained, list(mlp.parameters()))]
-    images = faces.preprocessing.normalise(faces.cached).contiguous()
+    images = faces.images.preprocessing.normalise(faces.images.cached).contiguous()
     target = score_to_distribution(faces.quality)
 
     def step() -> None:
@@ -81,7 +81,7 @@ def our_step(faces: Faces, precision: Literal["fp32", "bf16"]) -> Callable[[], N
     config = TrainConfig(precision=precision)
     run = prepare_run(config, torch.device("cpu"), random_model(), ConfidenceMLP())
     run.model.train()
-    batch = next(faces.batches(len(faces.paths), seed=(0,)))
+    batch = next(faces.images.batches(len(faces.images.paths), seed=(0,)))
 
     def step() -> None:
         update(run, batch_losses(run, faces, batch).sum())

@@ -22,39 +22,39 @@ def table(tmp_path_factory):
 def test_each_row_once_in_equal_batches(table):
     faces, skipped = read_faces(table, FACE_PREPROCESSING)
     assert skipped == []
-    batches = list(faces.batches(4, seed=(1, 2)))
+    batches = list(faces.images.batches(4, seed=(1, 2)))
     assert sorted(len(batch.rows) for batch in batches) == [3, 4, 4]
-    assert len(batches) == faces.steps(4)
+    assert len(batches) == faces.images.steps(4)
     assert sorted(torch.cat([batch.rows for batch in batches]).tolist()) == list(range(11))
     for batch in batches:
         for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
-            expected = FACE_PREPROCESSING.resize(read_image(faces.paths[row]))
+            expected = FACE_PREPROCESSING.resize(read_image(faces.images.paths[row]))
             assert torch.equal(image, torch.from_numpy(expected.copy()))
 
 
 def test_no_step_of_a_single_image(table):
     faces, _ = read_faces(table, FACE_PREPROCESSING)
-    assert [len(batch.rows) for batch in faces.batches(2, seed=(0,))] == [3, 2, 2, 2, 2]
+    assert [len(batch.rows) for batch in faces.images.batches(2, seed=(0,))] == [3, 2, 2, 2, 2]
 
 
 def test_order_and_flips_follow_from_the_seed(table):
     faces, _ = read_faces(table, FACE_PREPROCESSING)
-    runs = [list(faces.batches(4, seed=seed)) for seed in ((1, 0), (1, 0), (1, 1))]
+    runs = [list(faces.images.batches(4, seed=seed)) for seed in ((1, 0), (1, 0), (1, 1))]
     rows, flips = ([torch.cat([getattr(batch, name) for batch in run]) for run in runs] for name in ("rows", "flip"))
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(flips[0], flips[1])
     assert not torch.equal(rows[0], rows[2])
-    many = torch.cat([batch.flip for epoch in range(100) for batch in faces.batches(4, seed=(0, epoch))])
+    many = torch.cat([batch.flip for epoch in range(100) for batch in faces.images.batches(4, seed=(0, epoch))])
     assert 0.45 < many.float().mean() < 0.55
-    assert not any(batch.flip.any() for batch in faces.batches(4, seed=(0, 0), flips=False))
+    assert not any(batch.flip.any() for batch in faces.images.batches(4, seed=(0, 0), flips=False))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_cache_changes_nothing(table, workers):
     kept, _ = read_faces(table, FACE_PREPROCESSING, cache="yes")
     read, _ = read_faces(table, FACE_PREPROCESSING, cache="no", workers=workers)
-    assert read.cached is None
-    for a, b in zip(kept.batches(4, seed=(3,)), read.batches(4, seed=(3,)), strict=True):
+    assert read.images.cached is None
+    for a, b in zip(kept.images.batches(4, seed=(3,)), read.images.batches(4, seed=(3,)), strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -77,7 +77,7 @@ def test_rows_that_cannot_train_are_left_out(tmp_path, cache):
     write_labels(tmp_path / "labels.tsv", rows)
     faces, skipped = read_faces(tmp_path / "labels.tsv", FACE_PREPROCESSING, cache=cache)
     assert sorted(skipped) == [("1.png", "no_quality"), ("cut.png", "truncated"), ("gone.png", "missing")]
-    assert faces.usable.tolist() == [0, 4, 5]
+    assert faces.images.usable.tolist() == [0, 4, 5]
     assert faces.quality[5].item() == pytest.approx((3 - 0.5) / 8.5)  # the extremes are those of the file
     assert faces.quality[2].isnan()
 
@@ -95,7 +95,7 @@ def test_an_image_that_goes_during_the_run_is_named(tmp_path):
     faces, _ = read_faces(write_faces(tmp_path, 4), FACE_PREPROCESSING, cache="no")
     (tmp_path / "2.png").unlink()
     with pytest.raises(ImageError, match=r"2\.png could be read when the run began"):
-        list(faces.batches(4, seed=(0,)))
+        list(faces.images.batches(4, seed=(0,)))
 
 
 def test_normalisation():

@@ -27,7 +27,7 @@ def save_gradients(rank: int, processes: int, settings: dict, path: str) -> None
         os.environ |= rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     run = start_run(TrainConfig(**settings), parallel.start("cpu"))
     faces, _ = read_faces(run.config.data_list, run.model.preprocessing)
-    batch = next(faces.batches(run.config.batch_size, seed=(0,)))
+    batch = next(faces.images.batches(run.config.batch_size, seed=(0,)))
     assert len(batch.images) == len(parallel.share(batch.rows))
     batch_losses(run, faces, batch).sum().backward()
     parallel.sum_gradients(run.model.parameters())

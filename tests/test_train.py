@@ -52,7 +52,7 @@ def test_overfits_32_images(config):
     model = load(Path(config.checkpoints) / "clib_fiqa.safetensors")
     faces, _ = read_faces(config.data_list, model.preprocessing)
     with torch.no_grad():
-        predicted = marginals(model(model.preprocessing.normalise(faces.cached)))
+        predicted = marginals(model(model.preprocessing.normalise(faces.images.cached)))
     assert np.corrcoef(expected_quality(predicted["quality"]), faces.quality)[0, 1] > 0.95
     hits = [(predicted[name].argmax(1) == faces.factors[:, i]).float().mean() for i, name in enumerate(TASKS[1:])]
     assert sum(hits) / 5 > 0.75

@@ -48,7 +48,7 @@ def test_trajectory(golden, starts, rule):
     config = TrainConfig(data_list=table, epochs=8, lr=1e-4, batch_size=8, freeze=rule, **starts)
     run = start_run(config, torch.device("cpu"))
     faces, _ = read_faces(config.data_list, run.model.preprocessing)
-    images = run.model.preprocessing.normalise(faces.cached)
+    images = run.model.preprocessing.normalise(faces.images.cached)
     for epoch in range(config.epochs):
         record = train_epoch(run, faces)
         np.testing.assert_allclose(losses_of(record), losses[epoch], rtol=0, atol=TOLERANCE)
@@ -84,5 +84,5 @@ def test_command_line_gives_the_same(golden, starts, tmp_path):
     model = load(tmp_path / "clib_fiqa.safetensors")
     faces, _ = read_faces(golden / "trajectory_labels.tsv", model.preprocessing)
     with torch.no_grad():
-        predicted = expected_quality(marginals(model(model.preprocessing.normalise(faces.cached)))["quality"])
+        predicted = expected_quality(marginals(model(model.preprocessing.normalise(faces.images.cached)))["quality"])
     np.testing.assert_allclose(predicted, quality[7], rtol=0, atol=TOLERANCE)

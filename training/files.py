@@ -114,9 +114,9 @@ def write_log(run: Run, record: Mapping[str, Any]) -> None:
 def write_confidences(run: Run, faces: Faces) -> None:
     """Write confidence.tsv: path, divergence d and certainty rho of each row that trains, in the table's order."""
     assert run.divergences is not None, "before calibration"
-    rows = zip(faces.usable.tolist(), run.divergences[faces.usable].tolist(), strict=True)
+    rows = zip(faces.images.usable.tolist(), run.divergences[faces.images.usable].tolist(), strict=True)
     rho = certainty(run.divergences).tolist()
-    lines = [f"{faces.paths[row]}\t{d!r}\t{rho[row]!r}" for row, d in rows]
+    lines = [f"{faces.images.paths[row]}\t{d!r}\t{rho[row]!r}" for row, d in rows]
     _write(Path(run.config.checkpoints) / "confidence.tsv", "\n".join(["path\tdivergence\tcertainty", *lines, ""]))
 
 

@@ -23,7 +23,8 @@ from tqdm import tqdm
 from model.clib_fiqa import factor_joint, marginals
 from training import parallel
 from training.calibration import certainty, divergence
-from training.data import Batch, Faces
+from training.data import Faces
+from training.images import Batch
 from training.losses import TASKS, earth_movers_distance, score_to_distribution, task_losses
 from training.run import Run
 from training.schedule import cosine_wave, milestones
@@ -44,7 +45,7 @@ def train_epoch(run: Run, faces: Faces) -> dict[str, Any]:
     weights = loss_weights(run.history, len(TASKS), config.weighting)
     run.model.train()
     values = []
-    steps = faces.batches(config.batch_size, seed=(config.seed, run.epoch))
+    steps = faces.images.batches(config.batch_size, seed=(config.seed, run.epoch))
     for step, batch in enumerate(_progress(steps, run, faces), 1):
         losses = batch_losses(run, faces, batch)
         norm = update(run, losses @ F.pad(weights, (0, 1), value=1.0)[: len(losses)].to(run.device))
@@ -113,14 +114,14 @@ def calibrate(run: Run, faces: Faces) -> dict[str, float]:
     """
     training = run.config.calibrate_in == "train"
     run.model.train(training)
-    divergences = torch.full((len(faces.paths),), math.nan)
-    steps = faces.batches(run.config.batch_size, seed=(run.config.seed, run.epoch, 1), flips=training)
+    divergences = torch.full((len(faces.images.paths),), math.nan)
+    steps = faces.images.batches(run.config.batch_size, seed=(run.config.seed, run.epoch, 1), flips=training)
     for batch in _progress(steps, run, faces):
         joint = predict(run, batch)
         quality, implied = marginals(joint)["quality"], run.mlp(factor_joint(joint))
         divergences[batch.rows] = divergence(quality, implied, run.config.confidence).cpu()
     run.divergences = divergences
-    found = divergences[faces.usable]
+    found = divergences[faces.images.usable]
     rho = certainty(found)
     return {
         f"{name}_{statistic}": getattr(values, statistic)().item()
@@ -159,6 +160,6 @@ def describe(record: dict[str, Any]) -> str:
 
 def _progress(batches: Iterable[Batch], run: Run, faces: Faces) -> Iterator[Batch]:
     """The batches, with a bar on stderr."""
-    title, total = f"epoch {run.epoch + 1}/{run.config.epochs}", faces.steps(run.config.batch_size)
+    title, total = f"epoch {run.epoch + 1}/{run.config.epochs}", faces.images.steps(run.config.batch_size)
     hidden = parallel.rank() > 0 or None  # None: where stderr is no terminal
     yield from tqdm(batches, title, total, unit="step", leave=False, disable=hidden, file=sys.stderr)
