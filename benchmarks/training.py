@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from published import encode_prompts, use_published_attention
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from published import encode_prompts, use_published_attention
 
 from command_line import keep_freed_memory
 from config_train import TrainConfig
@@ -30,6 +31,7 @@ from model.clib_fiqa import ClibFiqa
 from model.clip import CLIP, ModifiedResNet, TextShape
 from model.confidence import ConfidenceMLP
 from training.data import Faces
+from training.images import Images
 from training.loop import batch_losses, factor_joint, update
 from training.losses import earth_movers_distance, score_to_distribution, task_losses
 from training.run import freeze, prepare_run
@@ -44,10 +46,9 @@ def random_model() -> ClibFiqa:
 
 def random_faces(count: int) -> Faces:
     """Noise with labels, in memory."""
-    images = torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8)
-    preprocessing = random_model().preprocessing
-    factors = torch.randint(0, 2, (count, 5))
-    return Faces([""] * count, torch.rand(count), factors, torch.arange(count), preprocessing, 0, images)
+    pictures = torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8)
+    images = Images([""] * count, torch.arange(count), random_model().preprocessing, 0, pictures)
+    return Faces(images, torch.rand(count), torch.randint(0, 2, (count, 5)))
 
 
 def published_step(faces: Faces) -> Callable[[], None]:
