@@ -6,20 +6,19 @@ All are replaced atomically, and none needs unpickling: safetensors, JSON lines 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from model.checkpoint import load_strict, read_checkpoint, save_checkpoint, sha256_of
 from model.prompts import prompts_hash
 from training.calibration import certainty
 from training.data import Faces
 from training.run import Run
+from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix, write_record, write_text
 
 # Settings that a resumed run may change; the others would make two runs out of one. Of the label table and the start
 # weights only the path may change.
@@ -41,9 +40,9 @@ def write_epoch(run: Run, faces: Faces, record: Mapping[str, Any]) -> None:
 def save_state(run: Run) -> None:
     """Write state.safetensors: all that the epochs to come depend on (orders and flips follow from seed and epoch)."""
     tensors = {
-        **_prefixed("model.", run.model.state_dict()),
-        **_prefixed("mlp.", run.mlp.state_dict()),
-        **{key: value for prefix, _, state in _moments(run) for key, value in _prefixed(prefix, state).items()},
+        **prefixed("model.", run.model.state_dict()),
+        **prefixed("mlp.", run.mlp.state_dict()),
+        **optimizer_tensors(run.optimizer, "optimizer."),
     }
     if run.divergences is not None:
         tensors["divergences"] = run.divergences
@@ -68,13 +67,9 @@ def load_state(run: Run) -> None:
     tensors, metadata = read_checkpoint(path)
     facts = json.loads(metadata["run"])
     _require_same_run(run, facts, path)
-    load_strict(run.model, _without_prefix("model.", tensors), path)
-    load_strict(run.mlp, _without_prefix("mlp.", tensors), path)
-    moments = {}
-    for index, (prefix, weight, _) in enumerate(_moments(run)):
-        saved = _without_prefix(prefix, tensors)  # in the weight's own memory layout, as the optimiser made it
-        moments[index] = {key: value if value.dim() == 0 else _like(weight, value) for key, value in saved.items()}
-    run.optimizer.load_state_dict({"state": moments, "param_groups": run.optimizer.state_dict()["param_groups"]})
+    load_strict(run.model, without_prefix("model.", tensors), path)
+    load_strict(run.mlp, without_prefix("mlp.", tensors), path)
+    load_optimizer(run.optimizer, "optimizer.", tensors)
     run.scaler.load_state_dict(facts["scaler"])
     run.epoch, run.history, run.divergences = facts["epoch"], facts["history"], tensors.get("divergences")
 
@@ -103,10 +98,7 @@ def save_model(run: Run) -> Path:
 
 def write_log(run: Run, record: Mapping[str, Any]) -> None:
     """Add the epoch's line to log.jsonl; lines of this epoch and later ones, left by an earlier attempt, go."""
-    path = Path(run.config.checkpoints) / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
-    _write(path, "\n".join([*kept, json.dumps(record), ""]))
+    write_record(Path(run.config.checkpoints) / "log.jsonl", record)
     if run.config.tensorboard:
         _write_tensorboard(run, record)
 
@@ -117,18 +109,11 @@ def write_confidences(run: Run, faces: Faces) -> None:
     rows = zip(faces.images.usable.tolist(), run.divergences[faces.images.usable].tolist(), strict=True)
     rho = certainty(run.divergences).tolist()
     lines = [f"{faces.images.paths[row]}\t{d!r}\t{rho[row]!r}" for row, d in rows]
-    _write(Path(run.config.checkpoints) / "confidence.tsv", "\n".join(["path\tdivergence\tcertainty", *lines, ""]))
+    write_text(Path(run.config.checkpoints) / "confidence.tsv", "\n".join(["path\tdivergence\tcertainty", *lines, ""]))
 
 
 def _state_path(run: Run) -> Path:
     return Path(run.config.checkpoints) / "state.safetensors"
-
-
-def _moments(run: Run) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
-    """(prefix in the file, weight, the optimiser's tensors of it) for each weight, in the optimiser's order."""
-    weights = [weight for group in run.optimizer.param_groups for weight in group["params"]]
-    for index, weight in enumerate(weights):
-        yield f"optimizer.{index}.", weight, run.optimizer.state.get(weight, {})
 
 
 def _require_same_run(run: Run, facts: Mapping[str, Any], path: Path) -> None:
@@ -153,21 +138,3 @@ def _write_tensorboard(run: Run, record: Mapping[str, Any]) -> None:
         for name, value in record["losses"].items():
             if value is not None:
                 writer.add_scalar(f"losses/{name}", value, record["epoch"])
-
-
-def _prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + key: value for key, value in tensors.items()}
-
-
-def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _like(weight: Tensor, value: Tensor) -> Tensor:
-    return torch.empty_like(weight, requires_grad=False).copy_(value)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", errors="surrogateescape")
-    os.replace(partial, path)

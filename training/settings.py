@@ -15,6 +15,7 @@ from dataclasses import fields
 from typing import Any, Literal, TypeVar
 
 Settings = TypeVar("Settings")
+METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 
 
 def parse_settings(
@@ -87,10 +88,12 @@ def _options(kind: Any) -> dict[str, Any]:
     if typing.get_origin(kind) is types.UnionType:  # X | None
         return {"type": typing.get_args(kind)[0], "metavar": "X"}
     if typing.get_origin(kind) is tuple:
-        return {"type": lambda text: tuple(int(part) for part in text.split(",") if part), "metavar": "N,N"}
+        part = typing.get_args(kind)[0]
+        metavar = f"{METAVARS[part]},{METAVARS[part]}"
+        return {"type": lambda text: tuple(part(item) for item in text.split(",") if item), "metavar": metavar}
     if kind is bool:
         return {"type": _yes_or_no, "nargs": "?", "const": True, "metavar": "yes|no"}
-    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind]}
+    return {"type": kind, "metavar": METAVARS[kind]}
 
 
 def _yes_or_no(text: str) -> bool:

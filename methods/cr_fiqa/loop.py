@@ -1,0 +1,146 @@
+"""An epoch of CR-FIQA's training (Boutros et al., CVPR 2023): ArcFace, and a regression of the classifiability."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from tqdm import tqdm
+
+from methods.cr_fiqa.config import Config
+from methods.cr_fiqa.data import Identities
+from methods.cr_fiqa.header import arcface_loss
+from methods.cr_fiqa.losses import quality_anchor, quality_loss, teacher_loss
+from methods.cr_fiqa.run import Run
+from training import parallel
+from training.images import Batch
+from training.loop import TrainingError
+from training.schedule import milestones
+
+LR_BATCH = 512  # the batch size that --lr is meant for
+LOSSES = ("identity", "quality", "teacher")
+
+
+def train_epoch(run: Run, identities: Identities, verify: Callable[[], Any]) -> dict[str, Any]:
+    """Train the next epoch and return its line of the log; `verify` is called each `--eval-every` steps.
+
+    Raises TrainingError when a loss or a gradient is not finite.
+    """
+    config, began = run.config, time.perf_counter()
+    torch.manual_seed(config.seed + 1000 * (run.epoch + 1) + parallel.rank())  # of the dropout
+    run.backbone.train()
+    steps = identities.images.steps(config.batch_size)
+    sums, seen, lr = torch.zeros(6, dtype=torch.float64), 0, 0.0
+    for index, batch in enumerate(_progress(run, identities, steps)):
+        lr = learning_rate(config, run.epoch + index / steps)
+        values, norm = train_step(run, identities, batch, lr)
+        _require_finite(run, index + 1, lr, values[:3].tolist(), norm)
+        sums, seen = sums + values.double() * len(batch.images), seen + len(batch.images)
+        run.step += 1
+        if config.eval_every and run.step % config.eval_every == 0:
+            verify()
+            run.backbone.train()
+    run.epoch += 1
+    means = parallel.gather((sums / seen)[None], parallel.processes()).mean(dim=0).tolist()
+    seconds = time.perf_counter() - began
+    return {
+        "epoch": run.epoch,
+        "step": run.step,
+        "lr": lr,
+        "losses": dict(zip(LOSSES, means[:3], strict=True)),
+        "ccs": means[3],
+        "nnccs": means[4],
+        "anchor": means[5],
+        "images_per_second": round(seen * parallel.processes() / seconds, 1),
+        "seconds": round(seconds, 1),
+    }
+
+
+def train_step(run: Run, identities: Identities, batch: Batch, lr: float) -> tuple[Tensor, float]:
+    """One step of both optimisers: the means of the share's three losses, CCS, NNCCS and anchor (6,), and the length
+    of the backbone's gradient."""
+    for optimizer in run.optimizers.values():
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.zero_grad()
+    losses, facts = share_losses(run, identities, batch)
+    config = run.config
+    weights = losses.new_tensor([config.identity_weight, config.alpha, config.teacher_weight])
+    part = len(batch.images) / len(batch.rows)  # the sum over the processes is the mean over the batch
+    run.scaler.scale((losses @ weights) * part).backward()
+    parallel.sum_gradients(run.backbone.parameters())
+    parallel.sum_gradients(run.header.parameters())
+    run.scaler.unscale_(run.optimizers["backbone"])
+    norm = clip_grad_norm_(run.backbone.parameters(), config.clip_norm)
+    for optimizer in run.optimizers.values():
+        run.scaler.step(optimizer)
+    run.scaler.update()
+    return torch.cat([losses.detach(), facts]).cpu(), norm.item()
+
+
+def share_losses(run: Run, identities: Identities, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The three losses (3,) of this process's share of a batch, means over its images, and CCS, NNCCS, anchor (3,)."""
+    rows = parallel.share(batch.rows)
+    labels = identities.labels[rows].to(run.device)
+    images, flip = batch.images.to(run.device), batch.flip.to(run.device)
+    images = torch.where(flip[:, None, None, None], images.flip(2), images)
+    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+        embeddings, predicted = run.backbone(run.backbone.preprocessing.normalise(images))
+    assert predicted is not None, "the backbone has no quality head"
+    embeddings = embeddings.float()
+    identity, ccs, nnccs = arcface_loss(embeddings, run.header.kernel, labels, run.config.scale, run.config.margin)
+    anchors = quality_anchor(ccs, nnccs, run.config.anchor)
+    quality = quality_loss(predicted[:, 0].float(), anchors)
+    if run.targets is None:
+        teacher = torch.zeros_like(identity)
+    else:
+        teacher = teacher_loss(embeddings, run.targets[rows, batch.flip.long()].to(run.device))
+    return torch.stack([identity, quality, teacher]).mean(dim=1), torch.stack([ccs, nnccs, anchors]).mean(dim=1)
+
+
+def learning_rate(config: Config, epoch: float) -> float:
+    """The rate at `epoch` finished epochs, a fraction in the middle of one."""
+    highest = config.lr * config.batch_size / LR_BATCH
+    if epoch < config.warm_up:
+        return highest * (epoch + 1e-3) / config.warm_up
+    if config.schedule == "cosine":
+        done = (epoch - config.warm_up) / (config.epochs - config.warm_up)
+        return highest * (1 + math.cos(math.pi * done)) / 2
+    return milestones(int(epoch), highest, [milestone - 1 for milestone in config.milestones])
+
+
+def describe(record: dict[str, Any]) -> str:
+    """The log's line for people."""
+    losses = ", ".join(f"{name} {value:.4f}" for name, value in record["losses"].items())
+    found = "; ".join(
+        f"{name} accuracy {values['accuracy']:.4f}" for name, values in record.get("verification", {}).items()
+    )
+    return (
+        f"epoch {record['epoch']} (step {record['step']}): lr {record['lr']:.3g}, {losses}, CCS {record['ccs']:.3f}, "
+        f"NNCCS {record['nnccs']:.3f}, {record['images_per_second']} images/s{'; ' if found else ''}{found}"
+    )
+
+
+def _require_finite(run: Run, step: int, lr: float, losses: list[float], norm: float) -> None:
+    overflow = run.scaler.is_enabled()  # an infinite gradient in fp16 makes the scaler skip the step, and go on
+    if all(map(math.isfinite, losses)) and (math.isfinite(norm) or overflow):
+        return
+    found = ", ".join(f"{name} {value:.4g}" for name, value in zip(LOSSES, losses, strict=True))
+    raise TrainingError(
+        f"the training has diverged in epoch {run.epoch + 1}, step {step}, at learning rate {lr:.3g}: losses {found}; "
+        f"gradient {norm:.4g}. Saved states of earlier epochs are kept: try --resume with a lower --lr, or a longer "
+        "--warm-up, or --precision fp32"
+    )
+
+
+def _progress(run: Run, identities: Identities, steps: int) -> Iterator[Batch]:
+    """The batches, with a bar on stderr."""
+    batches = identities.images.batches(run.config.batch_size, seed=(run.config.seed, run.epoch))
+    hidden = parallel.rank() > 0 or None  # None: where stderr is no terminal
+    title = f"epoch {run.epoch + 1}/{run.config.epochs}"
+    yield from tqdm(batches, title, steps, unit="step", leave=False, disable=hidden, file=sys.stderr)

@@ -1,0 +1,118 @@
+"""Train CR-FIQA (Boutros et al., CVPR 2023): faces of identities -> backbone, header, order of the classes.
+
+    python -m methods.cr_fiqa.train --data FACES --output runs/cr_fiqa --preset small
+    torchrun --nproc-per-node 4 -m methods.cr_fiqa.train --data FACES --output runs/cr_fiqa --preset webface
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from command_line import exit_code, keep_freed_memory
+from faces.reader import ImageError
+from methods.cr_fiqa.config import Config, parse_arguments
+from methods.cr_fiqa.data import read_identities
+from methods.cr_fiqa.files import load_state, save_networks, save_state
+from methods.cr_fiqa.loop import describe, train_epoch
+from methods.cr_fiqa.run import Run, make_backbone, start_run
+from methods.cr_fiqa.teacher import class_centres, teacher_embeddings
+from methods.cr_fiqa.verification import PairSet, read_pair_set, verify
+from training import parallel
+from training.state import write_record
+
+
+def train(config: Config) -> Path:
+    """Train, and return the path of the last {step}backbone.pth."""
+    device = parallel.start(config.device)
+    torch.manual_seed(config.seed)  # of new weights
+    backbone = make_backbone(config)
+    identities, skipped = read_identities(
+        config.data,
+        backbone.preprocessing,
+        names=config.identities,
+        min_images=config.min_images,
+        cache=config.cache,
+        workers=config.num_workers,
+    )
+    for path, status in skipped:
+        say(f"left out: {path} ({status})")
+    pair_sets = [
+        read_pair_set(path, config.verify_images, backbone.preprocessing, config.num_workers) for path in config.verify
+    ]
+    run = start_run(config, device, backbone, identities)
+    if config.teacher:
+        width = backbone.fc.out_features
+        run.targets = teacher_embeddings(config.teacher, identities, width, device)
+        with torch.no_grad():  # as long as random centres are
+            run.header.kernel.copy_(class_centres(run.targets, identities).t() * run.header.kernel.norm(dim=0).mean())
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    if config.resume:
+        load_state(run, identities)
+    steps = identities.images.steps(config.batch_size)
+    count = len(identities.images.usable)
+    say(f"{count} images of {len(identities.classes)} identities, {steps} steps an epoch, on {device} in {run.dtype}")
+
+    path = Path(config.output) / f"{run.step}backbone.pth"
+    while run.epoch < config.epochs:
+        record = train_epoch(run, identities, lambda: verify_all(run, pair_sets))
+        if pair_sets and not config.eval_every:
+            record["verification"] = verify_all(run, pair_sets)
+        record["best"] = run.best
+        say(describe(record))
+        if parallel.rank() == 0:
+            write_record(Path(config.output) / "log.jsonl", record)
+            if run.epoch % config.save_every == 0 or run.epoch == config.epochs:
+                path = save_networks(run, identities)
+                save_state(run, identities)
+    return path
+
+
+def verify_all(run: Run, pair_sets: list[PairSet]) -> dict[str, Any]:
+    """Verify on each pair list, in the first process; keeps the best accuracies in `run.best`."""
+    if parallel.rank() > 0:
+        return {}
+    run.backbone.eval()
+
+    @torch.inference_mode()
+    def embed(images: Tensor) -> Tensor:
+        with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+            return run.backbone(run.backbone.preprocessing.normalise(images.to(run.device)))[0]
+
+    found = {pair_set.name: {"step": run.step, **verify(embed, pair_set)} for pair_set in pair_sets}
+    for name, values in found.items():
+        if values["accuracy"] > run.best.get(name, {"accuracy": 0})["accuracy"]:
+            run.best[name] = values
+    return found
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr, from one process; stdout holds the path of the result only."""
+    if parallel.rank() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Exit code 0, 2 for a call that was wrong or a run that failed, 130 for Ctrl-C."""
+
+    def run() -> int:
+        keep_freed_memory()
+        try:
+            path = train(parse_arguments())
+            if parallel.rank() == 0:
+                print(path)
+        except ImageError as error:
+            raise ValueError(str(error)) from error
+        finally:
+            parallel.stop()
+        return 0
+
+    return exit_code(run, "stopped; the same command with --resume continues after the last saved epoch")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
