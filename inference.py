@@ -6,7 +6,7 @@
     python inference.py 'a/*.png' b.jpg @more.txt               patterns, files, and a list of paths
     find . -name '*.jpg' | python inference.py -                a list on standard input
     python inference.py face.jpg --weights CLIB-FIQA_R50.pth    the published model instead of the one in weights/
-    python inference.py crops --method cr-fiqa --weights 181952backbone.pth --output scores.txt
+    python inference.py crops --weights 181952backbone.pth --output scores.txt      CR-FIQA, and its `path score` lines
 
 A picture of 112x112 pixels is taken as an aligned crop; in any other the largest face is found and aligned. A picture
 that cannot be scored is a row with its status (missing, not_an_image, truncated, no_face, …) and stops nothing.
@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     first = list(islice(remaining, 2))
     if not first:
         raise ValueError(f"there are no images in {' '.join(args.images)}")
-    scorer = Scorer(args.method, args.weights, args.device, args.precision, args.align, args.batch_size)
+    settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
+    scorer = Scorer(args.method, args.weights, *settings)
     if len(first) == 1 and not args.output:
         return print_sentence(scorer.score(first[0]))
     if args.workers is None:
@@ -112,10 +113,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="PATH", help="file, folder, pattern, @list of paths, or - for a list on stdin")
-    add("--method", choices=("clib-fiqa", "cr-fiqa"), default="clib-fiqa", help="system (default: clib-fiqa)")
+    add("--method", choices=("clib-fiqa", "cr-fiqa"), help="system (default: the one that --weights are for)")
     add("--weights", metavar="FILE_OR_NAME", help="checkpoint (default: the method's own, in weights/)")
     add("--output", type=Path, metavar="FILE", help="table to write: .csv, .jsonl, .parquet, or .txt (`path score`)")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output")
+    add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
     add("--device", default="auto", help="auto (default), cpu, cuda, mps")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on CUDA, else fp32")

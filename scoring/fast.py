@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from model.clip import AttentionPool, Bottleneck, ModifiedResNet
 from model.face_trunk import ConvNormReLU6
 from model.folding import fold_batch_norms
+from model.iresnet import IBasicBlock
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -62,7 +63,7 @@ ACTIVATIONS = {  # name -> how oneDNN calls it
 
 
 class FusedConv(nn.Module):
-    """A convolution, then the addition of a shortcut and one of `ACTIVATIONS`."""
+    """A convolution, then one of `ACTIVATIONS`; with a shortcut its addition, and then ReLU or none."""
 
     def __init__(self, conv: Any, activation: str = "none") -> None:
         super().__init__()
@@ -85,7 +86,8 @@ class FusedConv(nn.Module):
         if shortcut is None:
             return onednn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *activation)
         with_addition = onednn._convolution_pointwise_.binary
-        return with_addition(shortcut, x, self.weight, self.bias, *self.geometry, "add", 1.0, *activation)
+        behind = activation if activation[0] == "relu" else (None, [], None)  # it knows no other, and no "none" either
+        return with_addition(shortcut, x, self.weight, self.bias, *self.geometry, "add", 1.0, *behind)
 
 
 class FastBottleneck(nn.Module):
@@ -104,13 +106,32 @@ class FastBottleneck(nn.Module):
         return self.conv3(y, self.shortcut(x))
 
 
+class FastIBasicBlock(nn.Module):
+    """`IBasicBlock` of fused convolutions. The norm before the first one stays: zeros pad its output. It may overwrite
+    its input, which nothing else reads."""
+
+    def __init__(self, block: IBasicBlock) -> None:
+        super().__init__()
+        self.norm, self.prelu = block.bn1, block.prelu
+        self.conv1, self.conv2 = FusedConv(block.conv1), FusedConv(block.conv2)
+        self.shortcut = block.downsample
+        if isinstance(block.downsample, nn.Sequential):
+            self.shortcut = FusedConv(block.downsample[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.prelu(self.conv1(self.norm(x)))
+        return self.conv2(y, self.shortcut(x))
+
+
 def _fuse_convolutions(network: nn.Module) -> nn.Module:
-    """Every convolution of a network whose batch norms are folded, with the ReLU6 behind it, in place."""
+    """Every convolution of a network whose norms are folded, with the ReLU6 or the addition behind it, in place."""
     for parent in list(network.modules()):
         if isinstance(parent, ConvNormReLU6):
             parent[0], parent[2] = FusedConv(parent[0], "relu6"), nn.Identity()
         for name, child in parent.named_children():
-            if isinstance(child, nn.Conv2d):
+            if isinstance(child, IBasicBlock):
+                setattr(parent, name, FastIBasicBlock(child))
+            elif isinstance(child, nn.Conv2d):
                 setattr(parent, name, FusedConv(child))
     return network
 

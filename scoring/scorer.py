@@ -80,41 +80,40 @@ class Score:
 class Scorer:
     """A network that scores face images: `Scorer("clib-fiqa").score("face.jpg").quality`.
 
-    `method` is one of `METHODS`; `weights` a checkpoint file or a name of `model/weights.py` (default: the method's
-    own). `precision` is auto (bf16 on CUDA, else fp32), fp32, bf16 or fp16. `align` is auto (a picture of
-    112x112 pixels is an aligned crop, in any other the largest face is found and aligned), yes or no. Raises
-    ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
+    `method` is one of `METHODS` (default: what the weights are for); `weights` a checkpoint file or a name of
+    `model/weights.py` (default: the method's own, and CLIB-FIQA's without either). `precision` is auto (bf16 on CUDA,
+    else fp32), fp32, bf16 or fp16. `align` is auto (a picture of 112x112 pixels is an aligned crop, in any other the
+    largest face is found and aligned), yes or no. `swapped_channels`: red and blue have changed places in every image.
+    Raises ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
     """
 
     def __init__(
         self,
-        method: str = "clib-fiqa",
+        method: str | None = None,
         weights: str | Path | None = None,
         device: str = "auto",
         precision: str = "auto",
         align: str = "auto",
         batch_size: int = 16,
+        swapped_channels: bool = False,
     ) -> None:
-        for name, value, choices in (("method", method, METHODS), ("align", align, ALIGN)):
+        for name, value, choices in (("method", method or DEFAULT_METHOD, METHODS), ("align", align, ALIGN)):
             if value not in choices:
                 raise ValueError(f"{name} {value!r} is none of {', '.join(choices)}")
         if precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision {precision!r} is none of auto, {', '.join(PRECISIONS)}")
-        self.method, self.align, self.batch_size = method, align, batch_size
+        self.align, self.batch_size, self.swapped_channels = align, batch_size, swapped_channels
         self.device = pick_device(device)
         self.dtype = pick_precision(precision, self.device)
-        self.weights = find_weights(weights or METHODS[method].weights)
+        self.weights = find_weights(weights or METHODS[method or DEFAULT_METHOD].weights)
         network = load_network(self.weights)
-        if not isinstance(network, METHODS[method].network):
-            fitting = [name for name, other in METHODS.items() if isinstance(network, other.network)]
-            hint = f"use the method {fitting[0]}" if fitting else f"no method of {', '.join(METHODS)} scores with it"
-            raise ValueError(f"{self.weights} holds a {type(network).__name__}, which is not for {method}: {hint}")
+        self.method = method_of(network, self.weights, method)
         self.preprocessing: Preprocessing = network.preprocessing
-        self._prepare = partial(prepare, self.preprocessing, align)
-        self._predict = METHODS[method].predictor(network, self.dtype, self.device)
+        self._prepare = partial(prepare, self.preprocessing, align, swapped_channels)
+        self._predict = METHODS[self.method].predictor(network, self.dtype, self.device)
 
     @property
-    def settings(self) -> dict[str, str]:
+    def settings(self) -> dict[str, str | bool]:
         """What the scores depend on, besides the images."""
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
         return {
@@ -123,6 +122,7 @@ class Scorer:
             "device": self.device.type,
             "precision": precision,
             "align": self.align,
+            "swapped_channels": self.swapped_channels,
         }
 
     def __repr__(self) -> str:
@@ -191,7 +191,7 @@ def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
         return read_image(image)
     if isinstance(image, np.ndarray):
         rgb = to_rgb(image)
-        return np.ascontiguousarray(rgb[..., ::-1]) if color == "bgr" else rgb
+        return _swapped(rgb) if color == "bgr" else rgb
     if isinstance(image, Image.Image):
         return to_rgb(image)
     raise TypeError(
@@ -200,11 +200,28 @@ def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
     )
 
 
-def prepare(preprocessing: Preprocessing, align: str, rgb: np.ndarray) -> np.ndarray:
+def prepare(preprocessing: Preprocessing, align: str, swapped_channels: bool, rgb: np.ndarray) -> np.ndarray:
     """RGB uint8 (H, W, 3) -> the face as the network takes it, uint8 (S, S, 3). Raises ImageError (no_face)."""
+    if swapped_channels:
+        rgb = _swapped(rgb)
     if align == "yes" or (align == "auto" and not is_aligned(rgb)):
         rgb = align_face(rgb)
     return preprocessing.resize(rgb)
+
+
+def _swapped(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def method_of(network: Any, weights: Path, wanted: str | None) -> str:
+    """The method that scores with this network. Raises ValueError when there is none, or another one was wanted."""
+    fitting = next((name for name, method in METHODS.items() if isinstance(network, method.network)), None)
+    kind = type(network).__name__
+    if fitting is None:
+        raise ValueError(f"{weights} is a checkpoint of {kind}: no method of {', '.join(METHODS)} scores with it")
+    if wanted not in (None, fitting):
+        raise ValueError(f"{weights} is a checkpoint of {kind} and not for {wanted}: use the method {fitting}")
+    return fitting
 
 
 def _clib_fiqa(network: ClibFiqa, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Prediction]:
@@ -235,6 +252,7 @@ class Method(NamedTuple):
     predictor: Callable[[Any, torch.dtype, torch.device], Callable[[Tensor], Prediction]]
 
 
+DEFAULT_METHOD = "clib-fiqa"
 METHODS = {
     "clib-fiqa": Method("clib-fiqa", ClibFiqa, _clib_fiqa),
     "cr-fiqa": Method("cr-fiqa-l", IResNet, _cr_fiqa),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from faces.label_table import write_skipped
 from model.prompts import AXES, FACTORS
 
 from .scorer import Score
@@ -25,7 +26,7 @@ def row_of(score: Score) -> Row:
     return {
         "path": score.path,
         "status": score.status,
-        "quality": None if score.quality is None else round(score.quality, 6),
+        "quality": None if score.quality is None else float(f"{score.quality:.7g}"),  # as many digits as fp32 has
         **{factor: score.label(factor) for factor in FACTORS},
         "factors": {axis: _rounded(levels) for axis, levels in score.factors.items()} or None,
         "quality_distribution": score.quality_distribution and [round(p, 6) for p in score.quality_distribution],
@@ -78,7 +79,7 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def write_lines(path: Path, rows: Iterable[Row]) -> None:
-    """`path score`, as CR-FIQA's published scripts write and read it, which have no place for failed rows."""
+    """`path score`, as CR-FIQA's published scripts write and read it; there is no place for failed rows."""
     with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.writelines(f"{row['path']} {row['quality']}\n" for row in rows if row["status"] == "ok")
 
@@ -103,7 +104,8 @@ class Journal:
     """The rows of a run, on disk as soon as they are finished, so that nothing is lost when the run is interrupted.
 
     Whatever the format of `output`, `FILE.partial` is JSON lines: the run's settings, then the rows. `finish` makes the
-    table of it, which is complete or not there.
+    table of it, which is complete or not there. Failed images, for which `path score` lines have no place, go to
+    `FILE.txt.skipped.tsv`.
     """
 
     def __init__(self, output: Path, settings: Mapping[str, Any], resume: bool) -> None:
@@ -156,6 +158,9 @@ class Journal:
             os.replace(complete, self.output)
         finally:
             complete.unlink(missing_ok=True)
+        if self.output.suffix.lower() == ".txt":
+            failed = ((row["path"], row["status"]) for row in self.rows() if row["status"] != "ok")
+            write_skipped(self.output, failed)
         self.partial.unlink()
         return statuses
 

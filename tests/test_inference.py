@@ -15,14 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import recipe
-import torch
 from PIL import Image
 from recipe_tensors import recipe_tensors
 
 import inference
 from model.checkpoint import save_checkpoint
 from model.clib_fiqa import ClibFiqa
-from model.iresnet import IResNet
 from model.prompts import FACTORS, joint_prompts
 from scoring.fast import PRECISIONS
 from scoring.scorer import ALIGN, METHODS
@@ -129,23 +127,6 @@ def test_list_on_standard_input(
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"{faces / 'a.PNG'}\n{faces / 'b.png'}\n"))
     assert run("-", "--workers", "0", weights=weights) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
-
-
-def test_cr_fiqa_writes_quality_alone_and_published_lines(
-    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    backbone = tmp_path / "backbone.pth"
-    torch.manual_seed(0)
-    torch.save(IResNet((1, 1, 1, 1), (4, 8, 8, 8), 16).state_dict(), backbone)
-    assert run(faces / "b.png", "--method", "cr-fiqa", weights=backbone) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("quality prediction = ")
-    for suffix in ("txt", "csv"):
-        assert run(faces, "--method", "cr-fiqa", "--output", tmp_path / f"scores.{suffix}", weights=backbone) == 1
-    rows = [row for row in read_csv(tmp_path / "scores.csv") if row["status"] == "ok"]
-    assert [row["blur"] for row in rows] == ["", "", ""]
-    lines = [f"{row['path']} {row['quality']}" for row in rows]
-    assert (tmp_path / "scores.txt").read_text().splitlines() == lines
 
 
 @pytest.mark.parametrize(
