@@ -45,7 +45,7 @@ from model.device import pick_device
 from model.prompts import AXES
 from model.weights import find_weights
 
-NO_FAULT = ("no_identity", "few_images")   # reasons to have no row that leave the exit code at 0
+NO_FAULT = ("no_identity", "few_images", "unknown_identity")   # reasons to have no row that leave the exit code at 0
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 
 Skipped = dict[Path, str]   # image -> why it has no row
@@ -58,6 +58,9 @@ def generate(args: argparse.Namespace) -> int:
     recognizer = load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, device, args.precision)
     factors = load_factor_labels(args.mfn, device, args.precision)
     header = load_header(args.header, recognizer.width, map(identity_of, chosen)) if args.header else None
+    if header:
+        skipped |= {args.data / n: "unknown_identity" for n in chosen if identity_of(n) not in header.classes}
+        chosen = [name for name in chosen if args.data / name not in skipped]
     settings = settings_of(args, recognizer, [args.data / n for n in chosen] + [args.centres / n for n in others])
     parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
 

@@ -101,7 +101,7 @@ def centre_similarities(faces: Faces, gallery: Faces) -> tuple[np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class Header:
-    """The class centres that an FR model was trained with, and the class of each identity."""
+    """The class centres that an FR model was trained with, and the class of each identity that it knows."""
 
     network: ArcFaceHeader
     classes: Mapping[str, int]
@@ -120,8 +120,8 @@ def load_header(path: str | Path, width: int, identities: Iterable[str]) -> Head
     """The header of an FR model whose embeddings have `width` numbers, for faces of these identities.
 
     The class of an identity is its line in `{step}classes.txt` beside `{step}header.pth`; without that file the names
-    of the folders are the indices of the classes. Raises ValueError for a header that does not fit, and for identities
-    that it does not know.
+    of the folders are the indices of the classes. Raises ValueError for a header or a list that does not fit, when none
+    of the identities is in the list, and without a list for every name that is no index of a class.
     """
     path = find_weights(path)
     network, names = load(path), sorted(set(identities))
@@ -134,17 +134,18 @@ def load_header(path: str | Path, width: int, identities: Iterable[str]) -> Head
         if len(lines) != count:
             raise ValueError(f"{listing} names {len(lines)} classes, the header {path} has {count}")
         classes = {name: index for index, name in enumerate(lines)}
-    elif all(name.isdecimal() for name in names):
-        classes = {name: int(name) for name in names}
-    else:
+        if len(classes) < count:
+            raise ValueError(f"{listing} names a class twice: {_some(n for n, k in Counter(lines).items() if k > 1)}")
+        if not classes.keys() & set(names):
+            raise ValueError(f"the header {path} knows none of the identities, such as {_some(names)}; see {listing}")
+        return Header(network, classes)
+    if other := [name for name in names if not (name.isdecimal() and int(name) < count)]:
         raise ValueError(
-            f"{_some(name for name in names if not name.isdecimal())}: which class of {path} is that? "
+            f"{_some(other)}: which of the {count} classes of {path} is that? "
             f"Put the identities, one a line in the order of the classes, into {listing}; "
             f"without that file folders must be named by the index of their class"
         )
-    if unknown := [name for name in names if classes.get(name, count) >= count]:
-        raise ValueError(f"the header {path} knows {count} classes, and none for {_some(unknown)}")
-    return Header(network, classes)
+    return Header(network, {name: int(name) for name in names})
 
 
 def _some(names: Iterable[str], limit: int = 5) -> str:

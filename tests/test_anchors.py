@@ -145,12 +145,18 @@ def test_classes_of_a_header_come_from_its_list_or_from_integer_names(tmp_path: 
 
 def test_headers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = saved_header(tmp_path / "32header.safetensors")
-    with pytest.raises(ValueError, match="ann, bob: which class"):
+    with pytest.raises(ValueError, match=r"^ann, bob: which of the 12 classes"):
         load_header(path, WIDTH, ["ann", "1", "bob"])
-    with pytest.raises(ValueError, match="none for 12"):
+    with pytest.raises(ValueError, match=r"^12: which of the 12 classes"):
         load_header(path, WIDTH, ["11", "12"])
     with pytest.raises(ValueError, match="no header"):
         load_header(path, WIDTH + 1, ["1"])
     (tmp_path / "32classes.txt").write_text("ann\nbob\n")
     with pytest.raises(ValueError, match="names 2 classes"):
         load_header(path, WIDTH, ["ann"])
+    (tmp_path / "32classes.txt").write_text("ann\n" * 2 + "".join(f"{index}\n" for index in range(10)))
+    with pytest.raises(ValueError, match="names a class twice: ann"):
+        load_header(path, WIDTH, ["ann"])
+    (tmp_path / "32classes.txt").write_text("".join(f"person {index}\n" for index in range(12)))
+    with pytest.raises(ValueError, match="knows none of the identities, such as 1, 2"):   # no indices beside a list
+        load_header(path, WIDTH, ["1", "2"])

@@ -216,9 +216,11 @@ def test_a_header_takes_the_place_of_class_centres(
     shutil.copy(networks / "7header.safetensors", header)
     save_faces(tmp_path / "faces", astronaut_crop, {"ann": 1, "bob": 2})   # no minimum: the classes are given
     assert run(header=header) == 2
-    assert "ann, bob: which class" in capsys.readouterr().err
+    assert "ann, bob: which of the 4 classes" in capsys.readouterr().err
     (tmp_path / "7classes.txt").write_text("x\nbob\ny\nann\n")
+    save_faces(tmp_path / "faces", astronaut_crop, {"stranger": 1})
     assert run(header=header) == 0
+    assert skipped_in(table) == {"../faces/stranger/0000.png": "unknown_identity"}
     labels = read_labels(table)
     kernel = load(header).kernel.detach().numpy()
     images = np.stack([read_image(resolve(label, table)) for label in labels])
