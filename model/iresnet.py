@@ -7,9 +7,11 @@ is: the similarity to its own class centre (CCS) over that to the nearest other 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .checkpoint import build, count_blocks, size_of
@@ -17,6 +19,33 @@ from .preprocessing import FACE_PREPROCESSING, Preprocessing
 
 LAYERS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3)}  # blocks of the four stages
 WIDTHS = (64, 128, 256, 512)
+
+
+class PReLU(nn.PReLU):
+    """`nn.PReLU` whose backward pass on the CPU takes half of the time: torch's costs as much as a convolution's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and self.training:
+            return _FastPReLU.apply(x, self.weight)
+        return super().forward(x)
+
+
+class _FastPReLU(torch.autograd.Function):
+    """From whole tensors of vectorised operations."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        return F.prelu(x, slope.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, slope = ctx.saved_tensors
+        where_positive = torch.ops.aten.threshold_backward(grad, x, 0)
+        where_negative = grad - where_positive
+        grad_x = torch.addcmul(where_positive, where_negative, slope[:, None, None].to(grad.dtype))
+        return grad_x, where_negative.mul_(x).sum(dim=(0, 2, 3), dtype=slope.dtype)
 
 
 class IBasicBlock(nn.Module):
@@ -27,7 +56,7 @@ class IBasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.prelu = nn.PReLU(outputs)
+        self.prelu = PReLU(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
@@ -61,7 +90,7 @@ class IResNet(nn.Module):
         stem, last = widths[0], widths[3]
         self.conv1 = nn.Conv2d(3, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
-        self.prelu = nn.PReLU(stem)
+        self.prelu = PReLU(stem)
         self.layer1 = _stage(stem, widths[0], layers[0])
         self.layer2 = _stage(widths[0], widths[1], layers[1])
         self.layer3 = _stage(widths[1], widths[2], layers[2])

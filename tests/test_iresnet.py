@@ -12,7 +12,7 @@ from recipe_tensors import golden_shapes, recipe_tensors, relative_error, shapes
 from torch import Tensor
 
 from model.checkpoint import CheckpointError
-from model.iresnet import ArcFaceHeader, IResNet
+from model.iresnet import ArcFaceHeader, IResNet, PReLU
 
 
 @pytest.mark.parametrize("depth", [50, 100])
@@ -88,3 +88,21 @@ def test_gradient_is_finite_on_a_centre() -> None:
     header.logits(embeddings, torch.arange(4)).sum().backward()
     assert embeddings.grad is not None
     assert embeddings.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fast_prelu_is_prelu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain, fast = torch.nn.PReLU(3), PReLU(3)
+    with torch.no_grad():
+        for layer in (plain, fast):
+            layer.weight.copy_(torch.tensor([0.25, -0.5, 1.5]))
+    faces, grad = torch.randn(2, 3, 4, 4).to(dtype), torch.randn(2, 3, 4, 4).to(dtype)
+    given = [faces.clone().requires_grad_() for _ in range(2)]
+    outputs = [plain.to(dtype)(given[0]), fast(given[1])]
+    for output in outputs:
+        output.backward(grad)
+    assert torch.equal(*outputs)
+    torch.testing.assert_close(given[1].grad, given[0].grad)
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(fast.weight.grad, plain.weight.grad.float(), rtol=tolerance, atol=tolerance)

@@ -39,10 +39,10 @@ def train(config: Config) -> Path:
         cache=config.cache,
         workers=config.num_workers,
     )
-    for path, status in skipped:
-        say(f"left out: {path} ({status})")
+    for name, status in skipped:
+        say(f"left out: {name} ({status})")
     pair_sets = [
-        read_pair_set(path, config.verify_images, backbone.preprocessing, config.num_workers) for path in config.verify
+        read_pair_set(name, config.verify_images, backbone.preprocessing, config.num_workers) for name in config.verify
     ]
     run = start_run(config, device, backbone, identities)
     if config.teacher:
