@@ -50,12 +50,16 @@ def embed(args: argparse.Namespace) -> int:
 def baseline(args: argparse.Namespace) -> int:
     """Quality scores that need no training."""
     from evaluation.baselines import FR_BASELINES, PIXEL_BASELINES
-    from evaluation.extract import ONE_IMAGE, oracle, remove_parts, score_images
+    from evaluation.extract import from_embeddings, oracle, remove_parts, score_images
     from evaluation.gradient_baselines import network_score
     from model import load
     from model.device import pick_device
     from model.preprocessing import FACE_PREPROCESSING
 
+    if bool(args.images) == bool(args.embeddings):
+        raise ValueError("the faces are given as paths or as --embeddings, one of the two")
+    if args.embeddings:
+        return _write_rows(args.output, from_embeddings(args.name, read_embeddings(args.embeddings)))
     names = _image_names(args)
     if args.name not in PIXEL_BASELINES and args.fr is None:
         raise ValueError(f"{args.name} looks at faces through an FR model: --fr FILE (or --fr dlib)")
@@ -71,10 +75,17 @@ def baseline(args: argparse.Namespace) -> int:
     else:
         network = load(args.fr, pick_device(args.device))
         rows = score_images(names, network.preprocessing, network_score(args.name, network, args.block), run)
-    write_scores(args.output, rows)
+    code = _write_rows(args.output, rows)
     remove_parts(run)
-    print(f"{len(rows)} rows -> {args.output}")
-    return _exit_code(sum(status not in ("ok", ONE_IMAGE) for _, status, _ in rows), args.output)
+    return code
+
+
+def _write_rows(output: Path, rows: list[tuple[str, str, float]]) -> int:
+    from evaluation.extract import ONE_IMAGE
+
+    write_scores(output, rows)
+    print(f"{len(rows)} rows -> {output}")
+    return _exit_code(sum(status not in ("ok", ONE_IMAGE) for _, status, _ in rows), output)
 
 
 def edc(args: argparse.Namespace) -> int:
@@ -198,7 +209,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     add = _command(commands, baseline)
     add("name", choices=BASELINES)
-    add("images", nargs="+", metavar="PATH", help="aligned faces: a file, a folder, a pattern, @list or -")
+    add("images", nargs="*", metavar="PATH", help="aligned faces: a file, a folder, a pattern, @list or -")
+    add("--embeddings", metavar="FILE", help="norm, oracle: what embed made of the images, instead of PATH and --fr")
     add("--fr", metavar="MODEL", help="the FR model to look through; faceqan, serfiq and grafiqs need a checkpoint")
     add("--output", type=Path, required=True, metavar="FILE.csv", help="path,status,quality")
     add("--block", default="", metavar="MODULE", help="grafiqs: gradient at this module's output, such as layer2")

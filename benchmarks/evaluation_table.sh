@@ -39,11 +39,15 @@ for set in celeba_dev lfw_test; do
     for name in random sobel brightness; do
         baseline $name $name
     done
-    for name in norm flip noise oracle; do
-        baseline $name@foamliu $name --fr "$foamliu.onnx"
-        baseline $name@faceplugin $name --fr "$faceplugin.onnx"
+    for model in foamliu faceplugin dlib; do
+        for name in norm oracle; do
+            scores=$folder/scores/$name@$model.csv
+            [ -f "$scores" ] || "$python" evaluate.py baseline $name --embeddings "$folder/$model.npz" --output "$scores"
+        done
     done
-    baseline oracle@dlib oracle --fr dlib
+    for name in flip noise; do
+        baseline $name@foamliu $name --fr "$foamliu.safetensors"
+    done
     baseline grafiqs@foamliu grafiqs --fr "$foamliu.safetensors"
     baseline faceqan@foamliu faceqan --fr "$foamliu.safetensors"
 

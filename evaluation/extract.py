@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.baselines import mirrored, unit
+from evaluation.embeddings import Embeddings
 from faces.anchors import Faces, centre_similarities, count_photos, identity_of
 from faces.loading import Loaded
 from faces.measure import Columns, embed_faces, measure, start_parts
@@ -84,20 +85,37 @@ def score_images(names: Sequence[str], preprocessing: Preprocessing, score: Scor
 
 
 def oracle(names: Sequence[str], recognizer: Recognizer, run: Run) -> list[Row]:
-    """The ceiling: cosine of each image to the centre of the other images of its identity (its folder).
-
-    The status of an image whose identity has no other image is ONE_IMAGE; no mated pair can hold it.
-    """
+    """The ceiling, from images; see `oracle_of`."""
     columns = _columns(names, recognizer.preprocessing.resize, partial(embed_faces, recognizer), run)
-    status = columns["status"]
+    return oracle_of(names, columns["embeddings"], columns["status"])
+
+
+def oracle_of(names: Sequence[str], embeddings: NDArray[np.floating], status: NDArray[np.str_]) -> list[Row]:
+    """Cosine of each image to the centre of the other images of its identity (its folder); embeddings (N, D) of any
+    length. The status of an image whose identity has no other image is ONE_IMAGE; no mated pair can hold it.
+    """
     photos = count_photos(np.array(names)[status == "ok"].tolist())
     alone = [photos[identity_of(name)] < 2 for name in names]
     status = np.where((status == "ok") & alone, ONE_IMAGE, status)
     ok = status == "ok"
-    faces = Faces(columns["embeddings"][ok], np.array(names)[ok].tolist())
+    faces = Faces(embeddings[ok], np.array(names)[ok].tolist())
     quality = np.full(len(names), np.nan)
     quality[ok] = centre_similarities(faces, faces)[0]
     return list(zip(names, status.tolist(), quality.tolist(), strict=True))
+
+
+def from_embeddings(name: str, embeddings: Embeddings) -> list[Row]:
+    """The rows of a baseline that looks at nothing but embeddings as the model made them: `norm` or `oracle`.
+
+    Raises ValueError for another one.
+    """
+    names, ok = embeddings.names, np.full(len(embeddings.names), "ok")
+    if name == "oracle":
+        return oracle_of(names, embeddings.rows, ok)
+    if name == "norm":
+        lengths = np.linalg.norm(embeddings.rows, axis=1).astype(np.float64)
+        return list(zip(names, ok.tolist(), lengths.tolist(), strict=True))
+    raise ValueError(f"{name} looks at images: give their paths instead of --embeddings, which suits norm and oracle")
 
 
 def remove_parts(run: Run) -> None:

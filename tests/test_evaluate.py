@@ -216,11 +216,11 @@ def test_a_list_of_mated_pairs_only_is_an_error(tmp_path: Path, capsys: pytest.C
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A very small IResNet with weights as they are drawn."""
+    """A very small CR-FIQA, whose dropout and quality head the baselines have to cope with."""
     import torch
 
     torch.manual_seed(0)
-    net = IResNet(layers=(1, 1, 1, 1), widths=(4, 4, 4, 4), embedding=8, quality_head=False, image_size=32)
+    net = IResNet(layers=(1, 1, 1, 1), widths=(4, 4, 4, 4), embedding=8, dropout=0.4, image_size=32)
     path = tmp_path_factory.mktemp("fr") / "small.safetensors"
     save_checkpoint(path, net.state_dict(), {"system": "cr-fiqa"})
     return path
@@ -301,6 +301,18 @@ def test_every_baseline_has_a_row_for_each_image(faces: Path, network: Path, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
     assert evaluate.main([*flags, "--output", str(tmp_path / "one.csv"), "--batch-size", "1"]) == 1
     np.testing.assert_allclose(list(read_scores(tmp_path / "one.csv").values()), list(scores.values()), rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", ["norm", "oracle"])
+def test_embeddings_take_the_place_of_images(faces: Path, network: Path, tmp_path: Path, name: str) -> None:
+    model = [str(faces), "--fr", str(network), "--workers", "0", "--device", "cpu"]
+    assert evaluate.main(["embed", *model, "--output", str(tmp_path / "e.npz")]) == 1
+    assert evaluate.main(["baseline", name, *model, "--output", str(tmp_path / "images.csv")]) == 1
+    stored = ["--embeddings", str(tmp_path / "e.npz"), "--output", str(tmp_path / "stored.csv")]
+    assert evaluate.main(["baseline", name, *stored]) == 0
+    images, rows = (read_scores(tmp_path / file) for file in ("images.csv", "stored.csv"))
+    np.testing.assert_allclose(list(rows.values()), [images[path] for path in rows], rtol=1e-6)
+    assert evaluate.main(["baseline", "flip", *stored]) == 2
 
 
 def test_baselines_say_what_they_need(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
