@@ -16,11 +16,9 @@ import numpy as np
 import pytest
 import recipe
 from PIL import Image
-from recipe_tensors import recipe_tensors
+from recipe_tensors import save_tiny_clib_fiqa
 
 import inference
-from model.checkpoint import save_checkpoint
-from model.clib_fiqa import ClibFiqa
 from model.prompts import FACTORS, joint_prompts
 from scoring.fast import PRECISIONS
 from scoring.scorer import ALIGN, METHODS
@@ -30,10 +28,7 @@ ROOT = Path(inference.__file__).parent
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
-    network = ClibFiqa.from_tensors(recipe_tensors(golden / "clip_tiny_keys.json"))
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_checkpoint(path, network.to_tensors(text_tower=False), {"system": "clib-fiqa"})
-    return path
+    return save_tiny_clib_fiqa(tmp_path_factory.mktemp("weights") / "tiny.safetensors", golden)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ import pytest
 import recipe
 import torch
 from PIL import Image
-from recipe_tensors import recipe_tensors, relative_error
+from recipe_tensors import recipe_tensors, relative_error, save_tiny_clib_fiqa
 
 import inference
 from evaluation.scores import read_scores
-from model.clib_fiqa import ClibFiqa
 from model.iresnet import ArcFaceHeader, IResNet
 from model.prompts import FACTORS
 from scoring import Scorer
@@ -121,8 +120,7 @@ def test_the_method_is_that_of_the_weights(
     backbone: Path, faces: Path, tmp_path: Path, golden: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert Scorer(weights=backbone).method == "cr-fiqa"
-    clib_fiqa = tmp_path / "clib.pth"
-    torch.save(ClibFiqa.from_tensors(recipe_tensors(golden / "clip_tiny_keys.json")).to_tensors(False), clib_fiqa)
+    clib_fiqa = save_tiny_clib_fiqa(tmp_path / "tiny.safetensors", golden)
     assert Scorer(weights=clib_fiqa).method == "clib-fiqa"
     for method, weights, right in (("clib-fiqa", backbone, "cr-fiqa"), ("cr-fiqa", clib_fiqa, "clib-fiqa")):
         assert inference.main([str(faces), "--method", method, "--weights", str(weights)]) == 2

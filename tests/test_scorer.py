@@ -15,7 +15,7 @@ import pytest
 import recipe
 import torch
 from PIL import Image
-from recipe_tensors import golden_shapes, recipe_fill, recipe_tensors, relative_error
+from recipe_tensors import golden_shapes, recipe_fill, recipe_tensors, relative_error, save_tiny_clib_fiqa
 
 import scoring.loading
 from model import load
@@ -31,10 +31,7 @@ from scoring.fast import PRECISIONS, accelerate, pick_precision
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
     """A CLIB-FIQA of width 8 with its text features, 224 pixels."""
-    network = ClibFiqa.from_tensors(recipe_tensors(golden / "clip_tiny_keys.json"))
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_checkpoint(path, network.to_tensors(text_tower=False), {"system": "clib-fiqa"})
-    return path
+    return save_tiny_clib_fiqa(tmp_path_factory.mktemp("weights") / "tiny.safetensors", golden)
 
 
 @pytest.fixture(scope="module")
