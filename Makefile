@@ -24,7 +24,7 @@ test: setup-dev                  ## every test
 
 lint: setup-dev                  ## style and types
 	$(PY) -m ruff check .
-	$(PY) -m mypy model faces scoring training evaluation *.py
+	$(PY) -m mypy model faces scoring training evaluation methods samples *.py
 
 # The two networks in weights/, remade from the data folder (docs/default_model.md): about two hours on two cores.
 DATA ?= ../shared/data

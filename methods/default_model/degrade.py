@@ -49,7 +49,9 @@ def jpeg(image: np.ndarray, strength: float, rng: Generator) -> np.ndarray:
     """Compression at quality 30 down to 2."""
     quality = round(30 * (2 / 30) ** strength)
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None, "OpenCV cannot read what it wrote"
+    return np.ascontiguousarray(decoded[..., ::-1])
 
 
 def noise(image: np.ndarray, strength: float, rng: Generator) -> np.ndarray:
@@ -194,6 +196,7 @@ def _texture(rng: Generator) -> np.ndarray:
     colour, other = rng.uniform(0, 255, 3), rng.uniform(0, 255, 3)
     y, x = np.mgrid[0:SIZE, 0:SIZE] / SIZE
     style = rng.integers(4)
+    mix: np.ndarray
     if style == 0:
         mix = np.zeros((SIZE, SIZE))
     elif style == 1:

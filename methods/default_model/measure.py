@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
     parser.add_argument("--damaged-faces", type=int, default=200, help="test identities in the damage table (200)")
     options = parser.parse_args()
-    data, scorer = Path(options.data), Scorer(options.weights)
+    data, scorer = Path(options.data), Scorer(weights=options.weights)
     names = (data / "splits" / "lfw_test_identities.txt").read_text().split()
     paths = [path for name in sorted(names) for path in list_images(data / "faces" / "lfw" / name)]
     crops = read_crops(paths)

@@ -234,7 +234,7 @@ def _vary(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.uniform() < 0.2:
         image = np.repeat(cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
     turn = cv2.getRotationMatrix2D((56, 56), rng.normal(0, 4), rng.uniform(0.94, 1.08))
-    turn[:, 2] += rng.uniform(-4, 4, 2)
+    turn[:, 2] = turn[:, 2] + rng.uniform(-4, 4, 2)
     image = cv2.warpAffine(np.ascontiguousarray(image), turn, (112, 112), borderMode=cv2.BORDER_REPLICATE)
     gain = rng.uniform(0.85, 1.15, (1, 1, 3) if rng.uniform() < 0.3 else ())
     return np.clip(255 * (image / 255.0) ** rng.uniform(0.75, 1.35) * gain, 0, 255).astype(np.uint8)
