@@ -3,6 +3,7 @@
     python evaluate.py embed FACES --fr dlib --output dlib.npz
     python evaluate.py baseline sobel FACES --output sobel.csv
     python evaluate.py edc --pairs pairs.tsv --scores sobel=sobel.csv --embeddings dlib=dlib.npz --output results
+    python evaluate.py compare results/lfw results/celeba --against mine
     python evaluate.py prepare lfw.tgz --pairs pairs.txt --output lfw
 
 docs/evaluation.md explains the protocols, the formats, and where the sets are obtained.
@@ -23,11 +24,12 @@ import numpy as np
 
 from command_line import channels, exit_code, natural, positive
 from evaluation.bench import Bootstrap, Outcome, cr_fiqa_procedure, image_quality, iso, similarities
+from evaluation.compare import Run, comparison_tables, differences, read_runs, write_comparison, write_replicates
 from evaluation.edc import Floats
 from evaluation.embeddings import read_embeddings
 from evaluation.pairs import Pairs, read_pairs
 from evaluation.scores import read_scores, write_scores
-from evaluation.tables import as_text, tables, write_tables
+from evaluation.tables import DEFAULT_LIMIT, as_text, limits_of, tables, write_tables
 
 BASELINES = ("random", "sobel", "brightness", "norm", "flip", "noise", "faceqan", "serfiq", "grafiqs", "oracle")
 EXAMPLES = 3
@@ -90,6 +92,11 @@ def _write_rows(output: Path, rows: list[tuple[str, str, float]]) -> int:
 
 def edc(args: argparse.Namespace) -> int:
     """Curves, tables and pictures of any number of score tables under any number of FR models."""
+    if args.against and (args.against not in args.scores or args.protocol != "iso" or not args.bootstrap):
+        raise ValueError(
+            f"--against {args.against}: one of --scores ({', '.join(args.scores)}) was expected, with the protocol iso"
+            " and a --bootstrap above 0"
+        )
     pairs = read_pairs(args.pairs)
     qualities = {name: image_quality(pairs, read_scores(file), file) for name, file in args.scores.items()}
     embeddings = {name: read_embeddings(file) for name, file in args.embeddings.items()}
@@ -103,9 +110,26 @@ def edc(args: argparse.Namespace) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "results.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     write_tables(outcome.results, args.output)
+    write_replicates(args.output, outcome.replicates)
     print("\n\n".join(map(as_text, tables(outcome.results))))
+    if args.against:
+        limit = limits_of(outcome.results)[0]
+        _compare([Run(args.output.name, outcome.results, np.array(outcome.replicates))], args, limit)
     _draw(args, pairs, qualities, similarity, outcome)
     return 0
+
+
+def compare(args: argparse.Namespace) -> int:
+    """How much lower one method's relative pAUC is than the others', pooled over the output folders of edc."""
+    _compare(read_runs(args.folders), args, args.limit)
+    return 0
+
+
+def _compare(runs: Sequence[Run], args: argparse.Namespace, limit: float) -> None:
+    found = differences(runs, args.against, limit)
+    print("\n" + "\n\n".join(map(as_text, comparison_tables(found, args.against, limit))))
+    if args.output:
+        write_comparison(found, args.against, limit, args.output)
 
 
 def _record(
@@ -198,7 +222,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line: a sub-command and its flags."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("evaluate.py", description=__doc__, formatter_class=formatter)
-    commands = parser.add_subparsers(required=True, metavar="embed | edc | baseline | prepare")
+    commands = parser.add_subparsers(required=True, metavar="embed | baseline | edc | compare | prepare")
 
     add = _command(commands, embed)
     add("images", nargs="+", metavar="PATH", help="aligned faces: a file, a folder, a pattern, @list or -")
@@ -226,7 +250,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--protocol", choices=("iso", "cr-fiqa"), default="iso", help="iso (default), or that of the ERC tables")
     add("--bootstrap", type=natural, default=1000, metavar="N", help="replicates of the intervals (default 1000)")
     add("--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default 0)")
+    add("--against", metavar="METHOD", help="also the paired differences of METHOD minus each other method")
     add("--images", type=Path, metavar="FOLDER", help="shows the faces at both ends on the page")
+
+    add = _command(commands, compare)
+    add("folders", nargs="+", metavar="FOLDER", help="what edc wrote with --output, one for each pair set")
+    add("--against", required=True, metavar="METHOD", help="the method that each other one is compared with")
+    add("--limit", type=_share, default=DEFAULT_LIMIT, help=f"of the pAUC (default {DEFAULT_LIMIT})")
+    add("--output", type=Path, metavar="FOLDER", help="differences.json and differences.md")
 
     add = _command(commands, prepare)
     add("source", type=Path, metavar="SOURCE", help=".zip, .tgz, a folder, or InsightFace's .bin")

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evaluation import cr_fiqa
-from evaluation.bootstrap import identity_intervals
+from evaluation.bootstrap import interval, relative_areas
 from evaluation.edc import (
     Curve,
-    DiscardOrder,
     Floats,
     allowed_false_matches,
     best_area,
@@ -53,6 +51,7 @@ Setting = tuple[str, str, float]  # method, FR model, FMR target
 class Outcome:
     results: list[Result]
     curves: dict[Setting, Curve]
+    replicates: list[Floats]  # of each result, (R,) relative pAUC of the bootstrap; NaN where there is none
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def iso(
     qualities: method -> (N,) of the images. similarity: FR model -> (P,) of the pairs.
     """
     require_both_kinds(pairs)
-    outcome = Outcome([], {})
+    outcome = Outcome([], {}, [])
     mated = pairs.mated
     first, second = pairs.first[mated], pairs.second[mated]
     identity = identities(pairs)[first] if bootstrap.replicates else np.empty(0, np.int64)
@@ -109,16 +108,19 @@ def iso(
         for fr, fmr in ((fr, fmr) for fr in similarity for fmr in fmrs):
             if allowed_false_matches(fmr, len(impostor[fr])) < 1:
                 outcome.results.extend(_unresolvable(method, fr, fmr, limit) for limit in limits)
+                outcome.replicates.extend(np.full((len(limits), bootstrap.replicates), np.nan))
                 continue
             threshold = fixed_threshold(impostor[fr], fmr)
             errors = genuine[fr] < threshold
             curve = edc_curve(ordered, errors)
-            intervals = _intervals(ordered, errors, identity, limits, bootstrap)
+            areas = np.empty((len(limits), 0))
+            if bootstrap.replicates:
+                areas = relative_areas(ordered, errors, identity, limits, bootstrap.replicates, bootstrap.seed)
             outcome.curves[method, fr, fmr] = curve
-            for limit, interval in zip(limits, intervals, strict=True):
-                area = partial_area(curve, limit)
-                count = int(errors.sum())
-                outcome.results.append(_result(method, fr, fmr, limit, threshold, curve, count, area, interval))
+            outcome.replicates.extend(areas)
+            for limit, values in zip(limits, areas, strict=True):
+                area, count, ci = partial_area(curve, limit), int(errors.sum()), interval(values)
+                outcome.results.append(_result(method, fr, fmr, limit, threshold, curve, count, area, ci))
     return outcome
 
 
@@ -127,7 +129,7 @@ def cr_fiqa_procedure(
 ) -> Outcome:
     """The procedure of the published ERC tables; arguments as for `iso`. There are no intervals."""
     require_both_kinds(pairs)
-    outcome = Outcome([], {})
+    outcome = Outcome([], {}, [])
     genuine_count = int(pairs.mated.sum())
     ranks = {fr: cr_fiqa.distance_ranks(values) for fr, values in similarity.items()}
     for method, quality in qualities.items():
@@ -143,19 +145,6 @@ def cr_fiqa_procedure(
     return outcome
 
 
-def _intervals(
-    ordered: DiscardOrder,
-    errors: NDArray[np.bool_],
-    identity: NDArray[np.int64],
-    limits: Sequence[float],
-    bootstrap: Bootstrap,
-) -> list[list[float] | None]:
-    if not bootstrap.replicates:
-        return [None] * len(limits)
-    found = identity_intervals(ordered, errors, identity, limits, bootstrap.replicates, bootstrap.seed)
-    return [None if np.isnan(interval).any() else interval.tolist() for interval in found]
-
-
 def _result(
     method: str,
     fr: str,
@@ -165,7 +154,7 @@ def _result(
     curve: Curve,
     errors: int,
     area: float,
-    interval: list[float] | None,
+    ci: list[float] | None,
 ) -> Result:
     fnmr0 = float(curve.fnmr[0])
     return Result(
@@ -179,7 +168,7 @@ def _result(
         pauc=_finite(area),
         pauc_relative=_finite(relative_area(area, fnmr0, limit)),
         pauc_minus_best=_finite(area - best_area(fnmr0, limit)),
-        pauc_relative_ci=interval,
+        pauc_relative_ci=ci,
         resolvable=True,
     )
 

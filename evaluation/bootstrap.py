@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from evaluation.edc import DiscardOrder, Floats, edc_curve, partial_area, relative_area
 
 
-def identity_intervals(
+def relative_areas(
     ordered: DiscardOrder,
     errors: NDArray[np.bool_],
     identity: NDArray[np.int64],
@@ -18,17 +18,23 @@ def identity_intervals(
     replicates: int,
     seed: int,
 ) -> Floats:
-    """The 95 % percentile interval of the relative pAUC at a fixed threshold, (limits, 2).
+    """Replicates of the relative pAUC at a fixed threshold, (limits, replicates); NaN in one that drew no error.
 
-    errors, identity: (M,) of the mated pairs. Each replicate draws as many identities as there are, with replacement;
-    equal seeds draw equal identities, so that methods see the same replicates. NaN where nothing ever was wrong.
+    errors, identity: (M,) of the mated pairs. Each replicate draws as many identities as there are, with replacement.
+    The draws depend on the seed and on how many pairs each identity has: methods, FR models and a damaged copy of the
+    same set see equal replicates, so that their differences are paired; sets of other people are drawn on their own.
     """
-    people, person = np.unique(identity, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    values = np.full((replicates, len(limits)), np.nan)
+    people, person, counts = np.unique(identity, return_inverse=True, return_counts=True)
+    rng = np.random.default_rng((seed, *counts.tolist()))
+    values = np.empty((replicates, len(limits)))
     for row in values:
         drawn = np.bincount(rng.integers(0, len(people), len(people)), minlength=len(people))
         curve = edc_curve(ordered, errors, drawn[person])
         row[:] = [relative_area(partial_area(curve, limit), curve.fnmr[0], limit) for limit in limits]
-    values = values[~np.isnan(values).any(axis=1)]  # replicates without an error have no relative area
-    return np.percentile(values, (2.5, 97.5), axis=0).T if len(values) else np.full((len(limits), 2), np.nan)
+    return values.T
+
+
+def interval(replicates: Floats) -> list[float] | None:
+    """The 95 % percentile interval [low, high] of replicates (R,), NaN left out; None when nothing is left."""
+    known = replicates[~np.isnan(replicates)]
+    return np.percentile(known, (2.5, 97.5)).tolist() if len(known) else None

@@ -26,22 +26,27 @@ class Table:
 def tables(results: Sequence[Result]) -> list[Table]:
     """For each limit a table of the methods that do not use the judging FR model, then one of those that do.
 
-    A method that uses an FR model is named METHOD@MODEL.
+    A method that uses an FR model is named METHOD@MODEL, one that uses several METHOD@MODEL@MODEL.
     """
     found = []
     for limit in limits_of(results):
         at_limit = [result for result in results if result["limit"] == limit]
-        cross = [result for result in at_limit if not is_same_model(result)]
-        same = [r | {"method": r["method"].rpartition("@")[0]} for r in at_limit if is_same_model(r)]
+        cross = [r for r in at_limit if not uses_model(r["method"], r["fr"])]
+        same = [r | {"method": _without(r["method"], r["fr"])} for r in at_limit if uses_model(r["method"], r["fr"])]
         title = f"pAUC({limit:g}) / (FNMR(0) · {limit:g})"
         found += [_table(f"{title}: 1 is useless, lower is better", cross)] if cross else []
         found += [_table(f"{title}: methods that use the judging FR model", same)] if same else []
     return found
 
 
-def is_same_model(result: Result) -> bool:
-    """Whether the quality comes from the FR model that judges it."""
-    return result["method"].endswith(f"@{result['fr']}")
+def uses_model(method: str, fr: str) -> bool:
+    """Whether the quality METHOD@MODEL... comes from the FR model that judges it."""
+    return fr in method.split("@")[1:]
+
+
+def _without(method: str, fr: str) -> str:
+    name, *models = method.split("@")
+    return "@".join([name, *(model for model in models if model != fr)])
 
 
 def limits_of(results: Iterable[Result]) -> list[float]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from evaluation import cr_fiqa
-from evaluation.bootstrap import identity_intervals
+from evaluation.bootstrap import interval, relative_areas
 from evaluation.edc import (
     allowed_false_matches,
     best_area,
@@ -199,12 +199,12 @@ def test_bootstrap_draws_identities() -> None:
     ordered = discard_order(quality)
     curve = edc_curve(ordered, errors)
     value = relative_area(partial_area(curve, 0.3), curve.fnmr[0], 0.3)
-    one = identity_intervals(ordered, errors, np.zeros(400, np.int64), [0.3], 20, 0)
-    np.testing.assert_allclose(one, [[value, value]])
-    low, high = identity_intervals(ordered, errors, np.arange(400) // 4, [0.3], 500, 0)[0]
+    one = relative_areas(ordered, errors, np.zeros(400, np.int64), [0.3], 20, 0)
+    np.testing.assert_allclose(one, np.full((1, 20), value))
+    several = relative_areas(ordered, errors, np.arange(400) // 4, [0.3], 500, 0)
+    low, high = interval(several[0])
     assert low < value < high
-    again = identity_intervals(ordered, errors, np.arange(400) // 4, [0.3], 500, 0)[0]
-    np.testing.assert_array_equal([low, high], again)
+    np.testing.assert_array_equal(several, relative_areas(ordered, errors, np.arange(400) // 4, [0.3], 500, 0))
 
 
 def test_pairs_of_one_identity_are_not_independent() -> None:
@@ -212,11 +212,13 @@ def test_pairs_of_one_identity_are_not_independent() -> None:
     rng = np.random.default_rng(0)
     errors = np.repeat(rng.random(40) < 0.3, 25)
     ordered = discard_order(np.repeat(rng.random(40), 25) + rng.normal(0, 0.1, 1000))
-    by_identity = identity_intervals(ordered, errors, np.repeat(np.arange(40), 25), [0.3], 300, 0)[0]
-    by_pair = identity_intervals(ordered, errors, np.arange(1000), [0.3], 300, 0)[0]
+    by_identity = interval(relative_areas(ordered, errors, np.repeat(np.arange(40), 25), [0.3], 300, 0)[0])
+    by_pair = interval(relative_areas(ordered, errors, np.arange(1000), [0.3], 300, 0)[0])
     assert np.ptp(by_identity) > 2 * np.ptp(by_pair)
 
 
 def test_bootstrap_without_errors_has_no_interval() -> None:
     ordered = discard_order(np.arange(5.0))
-    assert np.isnan(identity_intervals(ordered, np.zeros(5, bool), np.arange(5), [0.2, 0.3], 10, 0)).all()
+    values = relative_areas(ordered, np.zeros(5, bool), np.arange(5), [0.2, 0.3], 10, 0)
+    assert np.isnan(values).all()
+    assert interval(values[0]) is None
