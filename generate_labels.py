@@ -39,9 +39,10 @@ from faces.measure import (
     start_parts,
     write_json,
 )
-from faces.recognition import PRECISIONS, Recognizer, load_recognizer
+from faces.recognition import Recognizer, load_recognizer
 from model.checkpoint import sha256_of
 from model.device import pick_device
+from model.fast import PRECISIONS
 from model.prompts import AXES
 from model.weights import find_weights
 

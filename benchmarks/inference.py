@@ -38,9 +38,9 @@ from command_line import keep_freed_memory  # noqa: E402
 from model import load  # noqa: E402
 from model.checkpoint import save_checkpoint  # noqa: E402
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals  # noqa: E402
+from model.fast import PRECISIONS, accelerate  # noqa: E402
 from model.iresnet import IResNet  # noqa: E402
 from scoring import Scorer  # noqa: E402
-from scoring.fast import PRECISIONS, accelerate  # noqa: E402
 
 BATCH = 16
 MATRIX_SIZES = (1024, 2048, 4096)

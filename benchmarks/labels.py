@@ -33,12 +33,14 @@ from faces.listing import list_images
 from faces.measure import NETWORK_FACTORS, label_faces, load_factor_labels, measure, prepare_face
 from faces.pose import euler_angles, find_landmarks, pose_class
 from faces.reader import read_image
-from faces.recognition import PRECISIONS, load_recognizer
+from faces.recognition import load_recognizer
 from model import load
 from model.checkpoint import save_checkpoint
+from model.fast import PRECISIONS
 from model.iresnet import ArcFaceHeader, IResNet
 from model.mobilefacenet import FactorNetwork
 
+COMPARED = ("fp32", "bf16")
 BATCH = 32
 
 
@@ -108,12 +110,12 @@ def print_parts(folder: Path, names: list[str], networks: tuple[Path, Path]) -> 
         one = network.preprocessing.normalise(torch.from_numpy(batch[:1])).contiguous()
         with torch.inference_mode():
             say(f"{title} alone, fp32", milliseconds(partial(network, one), 1))
-    for precision, dtype in PRECISIONS.items():
+    for precision in COMPARED:
         recognizer = load_recognizer(networks[0], precision=precision)
         factors = load_factor_labels(networks[1], "cpu", precision)
         say(f"IResNet-50 in a batch, {precision}", milliseconds(partial(recognizer.embed, batch), BATCH))
         say(f"MFN in a batch, {precision}", milliseconds(partial(factors.predict, batch), BATCH))
-        matrix = torch.randn(2048, 2048).to(dtype)
+        matrix = torch.randn(2048, 2048).to(PRECISIONS[precision])
         say(f"product of 2048x2048 matrices, {precision}", milliseconds(partial(torch.mm, matrix, matrix), 1))
 
 
@@ -122,7 +124,7 @@ def compare(args: argparse.Namespace, names: list[str], networks: tuple[Path, Pa
     few = names[: args.published_images]
     identities = {identity_of(name) for name in names}
     header = Header(ArcFaceHeader(512, len(identities) + 1), {name: row for row, name in enumerate(identities)})
-    fp32, bf16 = (ours(args.data, names, networks, precision, header) for precision in PRECISIONS)
+    fp32, bf16 = (ours(args.data, names, networks, precision, header) for precision in COMPARED)
     baseline = partial(published, args.data, few, load(networks[0]), load(networks[1]), header)
     alone, exact, half = baseline(), fp32(), bf16()
     counts = (baseline, len(few)), (fp32, len(names)), (bf16, len(names))

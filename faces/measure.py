@@ -17,13 +17,14 @@ import numpy as np
 import torch
 
 from model import load
+from model.fast import PRECISIONS, accelerate
 from model.mobilefacenet import FactorNetwork
 from model.preprocessing import Preprocessing
 
 from .blur import blur_class, sharpness
 from .loading import Loaded, load_batches
 from .pose import euler_angles, find_landmarks, pose_class
-from .recognition import PRECISIONS, Recognizer, for_inference
+from .recognition import Recognizer
 
 NETWORK_FACTORS = ("expression", "illumination", "occlusion")
 FACTORS = ("blur", "pose", *NETWORK_FACTORS)
@@ -57,11 +58,11 @@ def load_factor_labels(name_or_path: str | Path, device: str | torch.device, pre
     network, device, dtype = load(name_or_path), torch.device(device), PRECISIONS[precision]
     if not isinstance(network, FactorNetwork):
         raise ValueError(f"{name_or_path} holds a {type(network).__name__}; a factor network (MFN) was expected")
-    preprocessing, folded = network.preprocessing, for_inference(network, device, precision)
+    preprocessing, fast = network.preprocessing, accelerate(network, dtype, device)
 
     @torch.inference_mode()
     def predict(faces: np.ndarray) -> np.ndarray:
-        logits = folded(preprocessing.normalise(torch.from_numpy(faces).to(device)).to(dtype))
+        logits = fast(preprocessing.normalise(torch.from_numpy(faces).to(device)).to(dtype))
         return torch.stack([logits[factor].argmax(dim=1) == 0 for factor in NETWORK_FACTORS], dim=1).cpu().numpy()
 
     return FactorLabels(preprocessing, predict)

@@ -20,7 +20,7 @@ from model import load
 from model.checkpoint import sha256_of
 from model.dlib_resnet import read_dlib_resnet
 from model.face_trunk import FaceTrunk
-from model.folding import fold_batch_norms
+from model.fast import PRECISIONS, accelerate
 from model.iresnet import IResNet
 from model.preprocessing import FACE_PREPROCESSING, IMAGENET_FACE_PREPROCESSING, Preprocessing
 from model.weights import find_weights
@@ -28,7 +28,6 @@ from model.weights import find_weights
 from .align import ARCFACE_POINTS, SIZE, similarity_transform
 from .dlib_models import dlib_file
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 KNOWN_ONNX = {  # sha256 -> how its network was trained
     "19788ce481f1b004cbe9a8494cdcacbc1e434e28a106d32f0cc9ad1a04b19c20": IMAGENET_FACE_PREPROCESSING,  # foamliu
     "d7c3c33ea6d9a3d0cf6aa2d6a84fd77cd75581dd4124f89917a676664f9a2eee": Preprocessing(  # faceplugin: (x - 127) / 128
@@ -97,14 +96,6 @@ def load_recognizer(
     return Recognizer(path.name, sha256, preprocessing, embeddings.shape[1], embed)
 
 
-def for_inference(network: Any, device: torch.device, precision: str) -> nn.Module:
-    """A loaded network made fast: batch norms folded, in the memory layout that convolutions prefer, on `device`, in
-    fp32 or bf16."""
-    size = network.preprocessing.size
-    fold_batch_norms(network, torch.zeros(1, 3, size, size))
-    return network.to(device=device, dtype=PRECISIONS[precision]).to(memory_format=torch.channels_last)
-
-
 def _checkpoint(path: Path, device: torch.device, precision: str) -> tuple[Run, Preprocessing]:
     network = load(path)
     if not isinstance(network, IResNet | FaceTrunk):
@@ -113,11 +104,11 @@ def _checkpoint(path: Path, device: torch.device, precision: str) -> tuple[Run, 
 
 
 def _runner(network: nn.Module, device: torch.device, precision: str) -> Run:
-    folded = for_inference(network, device, precision)
+    fast, dtype = accelerate(network, PRECISIONS[precision], device), PRECISIONS[precision]
 
     @torch.inference_mode()
     def run(faces: Tensor) -> np.ndarray:
-        output = folded(faces.to(device, PRECISIONS[precision]))
+        output = fast(faces.to(device, dtype))
         embeddings = output[0] if isinstance(output, tuple) else output   # IResNet gives a quality as well
         return embeddings.float().cpu().numpy()
 

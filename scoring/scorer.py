@@ -21,12 +21,12 @@ from faces.reader import ImageError, read_image, to_rgb
 from model.checkpoint import sha256_of
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from model.device import pick_device
+from model.fast import PRECISIONS, accelerate, pick_precision
 from model.iresnet import IResNet
 from model.preprocessing import Preprocessing
 from model.prompts import AXES, JOINT_SHAPE, joint_prompts
 from model.weights import find_weights
 
-from .fast import PRECISIONS, accelerate, pick_precision
 from .loading import load_network
 
 Picture: TypeAlias = str | Path | bytes | np.ndarray | Image.Image

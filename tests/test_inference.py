@@ -19,8 +19,8 @@ from PIL import Image
 from recipe_tensors import save_tiny_clib_fiqa
 
 import inference
+from model.fast import PRECISIONS
 from model.prompts import FACTORS, joint_prompts
-from scoring.fast import PRECISIONS
 from scoring.scorer import ALIGN, METHODS
 
 ROOT = Path(inference.__file__).parent

@@ -15,10 +15,10 @@ from recipe_tensors import recipe_tensors, relative_error, save_tiny_clib_fiqa
 
 import inference
 from evaluation.scores import read_scores
+from model.fast import accelerate
 from model.iresnet import ArcFaceHeader, IResNet
 from model.prompts import FACTORS
 from scoring import Scorer
-from scoring.fast import accelerate
 
 
 @pytest.fixture(scope="module")

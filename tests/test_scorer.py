@@ -22,10 +22,10 @@ from model import load
 from model.checkpoint import save_checkpoint
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from model.clip import CLIP
+from model.fast import PRECISIONS, accelerate, pick_precision
 from model.iresnet import IResNet
 from model.prompts import AXES, FACTORS, joint_prompts
 from scoring import Score, Scorer
-from scoring.fast import PRECISIONS, accelerate, pick_precision
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.clip import AttentionPool, Bottleneck, ModifiedResNet
-from model.face_trunk import ConvNormReLU6
-from model.folding import fold_batch_norms
-from model.iresnet import IBasicBlock
+from .clip import AttentionPool, Bottleneck, ModifiedResNet
+from .face_trunk import ConvNormReLU6
+from .folding import fold_batch_norms
+from .iresnet import IBasicBlock
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
