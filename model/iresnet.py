@@ -131,11 +131,14 @@ class IResNet(nn.Module):
 
 
 class ArcFaceHeader(nn.Module):
-    """A centre for each identity, the columns of `kernel` (D, C): logits to train with, CCS and NNCCS to label with."""
+    """A centre for each identity, the columns of `kernel` (D, C): logits to train with, CCS and NNCCS to label with.
+
+    The numbers of a centre lie next to each other in memory, so that some centres can be taken out quickly.
+    """
 
     def __init__(self, embedding: int, identities: int) -> None:
         super().__init__()
-        self.kernel = nn.Parameter(nn.init.normal_(torch.empty(embedding, identities), std=0.01))
+        self.kernel = nn.Parameter(nn.init.normal_(torch.empty(identities, embedding), std=0.01).t())
 
     def cosines(self, embeddings: Tensor) -> Tensor:
         """(N, D) -> the cosine to each centre (N, C)."""

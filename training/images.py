@@ -44,6 +44,7 @@ class Images:
     cached: Tensor | None  # uint8 (N, S, S, 3)
     read: Callable[[str], np.ndarray] = read_image
     replace_bad: bool = False  # an image that cannot be read gives its place to a neighbour, else it ends the run
+    replaced: int = 0  # images to which this has happened in this process
 
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch: no share of one has fewer than two images, which batch statistics need."""
@@ -68,7 +69,7 @@ class Images:
         if self.cached is not None:
             yield from (self.cached[rows] for rows in shares)
             return
-        paths = [self.paths[row] for row in torch.cat(list(shares)).tolist()]
+        paths = (self.paths[row] for rows in shares for row in rows.tolist())
         batches = load_batches(paths, self.preprocessing.resize, CHUNK, self.workers, self.read)
         images = chain.from_iterable(batches)
         for rows in shares:
@@ -81,6 +82,7 @@ class Images:
                 raise ImageError(image.status, f"{image.path} could be read when the run began: {image.status} now")
             if image.value is None:
                 rows[position] = rows[good[position % len(good)]]
+                self.replaced += 1
         values = {int(row): image.value for row, image in zip(rows, images, strict=True) if image.value is not None}
         return torch.from_numpy(np.stack([values[row] for row in rows.tolist()]))
 
@@ -97,8 +99,7 @@ def read_images(
 
     Every one is read once, so that a bad one is found now and not in the middle of the run.
     """
-    size = preprocessing.size
-    keep = cache == "yes" or (cache == "auto" and len(rows) * size * size * 3 <= CACHE_BYTES)
+    size, keep = preprocessing.size, keeps(cache, len(rows), preprocessing)
     cached = np.empty((len(paths), size, size, 3), np.uint8) if keep else None
     prepare = preprocessing.resize if keep else _discard
     images = load_batches([paths[row] for row in rows], prepare, CHUNK, workers, read)
@@ -114,6 +115,11 @@ def read_images(
             cached[row] = image.value
     pixels = None if cached is None else torch.from_numpy(cached)
     return Images(paths, torch.tensor(usable, dtype=torch.int64), preprocessing, workers, pixels, read), bad
+
+
+def keeps(cache: Cache, count: int, preprocessing: Preprocessing) -> bool:
+    """Whether so many images stay in memory."""
+    return cache == "yes" or (cache == "auto" and count * preprocessing.size**2 * 3 <= CACHE_BYTES)
 
 
 def _discard(image: np.ndarray) -> None:

@@ -65,6 +65,12 @@ def gather(part: Tensor, total: int) -> Tensor:
     return torch.cat(parts)
 
 
+def sum_in_place(tensor: Tensor) -> None:
+    """Replace a contiguous tensor by its sum over the processes."""
+    if processes() > 1:
+        dist.all_reduce(tensor)
+
+
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Replace the gradients by their sums over the processes, in one message."""
     if processes() == 1:

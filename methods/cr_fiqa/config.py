@@ -44,7 +44,7 @@ class Config:
     # of the last feature map, in training only
     dropout: float = 0.4
     # start weights: a backbone's state dict, whose depth and widths go before the two above; none: random
-    start: str = ""
+    start_weights: str = ""
 
     # -- Loss --
     # quality anchor: CCS / (NNCCS + 1) as in the paper, or CCS / NNCCS as in the published code
@@ -57,6 +57,10 @@ class Config:
     scale: float = 64.0
     # ArcFace's margin, in radians
     margin: float = 0.5
+    # share of the classes that a step trains, for millions of them (partial FC); 1: all
+    sample_rate: float = 1.0
+    # leave classes out of the quality loss whose variance is below this share of the mean (IG-FIQA); 0: none
+    variance_floor: float = 0.0
     # an FR model (.onnx, .safetensors, .pth, dlib) whose embeddings the backbone should reproduce; none: no teacher
     teacher: str = ""
     # weight of 1 - cosine to the teacher's embedding
@@ -105,7 +109,9 @@ class Config:
     def __post_init__(self) -> None:
         require_choices(self)
         require(self, "depth", self.depth in LAYERS, f"one of {', '.join(map(str, LAYERS))}")
-        require(self, "widths", len(self.widths) == 4 and min(self.widths) > 0, "four numbers of channels")
+        # Below 16 channels torch 2.14's convolutions corrupt the memory of the process in their backward pass on a CPU.
+        wide = len(self.widths) == 4 and min(self.widths) >= 16
+        require(self, "widths", wide, "four numbers of channels, each at least 16")
         require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         require(self, "momentum", 0 <= self.momentum < 1, "at least 0 and below 1")
         require(self, "milestones", all(epoch >= 1 for epoch in self.milestones), "epochs from 1 on")
@@ -115,6 +121,8 @@ class Config:
             require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         for name in ("alpha", "identity_weight", "teacher_weight", "margin"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
+        require(self, "sample_rate", 0 < self.sample_rate <= 1, "above 0 and at most 1")
+        require(self, "variance_floor", 0 <= self.variance_floor < 1, "at least 0 and below 1")
         for name in ("lr", "scale", "clip_norm"):
             require(self, name, 0 < getattr(self, name) < math.inf, "above 0")
 

@@ -1,19 +1,22 @@
-"""The training data of CR-FIQA: a folder of identities, with each image the class of its identity."""
+"""The training data of CR-FIQA: folders of identities, or MXNet's RecordIO; a class is an identity."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from faces.anchors import identity_of
 from faces.listing import list_images
+from faces.reader import read_image
+from methods.cr_fiqa.recordio import RecordReader, read_samples
 from model.preprocessing import Preprocessing
-from training.images import Cache, Images, read_images
+from training.images import Cache, Images, keeps, read_images
 from training.parallel import processes
 
 
@@ -36,41 +39,67 @@ def read_identities(
     cache: Cache = "auto",
     workers: int = 0,
 ) -> tuple[Identities, list[tuple[str, str]]]:
-    """The faces of folders with a sub-folder for each identity, and the (path, status) of the images left out.
+    """The faces of folders with a sub-folder for each identity, or of one folder with train.rec, and the
+    (path, status) of the images left out.
 
-    Classes are in lexicographic order of the sub-folders. `names` are files that list the identities to take. With
-    the cache every image is read now, and bad ones are left out; without it a bad image gives way to another of its
-    batch. Raises ValueError when identities are missing, ambiguous, or too few are left.
+    Classes are in lexicographic order of the sub-folders, and in the order of the labels of a record file. `names` are
+    files that list the identities to take. With the cache every image is read now, and bad ones are left out; without
+    it a bad image gives way to another of its batch. Raises ValueError when identities are missing or too few.
     """
-    found = _named([(identity, path) for folder in folders for identity, path in _list(folder)], names)
-    sizes = Counter(identity for identity, _ in found)
-    found = [(identity, path) for identity, path in found if sizes[identity] >= min_images]
-    paths = [path for _, path in found]
-    images, bad = read_images(paths, range(len(paths)), preprocessing, cache, workers)
-    usable = [found[row][0] for row in images.usable.tolist()]
-    classes = sorted(set(usable))
-    if len(classes) < 2 or len(usable) < 2 * processes():
+    source = _read_record_file(folders) if (Path(folders[0]) / "train.rec").is_file() else _read_folders(folders)
+    rows = np.flatnonzero(_wanted(source, names, min_images)).tolist()
+    bad: dict[int, str] = {}
+    if keeps(cache, len(rows), preprocessing):
+        images, bad = read_images(source.paths, rows, preprocessing, "yes", workers, source.read)
+    else:
+        images = Images(source.paths, torch.tensor(rows), preprocessing, workers, None, source.read, replace_bad=True)
+    used = np.unique(source.labels[images.usable.numpy()])
+    if len(used) < 2 or len(images.usable) < 2 * processes():
         raise ValueError(
-            f"--data {','.join(folders)}: {len(usable)} readable images of {len(classes)} identities are left of "
-            f"{len(sizes)} identities; expected sub-folders with images of two identities or more"
+            f"--data {','.join(folders)}: {len(images.usable)} readable images of {len(used)} identities are left of "
+            f"{len(source.names)} identities; expected sub-folders with images of two identities or more, or train.rec"
         )
-    index = {identity: number for number, identity in enumerate(classes)}
-    labels = torch.tensor([index.get(identity, -1) for identity, _ in found])
-    return Identities(images, classes, labels), [(paths[row], status) for row, status in bad.items()]
+    classes = np.full(len(source.names), -1)
+    classes[used] = np.arange(len(used))
+    labels = torch.from_numpy(classes[source.labels])
+    skipped = [(source.paths[row], status) for row, status in bad.items()]
+    return Identities(images, [source.names[label] for label in used.tolist()], labels), skipped
 
 
-def _list(folder: str) -> list[tuple[str, str]]:
-    """(identity, path) of each image; those that lie in the folder itself belong to nobody."""
-    pairs = [(identity_of(path.relative_to(folder).as_posix()), str(path)) for path in list_images(folder)]
-    return [(identity, path) for identity, path in pairs if identity]
+@dataclass(frozen=True)
+class _Source:
+    """All images that are there: N paths for `read`, the label (N,) of each, and the name of each label."""
+
+    paths: Sequence[str]
+    labels: NDArray[np.int64]
+    names: list[str]
+    read: Callable[[str], np.ndarray]
 
 
-def _named(found: list[tuple[str, str]], files: Sequence[str]) -> list[tuple[str, str]]:
-    if not files:
-        return found
-    lines = [line.strip() for file in files for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    wanted = {line for line in lines if line}
-    missing = sorted(wanted - {identity for identity, _ in found})
-    if missing:
-        raise ValueError(f"--identities: {len(missing)} identities have no images in --data, {missing[0]} for one")
-    return [(identity, path) for identity, path in found if identity in wanted]
+def _read_folders(folders: Sequence[str]) -> _Source:
+    found = [(identity_of(path.relative_to(folder).as_posix()), str(path)) for folder in folders
+             for path in list_images(folder)]  # fmt: skip
+    found = [(identity, path) for identity, path in found if identity]  # the others belong to nobody
+    names, labels = np.unique([identity for identity, _ in found], return_inverse=True)
+    return _Source([path for _, path in found], labels, names.tolist(), read_image)
+
+
+def _read_record_file(folders: Sequence[str]) -> _Source:
+    if len(folders) > 1:
+        raise ValueError("--data takes one folder with train.rec, or several folders of identities, not both")
+    path = Path(folders[0]) / "train.rec"
+    samples = read_samples(path)
+    numbers, labels = np.unique(samples.labels, return_inverse=True)
+    return _Source(samples, labels, [str(number) for number in numbers], RecordReader(str(path)))
+
+
+def _wanted(source: _Source, files: Sequence[str], min_images: int) -> NDArray[np.bool_]:
+    """Which images (N,) are of an identity that the files name, if there are any, and that has enough images."""
+    wanted = np.bincount(source.labels, minlength=len(source.names)) >= min_images
+    if files:
+        lines = [line.strip() for file in files for line in Path(file).read_text(encoding="utf-8").splitlines()]
+        missing = sorted({line for line in lines if line}.difference(source.names))
+        if missing:
+            raise ValueError(f"--identities: {len(missing)} identities have no images in --data, as {missing[0]}")
+        wanted &= np.isin(source.names, lines)
+    return wanted[source.labels]

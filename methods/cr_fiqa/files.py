@@ -20,8 +20,8 @@ from training.state import load_optimizer, optimizer_tensors, prefixed, without_
 
 # Settings that a resumed run may change; the others would make two runs out of one.
 FREE = {
-    *("data", "identities", "num_workers", "cache", "start", "lr", "output", "save_every", "device", "precision"),
-    *("verify", "verify_images", "eval_every", "resume"),
+    *("data", "identities", "num_workers", "cache", "start_weights", "lr", "verify", "verify_images", "eval_every"),
+    *("output", "save_every", "device", "precision", "resume"),
 }
 
 
@@ -40,6 +40,8 @@ def save_state(run: Run, identities: Identities) -> None:
     tensors = prefixed("backbone.", run.backbone.state_dict()) | prefixed("header.", run.header.state_dict())
     for name, optimizer in run.optimizers.items():
         tensors |= optimizer_tensors(optimizer, f"{name}-optimizer.")
+    if run.variance is not None:
+        tensors["variance"] = run.variance
     facts = {
         "epoch": run.epoch,
         "step": run.step,
@@ -65,12 +67,14 @@ def load_state(run: Run, identities: Identities) -> None:
         raise ValueError(f"--resume: the images and identities are not those that {path} was trained on")
     now = json.loads(json.dumps(asdict(run.config)))
     for name, before in facts["settings"].items():
-        if name not in FREE and now.get(name) != before:
-            raise ValueError(f"--resume: {path} was begun with {flag(name)} {before}, not {now.get(name)}")
+        if name in now and name not in FREE and now[name] != before:
+            raise ValueError(f"--resume: {path} was begun with {flag(name)} {before}, not {now[name]}")
     load_strict(run.backbone, without_prefix("backbone.", tensors), path)
     load_strict(run.header, without_prefix("header.", tensors), path)
     for name, optimizer in run.optimizers.items():
         load_optimizer(optimizer, f"{name}-optimizer.", tensors)
+    if run.variance is not None:
+        run.variance.copy_(tensors["variance"])
     run.scaler.load_state_dict(facts["scaler"])
     run.epoch, run.step, run.best = facts["epoch"], facts["step"], facts["best"]
 

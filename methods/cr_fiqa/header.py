@@ -57,7 +57,8 @@ class _ArcFaceLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None, None]:
         unit, lengths, kernel, norms, own, slope = ctx.saved_tensors
-        buffer = ctx.probabilities
+        buffer, ctx.probabilities = ctx.probabilities, None
+        assert buffer is not None, "the probabilities became the gradient: one backward pass for each forward pass"
         buffer.scatter_(1, own, (buffer.gather(1, own) - 1) * slope)
         buffer.mul_(ctx.s * grad_loss[:, None]).div_(norms)  # gradient of unit @ kernel, but for the norms' part
         grad_unit = buffer @ kernel.t()

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from methods.cr_fiqa.data import Identities
 from methods.cr_fiqa.header import arcface_loss
 from methods.cr_fiqa.losses import quality_anchor, quality_loss, teacher_loss
 from methods.cr_fiqa.run import Run
+from methods.cr_fiqa.sampling import sample_classes, update_centres
+from methods.cr_fiqa.variance import teaches_quality, update_variance
 from training import parallel
 from training.images import Batch
 from training.loop import TrainingError
@@ -36,7 +38,7 @@ def train_epoch(run: Run, identities: Identities, verify: Callable[[], Any]) -> 
     torch.manual_seed(config.seed + 1000 * (run.epoch + 1) + parallel.rank())  # of the dropout
     run.backbone.train()
     steps = identities.images.steps(config.batch_size)
-    sums, seen, lr = torch.zeros(6, dtype=torch.float64), 0, 0.0
+    sums, seen, lr = torch.zeros(7, dtype=torch.float64), 0, 0.0
     for index, batch in enumerate(_progress(run, identities, steps)):
         lr = learning_rate(config, run.epoch + index / steps)
         values, norm = train_step(run, identities, batch, lr)
@@ -57,50 +59,102 @@ def train_epoch(run: Run, identities: Identities, verify: Callable[[], Any]) -> 
         "ccs": means[3],
         "nnccs": means[4],
         "anchor": means[5],
+        "teaches": means[6],
+        "replaced": identities.images.replaced,
         "images_per_second": round(seen * parallel.processes() / seconds, 1),
         "seconds": round(seconds, 1),
     }
 
 
+class Centres(NamedTuple):
+    """What a step trains of the header: class centres (D, k), which of all classes they are (None: all), and the class
+    of each image of the share among them (b,)."""
+
+    kernel: Tensor
+    rows: Tensor | None
+    labels: Tensor
+
+
 def train_step(run: Run, identities: Identities, batch: Batch, lr: float) -> tuple[Tensor, float]:
-    """One step of both optimisers: the means of the share's three losses, CCS, NNCCS and anchor (6,), and the length
-    of the backbone's gradient."""
+    """One step of both optimisers: the means of the share's three losses and of its CCS, NNCCS, anchors and images
+    that teach quality (7,), and the length of the backbone's gradient."""
     for optimizer in run.optimizers.values():
         optimizer.param_groups[0]["lr"] = lr
         optimizer.zero_grad()
-    losses, facts = share_losses(run, identities, batch)
+    centres = choose_centres(run, identities, batch)
+    losses, facts = share_losses(run, identities, batch, centres)
     config = run.config
     weights = losses.new_tensor([config.identity_weight, config.alpha, config.teacher_weight])
     part = len(batch.images) / len(batch.rows)  # the sum over the processes is the mean over the batch
     run.scaler.scale((losses @ weights) * part).backward()
     parallel.sum_gradients(run.backbone.parameters())
-    parallel.sum_gradients(run.header.parameters())
+    assert centres.kernel.grad is not None, "after backward"
+    parallel.sum_in_place(centres.kernel.grad.t())
     run.scaler.unscale_(run.optimizers["backbone"])
     norm = clip_grad_norm_(run.backbone.parameters(), config.clip_norm)
-    for optimizer in run.optimizers.values():
-        run.scaler.step(optimizer)
+    run.scaler.step(run.optimizers["backbone"])
+    step_header(run, centres, lr)
     run.scaler.update()
     return torch.cat([losses.detach(), facts]).cpu(), norm.item()
 
 
-def share_losses(run: Run, identities: Identities, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The three losses (3,) of this process's share of a batch, means over its images, and CCS, NNCCS, anchor (3,)."""
-    rows = parallel.share(batch.rows)
-    labels = identities.labels[rows].to(run.device)
+def choose_centres(run: Run, identities: Identities, batch: Batch) -> Centres:
+    """The centres that this step trains, the same in all processes."""
+    labels = identities.labels[parallel.share(batch.rows)].to(run.device)
+    kernel = run.header.kernel
+    if run.config.sample_rate == 1:
+        return Centres(kernel, None, labels)
+    generator = torch.Generator().manual_seed(run.config.seed + run.step)
+    in_batch = parallel.gather(labels, len(batch.rows))
+    rows = sample_classes(in_batch, kernel.shape[1], run.config.sample_rate, generator)
+    chosen = kernel.detach().t()[rows].t().requires_grad_()
+    return Centres(chosen, rows, torch.searchsorted(rows, labels))
+
+
+def step_header(run: Run, centres: Centres, lr: float) -> None:
+    """One step of the header's optimiser, whose momenta belong to all classes."""
+    optimizer, kernel, config = run.optimizers["header"], run.header.kernel, run.config
+    if centres.rows is None:
+        run.scaler.step(optimizer)
+        return
+    assert centres.kernel.grad is not None, "after backward"
+    grad = centres.kernel.grad.t() / run.scaler.get_scale()
+    state = optimizer.state[kernel]
+    if "momentum_buffer" not in state:
+        state["momentum_buffer"] = torch.zeros_like(kernel)
+    if grad.isfinite().all():  # as the scaler, which skips a step that overflows
+        momenta = state["momentum_buffer"].t()
+        update_centres(kernel.t(), momenta, centres.rows, grad, lr, config.momentum, config.weight_decay)
+
+
+def share_losses(run: Run, identities: Identities, batch: Batch, centres: Centres) -> tuple[Tensor, Tensor]:
+    """The three losses (3,) of this process's share of a batch, means over its images, and the means (4,) of CCS,
+    NNCCS, anchors and images that teach quality."""
+    rows, config = parallel.share(batch.rows), run.config
     images, flip = batch.images.to(run.device), batch.flip.to(run.device)
     images = torch.where(flip[:, None, None, None], images.flip(2), images)
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
         embeddings, predicted = run.backbone(run.backbone.preprocessing.normalise(images))
     assert predicted is not None, "the backbone has no quality head"
     embeddings = embeddings.float()
-    identity, ccs, nnccs = arcface_loss(embeddings, run.header.kernel, labels, run.config.scale, run.config.margin)
-    anchors = quality_anchor(ccs, nnccs, run.config.anchor)
-    quality = quality_loss(predicted[:, 0].float(), anchors)
+    identity, ccs, nnccs = arcface_loss(embeddings, centres.kernel, centres.labels, config.scale, config.margin)
+    anchors = quality_anchor(ccs, nnccs, config.anchor)
+    teaches = _teaches(run, identities.labels[rows].to(run.device), ccs, len(batch.rows))
+    quality = quality_loss(predicted[:, 0].float(), anchors) * teaches
     if run.targets is None:
         teacher = torch.zeros_like(identity)
     else:
         teacher = teacher_loss(embeddings, run.targets[rows, batch.flip.long()].to(run.device))
-    return torch.stack([identity, quality, teacher]).mean(dim=1), torch.stack([ccs, nnccs, anchors]).mean(dim=1)
+    facts = torch.stack([ccs, nnccs, anchors, teaches])
+    return torch.stack([identity, quality, teacher]).mean(dim=1), facts.mean(dim=1)
+
+
+def _teaches(run: Run, labels: Tensor, ccs: Tensor, total: int) -> Tensor:
+    """The weight (b,) of each image of the share in the quality loss."""
+    if run.variance is None:
+        return torch.ones_like(ccs)
+    update_variance(run.variance, parallel.gather(labels, total), parallel.gather(ccs, total))
+    return teaches_quality(run.variance, labels, run.config.variance_floor)
 
 
 def learning_rate(config: Config, epoch: float) -> float:

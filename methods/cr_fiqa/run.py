@@ -26,23 +26,24 @@ class Run:
     optimizers: dict[str, torch.optim.SGD]  # of `backbone` and `header`
     scaler: torch.amp.GradScaler  # works in fp16 only
     targets: Tensor | None = None  # the teacher's embeddings (N, 2, D) of each image and its mirror image
+    variance: Tensor | None = None  # of the embeddings of each class (C,), where --variance-floor asks for it
     epoch: int = 0  # epochs finished
     step: int = 0  # steps taken
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # pair list -> its best verification so far
 
 
 def make_backbone(config: Config) -> IResNet:
-    """A new backbone, or that of `--start`, to which a quality head is added when it has none."""
-    if not config.start:
+    """A new backbone, or that of `--start-weights`, to which a quality head is added when it has none."""
+    if not config.start_weights:
         return IResNet(LAYERS[config.depth], config.widths, dropout=config.dropout)
-    tensors, metadata = read_checkpoint(config.start)
+    tensors, metadata = read_checkpoint(config.start_weights)
     if "fc.weight" in tensors and "qs.weight" not in tensors:
         head = nn.Linear(len(tensors["fc.weight"]), 1)
         tensors |= {"qs.weight": head.weight.detach(), "qs.bias": head.bias.detach()}
     try:
         backbone = IResNet.from_tensors(tensors, metadata)
     except CheckpointError as error:
-        raise CheckpointError(f"--start {config.start} is no backbone: {error}") from error
+        raise CheckpointError(f"--start-weights {config.start_weights} is no backbone: {error}") from error
     backbone.dropout.p = config.dropout
     return backbone
 
@@ -65,4 +66,5 @@ def start_run(config: Config, device: torch.device, backbone: IResNet, identitie
     }
     dtype = precision_of(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return Run(config, device, dtype, backbone, header, optimizers, scaler)
+    variance = torch.full((len(identities.classes),), torch.nan, device=device) if config.variance_floor else None
+    return Run(config, device, dtype, backbone, header, optimizers, scaler, variance=variance)

@@ -90,9 +90,10 @@ def fold_accuracies(similarity: NDArray[np.floating], mated: NDArray[np.bool_]) 
 
 
 def _accuracy(similarity: NDArray[np.floating], mated: NDArray[np.bool_], test: NDArray[np.bool_]) -> float:
-    weight = np.where(mated, 0.5 / (mated & ~test).sum(), -0.5 / (~mated & ~test).sum())[~test]
+    weight = np.where(mated, 1 / (mated & ~test).sum(), -1 / (~mated & ~test).sum())[~test]
     order = np.argsort(-similarity[~test], kind="stable")
-    accuracy = np.cumsum(weight[order])  # of accepting so many pairs, up to a constant
-    last = similarity[~test][order[np.argmax(accuracy)]]
-    accepted = similarity[test] >= last
+    threshold = similarity[~test][order]
+    gain = np.cumsum(weight[order])  # of accepting all pairs up to here, where no equal similarity follows
+    gain[:-1][threshold[:-1] == threshold[1:]] = -np.inf
+    accepted = similarity[test] >= threshold[np.argmax(gain)]
     return float((accepted[mated[test]].mean() + (~accepted[~mated[test]]).mean()) / 2)
