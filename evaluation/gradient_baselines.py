@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.folding import fold_batch_norms
 from model.iresnet import IResNet
 from model.preprocessing import Preprocessing
 
@@ -24,7 +25,8 @@ SERFIQ_PASSES, SERFIQ_DROPOUT = 100, 0.4  # the dropout that ArcFace's and CR-FI
 
 
 def network_score(name: str, network: nn.Module, block: str = "") -> Callable[[np.ndarray], np.ndarray]:
-    """The baseline of this name as a function of RGB uint8 faces (N, S, S, 3). `block` is for grafiqs.
+    """The baseline of this name as a function of RGB uint8 faces (N, S, S, 3). `block` is for grafiqs. The network is
+    used up: for faceqan, which runs it a hundred times an image, its batch norms are folded.
 
     Raises ValueError when the network cannot serve: serfiq needs an IResNet, whose dropout lies before its last layers.
     """
@@ -34,6 +36,10 @@ def network_score(name: str, network: nn.Module, block: str = "") -> Callable[[n
         raise ValueError(f"the network has no module {block}; it has {', '.join(dict(network.named_children()))}")
     preprocessing: Preprocessing = network.preprocessing  # type: ignore[assignment]
     device = next(network.parameters()).device
+    network.requires_grad_(False)
+    if name == "faceqan":
+        fold_batch_norms(network, torch.zeros(1, 3, preprocessing.size, preprocessing.size, device=device))
+        network.to(memory_format=torch.channels_last)
 
     def score(faces: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(faces).to(device)
