@@ -4,6 +4,7 @@
     python evaluate.py baseline sobel FACES --output sobel.csv
     python evaluate.py edc --pairs pairs.tsv --scores sobel=sobel.csv --embeddings dlib=dlib.npz --output results
     python evaluate.py compare results/lfw results/celeba --against mine
+    python evaluate.py threshold captures.csv --discard 0.05
     python evaluate.py prepare lfw.tgz --pairs pairs.txt --output lfw
 
 docs/evaluation.md explains the protocols, the formats, and where the sets are obtained.
@@ -184,6 +185,43 @@ def _draw(
     print(f"\n{args.output / 'report.html'}, results.json, tables.csv, tables.md, tables.tex, {len(figures)} pictures")
 
 
+def threshold(args: argparse.Namespace) -> int:
+    """The quality that discards a wanted share of your own good captures, or of the set stored in the weights."""
+    if (args.scores is None) == (args.weights is None):
+        raise ValueError("give a score table of your own captures, or --weights that hold percentiles: one of the two")
+    if args.weights:
+        return _stored_threshold(args)
+    from evaluation.threshold import pick_threshold
+
+    quality = np.fromiter(read_scores(args.scores).values(), np.float64)
+    picked = pick_threshold(quality, args.discard, args.seed)
+    print(f"threshold = {picked.value:.6g}")
+    share = picked.discarded / picked.images
+    print(f"discards {picked.discarded} of {picked.images} captures ({share:.1%}): quality < threshold")
+    print(f"95 % bootstrap interval of the threshold: {picked.value_ci[0]:.6g} to {picked.value_ci[1]:.6g}")
+    print(f"of new captures like these it will discard {picked.share_ci[0]:.1%} to {picked.share_ci[1]:.1%}")
+    if missing := len(quality) - picked.images:
+        print(f"note: {missing} rows without an ok score are left out", file=sys.stderr)
+    return 0
+
+
+def _stored_threshold(args: argparse.Namespace) -> int:
+    from model.checkpoint import read_checkpoint
+    from model.percentiles import Percentiles
+    from model.weights import find_weights
+
+    weights = find_weights(args.weights)
+    percentiles = Percentiles.from_metadata(read_checkpoint(weights)[1])
+    if percentiles is None:
+        raise ValueError(
+            f"{weights} holds no percentiles: give a score table of your own captures, or store some with"
+            " python -m methods.default_model.percentiles"
+        )
+    print(f"threshold = {percentiles.threshold(args.discard):.6g}")
+    print(f"discards {args.discard:.1%} of {percentiles.set} ({percentiles.images} images): quality < threshold")
+    return 0
+
+
 def prepare(args: argparse.Namespace) -> int:
     """Aligned faces and a pair list from an official archive, a folder or an InsightFace .bin."""
     from evaluation.prepare import prepare_set
@@ -222,7 +260,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line: a sub-command and its flags."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("evaluate.py", description=__doc__, formatter_class=formatter)
-    commands = parser.add_subparsers(required=True, metavar="embed | baseline | edc | compare | prepare")
+    commands = parser.add_subparsers(required=True, metavar="embed | baseline | edc | compare | threshold | prepare")
 
     add = _command(commands, embed)
     add("images", nargs="+", metavar="PATH", help="aligned faces: a file, a folder, a pattern, @list or -")
@@ -258,6 +296,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--against", required=True, metavar="METHOD", help="the method that each other one is compared with")
     add("--limit", type=_share, default=DEFAULT_LIMIT, help=f"of the pAUC (default {DEFAULT_LIMIT})")
     add("--output", type=Path, metavar="FOLDER", help="differences.json and differences.md")
+
+    add = _command(commands, threshold)
+    add("scores", nargs="?", metavar="SCORES", help="score table of good captures: what inference.py writes, or others")
+    add("--weights", metavar="FILE_OR_NAME", help="instead: the percentiles stored in this checkpoint")
+    add("--discard", type=_share, required=True, metavar="SHARE", help="of good captures to lose, such as 0.05")
+    add("--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default 0)")
 
     add = _command(commands, prepare)
     add("source", type=Path, metavar="SOURCE", help=".zip, .tgz, a folder, or InsightFace's .bin")

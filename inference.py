@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from command_line import keep_freed_memory, natural, positive
 
 if TYPE_CHECKING:
+    from model.percentiles import Percentiles
     from scoring import Score, Scorer
 
 WORKERS = min(4, os.cpu_count() or 1)
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
     scorer = Scorer(args.method, args.weights, *settings)
     if len(first) == 1 and not args.output:
-        return print_sentence(scorer.score(first[0]))
+        return print_sentence(scorer.score(first[0]), scorer.percentiles)
     if args.workers is None:
         args.workers = 0 if total is not None and total < FEW else WORKERS
     start, remaining = time.perf_counter(), chain(first, remaining)
@@ -67,13 +68,15 @@ def run(args: argparse.Namespace) -> int:
     return int(set(statuses) != {"ok"})
 
 
-def print_sentence(score: Score) -> int:
-    """What the published script prints of its one image; a failure goes to stderr."""
+def print_sentence(score: Score, percentiles: Percentiles | None) -> int:
+    """What the published script prints of its one image, and how it compares; a failure goes to stderr."""
     if score.quality is None:
         print(f"{score.path}: {score.status}", file=sys.stderr)
         return 1
     if score.sentence:
         print(score.sentence)
+    if percentiles:
+        print(f"higher than {score.percentile:.0f} % of {percentiles.set} ({percentiles.images} images)")
     print(f"quality prediction = {score.quality:.4f}")
     return 0
 

@@ -23,6 +23,7 @@ from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from model.device import pick_device
 from model.fast import PRECISIONS, accelerate, pick_precision
 from model.iresnet import IResNet
+from model.percentiles import Percentiles
 from model.preprocessing import Preprocessing
 from model.prompts import AXES, JOINT_SHAPE, joint_prompts
 from model.weights import find_weights
@@ -43,7 +44,8 @@ class Score:
     `status` is "ok" or the reason of the failure: one of `faces.reader.ImageError`, or non_finite when the network
     gave no number. `factors` maps blur, occlusion, pose, expression and illumination to their levels' probabilities,
     from worst to best; `quality_distribution` holds those of bad, poor, fair, good, perfect. A system without reasons
-    leaves them empty and None.
+    leaves them empty and None. `percentile`: the share, in percent, that scores below it of the set that is named in
+    `Scorer.percentiles`; None when the weights hold no such table.
     """
 
     path: str | None
@@ -51,6 +53,7 @@ class Score:
     quality: float | None = None
     factors: dict[str, dict[str, float]] = field(default_factory=dict)
     quality_distribution: tuple[float, ...] | None = None
+    percentile: float | None = None
 
     def label(self, axis: str) -> str | None:
         """The most probable level of a factor or of "quality", or None where there are no probabilities."""
@@ -109,6 +112,7 @@ class Scorer:
         network = load_network(self.weights)
         self.method = method_of(network, self.weights, method)
         self.preprocessing: Preprocessing = network.preprocessing
+        self.percentiles = Percentiles.from_metadata(network.metadata)
         self._prepare = partial(prepare, self.preprocessing, align, swapped_channels)
         self._predict = METHODS[self.method].predictor(network, self.dtype, self.device)
 
@@ -179,7 +183,8 @@ class Scorer:
             levels = {axis: rows[i] for axis, rows in distributions.items()}
             overall = tuple(levels.pop("quality")) if "quality" in levels else None
             factors = {axis: dict(zip(AXES[axis], row, strict=True)) for axis, row in levels.items()}
-            yield Score(None, "ok", value, factors, overall)
+            percentile = self.percentiles.percentile(value) if self.percentiles else None
+            yield Score(None, "ok", value, factors, overall, percentile)
 
 
 def pixels(image: Picture, color: str = "rgb") -> np.ndarray:

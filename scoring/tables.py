@@ -30,6 +30,7 @@ def row_of(score: Score) -> Row:
         **{factor: score.label(factor) for factor in FACTORS},
         "factors": {axis: _rounded(levels) for axis, levels in score.factors.items()} or None,
         "quality_distribution": score.quality_distribution and [round(p, 6) for p in score.quality_distribution],
+        "percentile": None if score.percentile is None else round(score.percentile, 2),
     }
 
 
@@ -46,7 +47,7 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """One object a line: the columns, `factors` and `quality_distribution`; null in a failed row."""
+    """One object a line: the columns, `factors`, `quality_distribution`, `percentile`; null in a failed row."""
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -61,6 +62,7 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
         "quality": probability,
         "factors": pyarrow.struct(factors.items()),
         "quality_distribution": pyarrow.list_(probability),
+        "percentile": probability,
     }
     schema, rows = pyarrow.schema(types.items()), iter(rows)
     with parquet.ParquetWriter(path, schema) as writer:

@@ -19,7 +19,7 @@ SETTINGS = {"method": "clib-fiqa", "precision": "fp32"}
 
 def score_of(path: str, quality: float = 0.61803398) -> Score:
     factors = {axis: {level: (i + 0.5) ** 2 for i, level in enumerate(AXES[axis])} for axis in FACTORS}
-    return Score(path, "ok", quality, factors, (0.1, 0.2, 0.3, 0.25, 0.15))
+    return Score(path, "ok", quality, factors, (0.1, 0.2, 0.3, 0.25, 0.15), 12.345678)
 
 
 SCORES = [
@@ -57,9 +57,10 @@ def test_csv_holds_the_columns_and_empty_cells(tmp_path: Path) -> None:
 def test_jsonl_adds_all_probabilities_and_nulls(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in written(tmp_path / "scores.jsonl").read_text().splitlines()]
     assert rows == [row_of(score) for score in SCORES]
-    assert tuple(rows[0]) == (*COLUMNS, "factors", "quality_distribution")
+    assert tuple(rows[0]) == (*COLUMNS, "factors", "quality_distribution", "percentile")
     assert rows[0]["factors"]["pose"] == {"profile": 0.25, "slight angle": 2.25, "frontal": 6.25}
     assert rows[0]["quality_distribution"] == [0.1, 0.2, 0.3, 0.25, 0.15]
+    assert rows[0]["percentile"] == 12.35
     assert {key for key, value in rows[1].items() if value is not None} == {"path", "status"}
     assert rows[5]["factors"] is None
 

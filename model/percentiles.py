@@ -1,0 +1,51 @@
+"""Where a quality stands among those of a named set of images: the entry `percentiles` of a checkpoint's metadata.
+
+Qualities of different networks have different scales, and "is 0.63 good?" has no answer but a comparison.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+POINTS = 101  # quantiles at 0 %, 1 %, ... 100 %
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """The quantiles of a network's qualities on a set of images, ascending."""
+
+    set: str
+    images: int
+    quality: tuple[float, ...]  # (101,)
+
+    @classmethod
+    def of_set(cls, name: str, quality: np.ndarray) -> Percentiles:
+        """From the qualities (N,) of the set's images. Raises ValueError when there are none, or not only numbers."""
+        if not len(quality) or not np.isfinite(quality).all():
+            raise ValueError(f"percentiles of {name!r} need the qualities of at least one image, and finite ones")
+        quantiles = np.quantile(quality, np.linspace(0, 1, POINTS))
+        return cls(name, len(quality), tuple(float(f"{value:.7g}") for value in quantiles))
+
+    def percentile(self, quality: float) -> float:
+        """The share of the set that scores below `quality`, in percent, from 0 to 100."""
+        return float(np.interp(quality, self.quality, np.linspace(0, 100, POINTS)))
+
+    def threshold(self, discard: float) -> float:
+        """The quality below which the share `discard`, in [0, 1], of the set lies."""
+        return float(np.interp(100 * discard, np.arange(POINTS), self.quality))
+
+    def to_json(self) -> str:
+        """As the entry of the metadata."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Percentiles | None:
+        """What the metadata of a checkpoint says; None when it says nothing."""
+        if "percentiles" not in metadata:
+            return None
+        fields = json.loads(metadata["percentiles"])
+        return cls(fields["set"], int(fields["images"]), tuple(fields["quality"]))
