@@ -194,7 +194,7 @@ def test_bad_rows_are_counted_and_listed(config, table, tmp_path):
         (["--data-list", "nowhere.tsv"], "--data-list nowhere.tsv: no such file"),
         (["--clip-model", "nowhere.pth"], "nowhere.pth"),
         (["--lr", "-1"], "--lr must be above 0"),
-        (["--device", "cuda:7"], "--device cuda:7"),
+        (["--device", "cuda:7"], "the device cuda:7 cannot be used"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(config, arguments, message):
