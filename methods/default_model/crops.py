@@ -1,4 +1,4 @@
-"""The training faces of the default model: which identities, and their crops in memory."""
+"""The faces of the default model: which identities train it, which measure it, and their crops in memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def identities(data: Path, held_out: bool = False) -> list[str]:
 def crop_paths(data: Path, names: list[str]) -> list[Path]:
     """All aligned crops of these LFW identities, sorted."""
     return [path for name in names for path in list_images(data / "faces" / "lfw" / name)]
+
+
+def lfw_test_paths(data: Path) -> list[Path]:
+    """All aligned crops of LFW's test identities, which nothing learns from, sorted."""
+    return crop_paths(data, sorted((data / "splits" / "lfw_test_identities.txt").read_text().split()))
+
+
+def first_of_each(paths: list[Path]) -> list[Path]:
+    """The first crop of each identity, of paths sorted by identity."""
+    return [path for i, path in enumerate(paths) if i == 0 or path.parent != paths[i - 1].parent]
 
 
 def read_crops(paths: list[Path]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What the default model does on people it never saw: LFW's test identities.
 
-Prints, as Markdown: the rank correlation of its scores with quality anchors of three FR models, the share of pairs in
-which a face scores above its damaged version, for each kind and strength, and the balanced accuracy of its factors.
+Prints, as Markdown: the rank correlation of its scores with quality anchors of three FR models, and the share of pairs
+in which a face scores above its damaged version, for each kind and strength. Factors: reliability.py.
 
     python -m methods.default_model.measure --data ../shared/data --weights clib-fiqa
 """
@@ -15,12 +15,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from faces.anchors import Faces, centre_similarities, count_photos, identity_of, quality_anchor
-from faces.listing import list_images
 from faces.recognition import load_recognizer
-from methods.default_model.crops import read_crops
+from methods.default_model.crops import first_of_each, read_crops, lfw_test_paths
 from methods.default_model.degrade import KINDS, degrade
-from methods.default_model.train_factors import hash_of, rows
-from model.prompts import AXES
 from scoring import Scorer
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)
@@ -34,16 +31,14 @@ def main() -> None:
     parser.add_argument("--damaged-faces", type=int, default=200, help="test identities in the damage table (200)")
     options = parser.parse_args()
     data, scorer = Path(options.data), Scorer(weights=options.weights)
-    names = (data / "splits" / "lfw_test_identities.txt").read_text().split()
-    paths = [path for name in sorted(names) for path in list_images(data / "faces" / "lfw" / name)]
+    paths = lfw_test_paths(data)
     crops = read_crops(paths)
     quality = np.array([score.quality for score in scorer.score(list(crops))])
-    print(f"{len(paths)} images of {len(names)} test identities; scores {quality.min():.3f} to {quality.max():.3f}\n")
+    firsts = [paths.index(path) for path in first_of_each(paths)]
+    print(f"{len(paths)} images of {len(firsts)} test identities; scores {quality.min():.3f} to {quality.max():.3f}\n")
     rank_correlations(data, paths, crops, quality)
-    firsts = [i for i, path in enumerate(paths) if i == 0 or path.parent != paths[i - 1].parent]
     firsts = firsts[: options.damaged_faces]
     damage_table(scorer, crops[firsts], quality[firsts])
-    factor_accuracy(data, scorer, crops[firsts])
 
 
 def rank_correlations(data: Path, paths: list[Path], crops: np.ndarray, quality: np.ndarray) -> None:
@@ -72,43 +67,6 @@ def damage_table(scorer: Scorer, crops: np.ndarray, quality: np.ndarray) -> None
             scores = np.array([score.quality for score in scorer.score(damaged)])
             shares.append((quality > scores).mean())
         print(f"| {kind} | " + " | ".join(f"{share:.3f}" for share in (*shares, np.mean(shares))) + " |")
-
-
-def factor_accuracy(data: Path, scorer: Scorer, crops: np.ndarray) -> None:
-    """Balanced accuracy (mean recall of the good and the bad side) of the factors."""
-    print("\n| factor | on | bad side seen | good side seen | balanced accuracy |\n|---|---|---|---|---|")
-    for factor in ("blur", "illumination", "occlusion"):
-        damaged = [
-            degrade(crop, kind, 0.5 + 0.5 * (i % 2), np.random.default_rng(i))
-            for kind in KINDS if KINDS[kind][1] == factor
-            for i, crop in enumerate(crops)
-        ]
-        report(factor, "synthetic damage, strength 0.5 and 1", scorer, damaged, list(crops))
-    smiles = [row for row in rows(data / "factors" / "expression_lfw.tsv") if row["split"] == "test" and row["label"]]
-    sides = [read_side(data, smiles, label) for label in ("exaggerated expression", "typical expression")]
-    report("expression", "human labels, LFW test identities", scorer, *sides)
-    for file, factor, bad, good in (
-        ("occlusion", "occlusion", "obstructed", "unobstructed"),
-        ("illumination", "illumination", "extreme lighting", "normal lighting"),
-    ):
-        held_out = [row for row in rows(data / "factors" / f"{file}.tsv") if hash_of(row["subject"]) % 5 == 0]
-        sides = [read_side(data, held_out, label) for label in (bad, good)]
-        report(factor, f"{file}.tsv, held-out subjects", scorer, *sides)
-
-
-def read_side(data: Path, labelled: list[dict[str, str]], label: str) -> list[np.ndarray]:
-    """The crops of a factor table with this label."""
-    return list(read_crops([data / "factors" / row["path"] for row in labelled if row["label"] == label]))
-
-
-def report(factor: str, where: str, scorer: Scorer, bad: list[np.ndarray], good: list[np.ndarray]) -> None:
-    """One row: the best level of a factor counts as its good side, every other as the bad one."""
-    recalls = []
-    for crops, wanted in ((bad, False), (good, True)):
-        best = [score.label(factor) == AXES[factor][-1] for score in scorer.score(crops)]
-        recalls.append(np.mean(np.array(best) == wanted))
-    cells = (f"{recalls[0]:.3f} of {len(bad)}", f"{recalls[1]:.3f} of {len(good)}", f"{np.mean(recalls):.3f}")
-    print(f"| {factor} | {where} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

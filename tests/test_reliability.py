@@ -1,0 +1,71 @@
+"""Reliability of factor probabilities: recalls, confusion and calibration error against what is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faces.reader import read_image
+from methods.default_model import crops as crops_module
+from methods.default_model.reliability import Labelled, Reliability, as_markdown, damaged, draw, from_rows, judge
+from model.prompts import AXES
+from scoring import Scorer
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+def reliability(best: np.ndarray, good: np.ndarray) -> Reliability:
+    """Of the two-level factor illumination."""
+    return Reliability(Labelled("illumination", "x", [], good.astype(int)), np.stack([1 - best, best], axis=1))
+
+
+def test_honest_probabilities_have_no_calibration_error() -> None:
+    rng = np.random.default_rng(0)
+    best = rng.random(40_000)
+    honest = reliability(best, rng.random(40_000) < best)
+    assert honest.calibration_error() < 0.02
+    boastful = reliability(np.where(best > 0.5, 0.95, 0.05), honest.good)  # three of four are right
+    assert boastful.calibration_error() == pytest.approx(0.2, abs=0.02)
+    assert [count for *_, count in boastful.bins()] == [(best <= 0.5).sum(), (best > 0.5).sum()]
+    assert reliability(np.array([1.0, 0.0]), np.array([True, False])).calibration_error() == 0
+
+
+def test_three_levels_have_a_good_and_a_bad_side() -> None:
+    levels = np.array([0, 0, 1, 1, 2, 2, 2, 2])
+    seen = np.array([0, 1, 1, 2, 2, 2, 2, 0])
+    one = Reliability(Labelled("pose", "x", [], levels), np.eye(3)[seen] * 0.8 + 0.05)
+    assert one.confusion.tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 3]]
+    assert one.recalls() == (0.75, 0.75)
+    text = as_markdown([one])
+    assert "| pose | x | 0.750 of 4 | 0.750 of 4 | 0.750 | " in text
+    assert "| slight angle | 0 | 1 | 1 |" in text
+
+
+def test_the_default_model_sees_the_damage_of_samples(tmp_path: Path) -> None:
+    clean = [read_image(SAMPLES / "astronaut.png")] * 2
+    judged = [judge(Scorer(device="cpu"), damaged(factor, clean)) for factor in ("blur", "illumination", "occlusion")]
+    blur = judged[0]
+    assert blur.labelled.levels.tolist() == [0] * 6 + [2] * 2
+    assert blur.probabilities.sum(axis=1) == pytest.approx(1)
+    assert blur.recalls() == (1.0, 1.0)
+    assert len(judged[2].labelled.crops) == 5 * 2 + 2
+    draw(judged, tmp_path / "reliability.png")
+    with Image.open(tmp_path / "reliability.png") as image:
+        assert image.size[0] > 3 * 300
+
+
+def test_tables_name_levels(tmp_path: Path) -> None:
+    (tmp_path / "factors").mkdir()
+    Image.new("RGB", (112, 112)).save(tmp_path / "factors/a.png")
+    labels = ["exaggerated expression", "typical expression"]
+    one = from_rows(tmp_path, "expression", "here", [{"path": "a.png", "label": label} for label in labels])
+    assert [AXES["expression"][level] for level in one.levels] == labels
+    assert len(one.crops) == 2
+
+
+def test_first_of_each_identity() -> None:
+    paths = [Path(name) for name in ("a/1", "a/2", "b/1", "c/1", "c/2")]
+    assert crops_module.first_of_each(paths) == [Path("a/1"), Path("b/1"), Path("c/1")]
