@@ -47,7 +47,11 @@ def low_resolution(image: np.ndarray, strength: float, rng: Generator) -> np.nda
 
 def jpeg(image: np.ndarray, strength: float, rng: Generator) -> np.ndarray:
     """Compression at quality 30 down to 2."""
-    quality = round(30 * (2 / 30) ** strength)
+    return compress(image, round(30 * (2 / 30) ** strength))
+
+
+def compress(image: np.ndarray, quality: int) -> np.ndarray:
+    """A JPEG of this quality, read again."""
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
     assert decoded is not None, "OpenCV cannot read what it wrote"

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from faces.anchors import Faces, centre_similarities, count_photos, identity_of, quality_anchor
 from faces.recognition import load_recognizer
-from methods.default_model.crops import first_of_each, read_crops, lfw_test_paths
+from methods.default_model.crops import first_of_each, lfw_test_paths, read_crops
 from methods.default_model.degrade import KINDS, degrade
 from scoring import Scorer
 

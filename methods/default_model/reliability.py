@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from faces.pose import pose_class
-from methods.default_model.crops import first_of_each, read_crops, lfw_test_paths
+from methods.default_model.crops import first_of_each, lfw_test_paths, read_crops
 from methods.default_model.degrade import KINDS, degrade
 from methods.default_model.train_factors import hash_of, rows, yaw_of
 from model.prompts import AXES
