@@ -42,6 +42,7 @@ weights: setup-dev
 		--normalise percentile --focal sample
 	cp $(RECIPE)/train/clib_fiqa.safetensors weights/clib_fiqa_small.safetensors
 	$(PY) -m methods.default_model.measure --data $(DATA) --weights weights/clib_fiqa_small.safetensors
+	$(PY) -m methods.default_model.reliability --data $(DATA) --weights weights/clib_fiqa_small.safetensors
 
 clean:
 	rm -rf .venv

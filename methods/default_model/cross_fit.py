@@ -13,8 +13,8 @@ the folder of the fold, which holds
         --score "python inference.py @{folder}/test.txt --weights {folder}/model.safetensors \\
             --output {folder}/scores.csv"
 
-A fold that has its scores is not run again: another recipe needs another --output. Qualities of different folds are pooled as they are: the recipe has to
-give each fold the same scale.
+A fold that has its scores is not run again: another recipe needs another --output. Qualities of different folds are
+pooled as they are: the recipe has to give each fold the same scale.
 """
 
 from __future__ import annotations
