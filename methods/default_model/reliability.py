@@ -153,7 +153,8 @@ def draw(judged: Sequence[Reliability], path: Path) -> None:
         panel.scatter(said, share, s=8 + 150 * count / count.sum())
         title = f"{one.labelled.factor} (ECE {one.calibration_error():.3f})\n{one.labelled.where}"
         panel.set_title(title, fontsize="small")
-        panel.set(xlabel=f"probability of “{AXES[one.labelled.factor][-1]}”", ylabel="share", xlim=(0, 1), ylim=(-0.03, 1.03))
+        panel.set(xlabel=f"probability of “{AXES[one.labelled.factor][-1]}”", ylabel="share")
+        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
     for spare in panels[len(judged) :]:
         spare.set_visible(False)
     figure.savefig(path)
