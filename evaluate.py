@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from command_line import channels, exit_code, natural, positive
+from command_line import channels, exit_code, keep_freed_memory, natural, positive
 from evaluation.bench import Bootstrap, Outcome, cr_fiqa_procedure, image_quality, iso, similarities
 from evaluation.compare import Run, comparison_tables, differences, read_runs, write_comparison, write_replicates
 from evaluation.edc import Floats
@@ -351,6 +351,7 @@ def _share(text: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 1 when some images could not be used, 2 when the call was wrong, 130 for Ctrl-C."""
     args = parse(arguments)
+    keep_freed_memory()
     return exit_code(lambda: args.function(args), stopped="stopped; embed and baseline go on with --resume")
 
 
