@@ -6,13 +6,13 @@ import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.bench import Setting
-from evaluation.edc import Curve, Floats
+from evaluation.edc import Curve, Floats, partial_area
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,19 +40,22 @@ def draw_all(
 
 
 def edc_figure(curves: Mapping[str, Curve], title: str, is_step: bool) -> Figure:
-    """FNMR over the discarded fraction, one line a method; `is_step` tells step functions from interpolated points."""
+    """FNMR over the discarded fraction, one line a method, named from top to bottom; `is_step` tells step functions
+    from interpolated points."""
     figure, axes = _figure(1)
-    for method, curve in curves.items():
+    for index, (method, curve) in enumerate(sorted(curves.items(), key=lambda item: -partial_area(item[1], 0.5))):
+        linestyle = ("-", "--", "-.")[index // 10 % 3]
+        style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": linestyle, "label": method}
         if is_step:
             x = np.linspace(0, 0.98, POINTS)
-            axes[0].step(x, curve.fnmr[np.searchsorted(curve.discard, x, side="right") - 1], where="post", label=method)
+            axes[0].step(x, curve.fnmr[np.searchsorted(curve.discard, x, side="right") - 1], where="post", **style)
         else:
-            axes[0].plot(curve.discard, curve.fnmr, marker=".", label=method)
+            axes[0].plot(curve.discard, curve.fnmr, marker=".", **style)
     if is_step:
         start = next(iter(curves.values())).fnmr[0]
         axes[0].plot([0, start], [start, 0], "k:", label="theoretical best")
     axes[0].set(title=title, xlabel="fraction discarded", ylabel="FNMR", xlim=(0, 1), ylim=(0, None))
-    axes[0].legend(fontsize="small")
+    axes[0].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
@@ -102,9 +105,9 @@ def save(figures: Mapping[str, Figure], folder: Path) -> list[str]:
     """Write each figure as PNG and SVG, and give the SVG elements for an HTML page."""
     elements = []
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png")
+        figure.savefig(folder / f"{name}.png", bbox_inches="tight")
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
         (folder / f"{name}.svg").write_text(stream.getvalue(), encoding="utf-8")
         elements.append(stream.getvalue()[stream.getvalue().index("<svg") :])
     return elements
