@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.baselines import mirrored, unit
+from evaluation.baselines import lengths, mirrored, unit
 from evaluation.embeddings import Embeddings
 from faces.anchors import Faces, centre_similarities, count_photos, identity_of
 from faces.loading import Loaded
@@ -113,8 +113,7 @@ def from_embeddings(name: str, embeddings: Embeddings) -> list[Row]:
     if name == "oracle":
         return oracle_of(names, embeddings.rows, ok)
     if name == "norm":
-        lengths = np.linalg.norm(embeddings.rows, axis=1).astype(np.float64)
-        return list(zip(names, ok.tolist(), lengths.tolist(), strict=True))
+        return list(zip(names, ok.tolist(), lengths(embeddings.rows).tolist(), strict=True))
     raise ValueError(f"{name} looks at images: give their paths instead of --embeddings, which suits norm and oracle")
 
 
