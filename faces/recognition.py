@@ -144,8 +144,10 @@ def _onnx_session(path: Path, device: torch.device) -> Any:
         raise ImportError("an ONNX model needs onnxruntime: pip install onnxruntime") from error
     wanted = [*["CUDAExecutionProvider"][: device.type == "cuda"], "CPUExecutionProvider"]
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")   # their arithmetic is ten times as slow
     try:
-        return onnxruntime.InferenceSession(path, providers=providers)
+        return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:   # as above
         raise ValueError(f"{path} is no ONNX model that onnxruntime can run: {error}") from error
 
