@@ -40,8 +40,10 @@ class TrainConfig:
     clip_model: str = "clib-fiqa"
     # start weights of the calibration MLP; empty: random
     mlp: str = ""
-    # what stays fixed: the text tower (paper), what the published code fixed, or nothing
-    freeze: Literal["text-tower", "published", "none"] = "text-tower"
+    # what stays fixed: the text tower (paper), what the published code fixed, nothing, or a multi-level tower's trunk
+    freeze: Literal["text-tower", "published", "none", "trunk"] = "text-tower"
+    # of a multi-level tower's numbers, in training only
+    dropout: float = 0.0
     # keep the text tower in the final model; scoring does not need it, further training may
     save_text_tower: bool = True
 
@@ -76,6 +78,8 @@ class TrainConfig:
     weighting: Literal["dwa", "mean"] = "dwa"
     # factor of the quality loss
     quality_weight: float = 10.0
+    # factor of the losses of the five factors; 0 trains the quality only
+    factor_weight: float = 1.0
     # divergence of quality and factors: the published one, or Jensen-Shannon
     confidence: Literal["double-softmax", "js"] = "double-softmax"
     # mode of the network in the calibration: train (published) uses batch statistics and moves the running ones
@@ -101,6 +105,8 @@ class TrainConfig:
         for name in (*at_least, "calibration_epoch", "lr_period", "weight_decay", "seed"):
             minimum = at_least.get(name, 0)
             require(self, name, minimum <= getattr(self, name) < math.inf, f"at least {minimum}")
+        require(self, "factor_weight", 0 <= self.factor_weight < math.inf, "at least 0")
+        require(self, "dropout", 0 <= self.dropout < 1, "at least 0 and below 1")
         for name in ("lr", "mlp_lr", "clip_norm", "quality_weight"):
             value = getattr(self, name)
             require(self, name, value is None or 0 < value < math.inf, "above 0")

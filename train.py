@@ -18,6 +18,7 @@ from faces.reader import ImageError
 from training import parallel
 from training.data import read_faces
 from training.files import load_state, save_model, write_epoch
+from training.frozen import frozen_levels, tower_of
 from training.loop import TrainingError, calibrate, describe, train_epoch
 from training.run import start_run
 
@@ -33,6 +34,8 @@ def train(config: TrainConfig) -> None:
         workers=config.num_workers if config.num_workers >= 0 else min(12, os.cpu_count() or 1),
     )
     report_skipped(config, skipped)
+    if config.freeze == "trunk":
+        run.levels = frozen_levels(tower_of(run.model), faces.images, run.device)
     if config.resume:
         load_state(run)
     steps = faces.images.steps(config.batch_size)

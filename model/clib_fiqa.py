@@ -49,10 +49,13 @@ class ClibFiqa(nn.Module):
 
         `text_features` (360, D) of unit length replace the stored ones, for training through the text tower.
         """
-        features = self.clip.encode_image(images)
+        return self.logits_of(self.clip.encode_image(images), text_features)
+
+    def logits_of(self, features: Tensor, text_features: Tensor | None = None) -> Tensor:
+        """`logits` of the image tower's features (N, D)."""
         text_features = self.text_features if text_features is None else text_features
         # The scale, about 100 in CLIP, would magnify half precision's rounding of the cosines to the first digit.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(features.device.type, enabled=False):
             cosines = F.normalize(features.float(), dim=-1) @ text_features.float().T
             return self.clip.logit_scale.float().exp() * cosines
 

@@ -1,7 +1,8 @@
 """CLIP's image and text towers (Radford et al., 2021), with the parameter names of OpenAI's RN50.
 
-The image tower is a ModifiedResNet (three-layer stem, average pooling instead of strides, attention pooling) or a
-`FaceTrunk`; the text tower is a causal transformer, and may be absent. Sizes come from the shapes of a state dict.
+The image tower is a ModifiedResNet (three-layer stem, average pooling instead of strides, attention pooling) or a face
+recognition network, read at its end (`FaceTrunk`) or at all its levels (`MultiLevelTower`); the text tower is a causal
+transformer, and may be absent. Sizes come from the shapes of a state dict.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from .checkpoint import CheckpointError, build, count_blocks, size_of
 from .face_trunk import FaceTrunk
+from .multi_level import MultiLevelTower
 from .preprocessing import CLIP_PREPROCESSING, Preprocessing
 
 HEAD_WIDTH = 64  # the published sizes have one attention head per 64 channels
@@ -165,10 +167,13 @@ class TextShape:
     vocabulary: int = 49_408
 
 
+ImageTower = ModifiedResNet | FaceTrunk | MultiLevelTower
+
+
 class CLIP(nn.Module):
     """An image tower and, unless `text` is None, a text tower that maps into the same space."""
 
-    def __init__(self, visual: ModifiedResNet | FaceTrunk, text: TextShape | None) -> None:
+    def __init__(self, visual: ImageTower, text: TextShape | None) -> None:
         super().__init__()
         self.text_shape = text
         if text:
@@ -229,7 +234,9 @@ def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     return nn.Sequential(Bottleneck(inputs, width, stride), *rest)
 
 
-def _visual_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ModifiedResNet | FaceTrunk:
+def _visual_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> ImageTower:
+    if "visual.trunk.gdconv.depthwise.weight" in tensors:
+        return MultiLevelTower.shaped_like(tensors, "visual.")
     if "visual.gdconv.depthwise.weight" in tensors:
         return FaceTrunk.shaped_like(tensors, "visual.")
     layers = tuple(count_blocks(tensors, f"visual.layer{stage}.") for stage in (1, 2, 3, 4))

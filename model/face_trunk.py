@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -99,16 +100,29 @@ class FaceTrunk(nn.Module):
                 for i, (hidden, outputs) in enumerate(blocks)
             )
         )
+        self.map_channels = (*(inputs[end] for end in (*STRIDED_BLOCKS[1:], -1)), last)  # of `maps`
         self.conv2 = ConvNormReLU6(inputs[-1], last, kernel=1)
         self.gdconv = GlobalDepthwise(last, image_size // 16)
         self.conv3 = nn.Conv2d(last, output_dim, 1)
         self.bn = nn.BatchNorm1d(output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.embedding(self.maps(x)[-1])
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The last feature map of each resolution, and the one that the embedding is made of: four of (N, C, H, W)."""
         size = self.preprocessing.size
         assert x.shape[1:] == (3, size, size), f"expected images (N, 3, {size}, {size}), got {tuple(x.shape)}"
-        x = self.conv2(self.features(self.dw_conv(self.conv1(x))))
-        return self.bn(self.conv3(self.gdconv(x)).flatten(1))
+        x = self.dw_conv(self.conv1(x))
+        maps = []
+        for start, end in pairwise((*STRIDED_BLOCKS, len(self.features))):
+            x = self.features[start:end](x)
+            maps.append(x)
+        return [*maps, self.conv2(x)]
+
+    def embedding(self, last: Tensor) -> Tensor:
+        """The last of `maps` -> embeddings (N, output_dim)."""
+        return self.bn(self.conv3(self.gdconv(last)).flatten(1))
 
     @classmethod
     def shaped_like(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> FaceTrunk:

@@ -29,6 +29,7 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
 TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
     "visual.conv1.weight": "clib-fiqa",
     "visual.conv1.0.weight": "clib-fiqa",
+    "visual.trunk.conv1.0.weight": "clib-fiqa",
     "base_backbone.conv1.conv.weight": "mfn",
     "layer1.0.prelu.weight": "cr-fiqa",
     "kernel": "arcface-header",

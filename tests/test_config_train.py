@@ -47,6 +47,8 @@ def test_flags_go_over_the_preset():
         ("--save-every", "0"),
         ("--mlp-milestones", "0,3"),
         ("--clip-norm", "inf"),
+        ("--dropout", "1"),
+        ("--factor-weight", "-1"),
     ],
 )
 def test_values_out_of_range_name_the_flag(flag, value):
@@ -55,7 +57,7 @@ def test_values_out_of_range_name_the_flag(flag, value):
 
 
 def test_choices_hold_in_python_too():
-    with pytest.raises(ValueError, match=r"^--freeze must be one of text-tower, published, none; it is everything"):
+    with pytest.raises(ValueError, match=r"^--freeze must be one of text-tower, published, none, trunk; it is every"):
         TrainConfig(freeze="everything")
 
 

@@ -56,7 +56,7 @@ class Images:
         The batches differ by one image at most, so that none weighs more than its images should. With `replace_bad`
         the rows of this process's share say which images it really has.
         """
-        generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        generator = torch.Generator().manual_seed(mixed_seed(seed))
         order = self.usable[torch.randperm(len(self.usable), generator=generator)]
         flip = (torch.rand(len(order), generator=generator) < 0.5) & flips
         rows = order.tensor_split(self.steps(batch_size))
@@ -64,6 +64,11 @@ class Images:
         images = self._images([share(batch) for batch in rows])
         for batch, pictures, mask in zip(rows, images, masks, strict=True):
             yield Batch(batch, pictures, share(mask))
+
+    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All usable rows in their order: rows (B,) and images uint8 (B, S, S, 3), B up to `size`."""
+        rows = self.usable.split(size)
+        yield from zip(rows, self._images(rows), strict=True)
 
     def _images(self, shares: Sequence[Tensor]) -> Iterator[Tensor]:
         if self.cached is not None:
@@ -85,6 +90,11 @@ class Images:
                 self.replaced += 1
         values = {int(row): image.value for row, image in zip(rows, images, strict=True) if image.value is not None}
         return torch.from_numpy(np.stack([values[row] for row in rows.tolist()]))
+
+
+def mixed_seed(seed: Sequence[int]) -> int:
+    """One seed of several numbers, far from those of numbers nearby."""
+    return int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def read_images(

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -24,7 +23,8 @@ from model.clib_fiqa import factor_joint, marginals
 from training import parallel
 from training.calibration import certainty, divergence
 from training.data import Faces
-from training.images import Batch
+from training.frozen import tower_of
+from training.images import Batch, mixed_seed
 from training.losses import TASKS, earth_movers_distance, score_to_distribution, task_losses
 from training.run import Run
 from training.schedule import cosine_wave, milestones
@@ -43,12 +43,14 @@ def train_epoch(run: Run, faces: Faces) -> dict[str, Any]:
     config, began = run.config, time.perf_counter()
     lr, announced_lr = _set_learning_rates(run)
     weights = loss_weights(run.history, len(TASKS), config.weighting)
+    factors_weighed = torch.cat([weights[:1], config.factor_weight * weights[1:], torch.ones(1)])  # the last: the MLP's
     run.model.train()
+    torch.manual_seed(mixed_seed((config.seed, run.epoch, 2, parallel.rank())))  # of dropout
     values = []
     steps = faces.images.batches(config.batch_size, seed=(config.seed, run.epoch))
     for step, batch in enumerate(_progress(steps, run, faces), 1):
         losses = batch_losses(run, faces, batch)
-        norm = update(run, losses @ F.pad(weights, (0, 1), value=1.0)[: len(losses)].to(run.device))
+        norm = update(run, losses @ factors_weighed[: len(losses)].to(run.device))
         values.append(losses.tolist())
         _require_finite(run, step, lr, values[-1], norm)
     if config.freeze != "text-tower":
@@ -85,12 +87,19 @@ def batch_losses(run: Run, faces: Faces, batch: Batch) -> Tensor:
 
 def predict(run: Run, batch: Batch) -> Tensor:
     """The joint distribution of a batch (B, 360), float32."""
-    images = batch.images.to(run.device)
-    images = torch.where(batch.flip.to(run.device)[:, None, None, None], images.flip(2), images)
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
         text_features = None if run.config.freeze == "text-tower" else run.model.encode_prompts()
-        logits = run.model.logits(run.model.preprocessing.normalise(images), text_features)
+        logits = run.model.logits_of(image_features(run, batch), text_features)
     return parallel.gather(logits.softmax(dim=1), len(batch.rows))
+
+
+def image_features(run: Run, batch: Batch) -> Tensor:
+    """The image tower's features of this process's share of a batch (b, D)."""
+    if run.levels is not None:
+        return tower_of(run.model).read(run.levels[parallel.share(batch.rows), batch.flip.long()].to(run.device))
+    images = batch.images.to(run.device)
+    images = torch.where(batch.flip.to(run.device)[:, None, None, None], images.flip(2), images)
+    return run.model.clip.encode_image(run.model.preprocessing.normalise(images))
 
 
 def update(run: Run, loss: Tensor) -> float:

@@ -13,6 +13,8 @@ from model import load
 from model.clib_fiqa import ClibFiqa
 from model.clip import TEXT_TOWER_KEYS
 from model.confidence import ConfidenceMLP
+from model.multi_level import MultiLevelTower
+from training.frozen import tower_of
 from training.parallel import processes
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -30,6 +32,7 @@ class Run:
     mlp: ConfidenceMLP
     optimizer: torch.optim.AdamW  # two groups: what trains of the model, and the MLP
     scaler: torch.amp.GradScaler  # works in fp16 only
+    levels: Tensor | None = None  # what a frozen trunk says of each image and its mirror image (N, 2, L)
     epoch: int = 0  # epochs finished
     history: list[list[float]] = field(default_factory=list)  # each epoch's mean losses, in the order of TASKS
     divergences: Tensor | None = None  # d of each row of the table (N,), NaN where unusable; None in stage 1
@@ -46,6 +49,8 @@ def start_run(config: TrainConfig, device: torch.device) -> Run:
 def prepare_run(config: TrainConfig, device: torch.device, model: ClibFiqa, mlp: ConfidenceMLP) -> Run:
     """Put the networks on the device, fix what `--freeze` says, and make the optimiser of the rest."""
     freeze(model, config.freeze)
+    if isinstance(model.clip.visual, MultiLevelTower):
+        model.clip.visual.dropout = config.dropout
     if processes() > 1 and device.type == "cuda":  # there is none for the CPU: each process has statistics of its own
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device).to(memory_format=torch.channels_last)
@@ -66,8 +71,11 @@ def freeze(model: ClibFiqa, rule: str) -> None:
 
     `text-tower` leaves the image tower and the temperature (paper). `published` goes by parts of names, as the
     published code does: it fixes the image tower's positional embedding too, and trains the text tower's token
-    embedding and last norm. Raises ValueError when the rule needs a text tower and there is none.
+    embedding and last norm. `trunk` fixes that of a `MultiLevelTower`. Raises ValueError when there is no text tower,
+    or no such trunk, where the rule needs one.
     """
+    if rule == "trunk":
+        tower_of(model)
     if rule != "text-tower" and model.clip.text_shape is None:
         raise ValueError(
             f"--freeze {rule} trains parts of the text tower, which the start weights do not hold; "
@@ -78,6 +86,7 @@ def freeze(model: ClibFiqa, rule: str) -> None:
             "text-tower": name.startswith(TEXT_TOWER_KEYS),
             "published": any(part in name for part in FROZEN_BY_PUBLISHED_CODE),
             "none": False,
+            "trunk": name.startswith("visual.trunk."),
         }
         parameter.requires_grad_(not frozen[rule])
 

@@ -1,8 +1,8 @@
 """The start of the default model: a small CLIP whose image tower already knows faces.
 
-The image tower is a face recognition network (Apache-2.0, github foamliu/MobileFaceNet), whose 128-d embedding becomes
-the shared space; the text tower is a small CLIP transformer with random weights, trained along by `train.py
---freeze none`. OpenAI's RN50 takes the place of this file wherever it can be had.
+The image tower reads all levels of a face recognition network (Apache-2.0, github foamliu/MobileFaceNet); its reading
+layers and the text tower, a small CLIP transformer, have random weights, which `train.py --freeze trunk` trains.
+OpenAI's RN50 takes the place of this file wherever it can be had.
 
     python -m methods.default_model.make_start --trunk ../shared/data/fr/mobilefacenet_foamliu.safetensors \\
         --output runs/default/start.safetensors
@@ -11,32 +11,39 @@ the shared space; the text tower is a small CLIP transformer with random weights
 from __future__ import annotations
 
 import argparse
-import json
 import math
 
 import torch
 from torch import Tensor
 
-from model.checkpoint import read_checkpoint, save_checkpoint
+from model import load
+from model.checkpoint import save_checkpoint
+from model.face_trunk import FaceTrunk
+from model.multi_level import MultiLevelTower
 
 VOCABULARY, CONTEXT = 49408, 77
-IMAGENET = {"size": 112, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--trunk", default="../shared/data/fr/mobilefacenet_foamliu.safetensors")
     parser.add_argument("--output", default="runs/default/start.safetensors")
-    parser.add_argument("--width", type=int, default=128, help="width of the text transformer (128)")
-    parser.add_argument("--layers", type=int, default=2, help="its depth (2)")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the layer that reads the trunk (256)")
+    parser.add_argument("--shared", type=int, default=128, help="dimensions of the shared space (128)")
+    parser.add_argument("--width", type=int, default=64, help="width of the text transformer (64)")
+    parser.add_argument("--layers", type=int, default=1, help="its depth (1)")
     parser.add_argument("--seed", type=int, default=323)
     options = parser.parse_args()
-    trunk, _ = read_checkpoint(options.trunk)
-    tensors = {f"visual.{key}": value for key, value in trunk.items()}
-    embedding = len(trunk["bn.weight"])
-    tensors |= text_tower(options.width, options.layers, embedding, torch.Generator().manual_seed(options.seed))
-    save_checkpoint(options.output, tensors, {"preprocessing": json.dumps(IMAGENET)})
-    print(f"{options.output}: image tower {sum(t.numel() for t in trunk.values()):,} numbers, shared space {embedding}")
+    torch.manual_seed(options.seed)
+    trunk = load(options.trunk)
+    if not isinstance(trunk, FaceTrunk):
+        parser.error(f"--trunk {options.trunk} holds a {type(trunk).__name__}; a FaceTrunk was expected")
+    tower = MultiLevelTower(trunk, options.hidden, options.shared)
+    tensors = {f"visual.{key}": value for key, value in tower.state_dict().items()}
+    tensors |= text_tower(options.width, options.layers, options.shared, torch.Generator().manual_seed(options.seed))
+    save_checkpoint(options.output, tensors, {"preprocessing": tower.preprocessing.to_json()})
+    count = sum(t.numel() for t in tower.state_dict().values())
+    print(f"{options.output}: image tower {count:,} numbers, shared space {options.shared}")
 
 
 def text_tower(width: int, layers: int, embedding: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,0 +1,124 @@
+"""The image tower that reads all levels of a trunk, and training it without running the trunk in every epoch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import recipe
+import torch
+from safetensors.torch import load_file, save_file
+from training_parts import same_tensors, write_faces
+
+import train
+from config_train import TrainConfig
+from model import load
+from model.clib_fiqa import ClibFiqa
+from model.clip import CLIP, TextShape
+from model.face_trunk import FaceTrunk
+from model.fast import accelerate
+from model.multi_level import MultiLevelTower, levels_of
+from training.data import read_faces
+from training.frozen import frozen_levels
+from training.loop import image_features
+from training.run import start_run
+
+
+def small_tower() -> MultiLevelTower:
+    """Of 64x64 pixels, with the running statistics of a trained trunk."""
+    torch.manual_seed(0)
+    trunk = FaceTrunk(stem=16, blocks=[(16, 16)] * 5 + [(24, 20)] * 7 + [(24, 24)] * 3, last=32, output_dim=8)
+    tower = MultiLevelTower(trunk, hidden=16, output_dim=12)
+    tower.train()
+    for _ in range(3):
+        tower(torch.randn(8, 3, 112, 112))
+    return tower.eval()
+
+
+def faces(count: int) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(recipe.mirror_image(seed, 112)) for seed in range(count)])
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    clip = CLIP(small_tower(), TextShape(width=16, layers=1, heads=1))
+    path = tmp_path_factory.mktemp("start") / "start.safetensors"
+    save_file({key: value.contiguous() for key, value in clip.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture
+def config(start: Path, tmp_path: Path) -> TrainConfig:
+    table = write_faces(tmp_path, 12)
+    folders = {"data_list": str(table), "clip_model": str(start), "checkpoints": str(tmp_path / "run")}
+    return TrainConfig(**folders, epochs=2, calibration_epoch=1, batch_size=4, num_workers=0, lr=1e-2, freeze="trunk")
+
+
+@torch.no_grad()
+def test_levels_are_means_spreads_embedding_and_its_length() -> None:
+    tower = small_tower()
+    images = tower.preprocessing.normalise(faces(3))
+    levels, embedding = tower.levels(images), tower.trunk(images)
+    assert levels.shape == (3, levels_of(tower.trunk)) == (3, 2 * (16 + 20 + 24 + 32) + 8 + 1)
+    torch.testing.assert_close(levels[:, -9:-1], embedding)
+    torch.testing.assert_close(levels[:, -1], embedding.norm(dim=1).log())
+    first, *_, last = tower.trunk.maps(images)
+    assert first.shape == (3, 16, 28, 28)
+    assert last.shape == (3, 32, 7, 7)
+    torch.testing.assert_close(levels[:, :16], first.mean(dim=(2, 3)))
+    torch.testing.assert_close(levels[:, 16:32], first.std(dim=(2, 3), correction=0), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(levels[:, -73:-41], last.mean(dim=(2, 3)))
+
+
+@torch.no_grad()
+def test_loads_from_its_tensors_and_runs_fast(start: Path) -> None:
+    network = load(start)
+    assert isinstance(network, ClibFiqa)
+    assert isinstance(network.clip.visual, MultiLevelTower)
+    assert network.preprocessing.size == 112
+    images = network.preprocessing.normalise(faces(4))
+    expected = network.clip.visual(images)
+    fast = accelerate(network.clip.visual, torch.float32, torch.device("cpu"))
+    found = fast(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_stored_levels_give_the_features_of_the_images(config: TrainConfig) -> None:
+    run = start_run(config, torch.device("cpu"))
+    table, _ = read_faces(config.data_list, run.model.preprocessing)
+    run.model.eval()
+    batch = next(iter(table.images.batches(8, seed=(5,))))
+    expected = image_features(run, batch)
+    run.levels = frozen_levels(run.model.clip.visual, table.images, run.device)
+    assert batch.flip.any()
+    torch.testing.assert_close(image_features(run, batch), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_training_leaves_the_trunk_as_it_was(config: TrainConfig, start: Path) -> None:
+    train.train(config)
+    before, after = load_file(start), load_file(f"{config.checkpoints}/clib_fiqa.safetensors")
+    trunk = {key: value for key, value in before.items() if key.startswith("visual.trunk.")}
+    assert trunk
+    assert same_tensors(trunk, {key: after[key] for key in trunk})
+    for key in ("visual.hidden.weight", "visual.project.weight", "visual.standardise.running_mean", "ln_final.weight"):
+        assert not torch.equal(before[key], after[key]), key
+
+
+def test_resume_continues_bit_for_bit(config: TrainConfig, tmp_path: Path) -> None:
+    """With dropout, whose random numbers follow from seed and epoch."""
+    straight = replace(config, epochs=3, dropout=0.3, lr_period=5, checkpoints=str(tmp_path / "straight"))
+    train.train(straight)
+    broken = replace(straight, checkpoints=str(tmp_path / "broken"))
+    train.train(replace(broken, epochs=2))
+    train.train(replace(broken, resume=True))
+    a, b = (load_file(tmp_path / run / "clib_fiqa.safetensors") for run in ("straight", "broken"))
+    assert same_tensors(a, b)
+
+
+def test_another_tower_is_refused(config: TrainConfig, tmp_path: Path) -> None:
+    clip = CLIP(small_tower().trunk, TextShape(width=16, layers=1, heads=1))
+    save_file({key: value.contiguous() for key, value in clip.state_dict().items()}, tmp_path / "trunk.safetensors")
+    with pytest.raises(ValueError, match=r"--freeze trunk needs .* the start weights hold a FaceTrunk"):
+        train.train(replace(config, clip_model=str(tmp_path / "trunk.safetensors")))
