@@ -1,6 +1,6 @@
 """Lay out the faces that the default model learns from: clean training identities, and damaged versions of them.
 
-    OUTPUT/clean/<Identity>/<Image>.jpg           every LFW training identity; class centres come from here
+    OUTPUT/clean/<Identity>/<Image>.jpg           all LFW training and CelebA identities, for class centres
     OUTPUT/faces/<Identity>/<Image>.jpg           identities with at least --min-images images
     OUTPUT/faces/<Identity>/<Image>~1.png ...     --copies damaged versions of each
     OUTPUT/damage.tsv                             what was done: path, blur, illumination, occlusion (class), kinds
@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from faces.reader import read_image
-from methods.default_model.crops import crop_paths, identities
+from methods.default_model.crops import celeba_paths, crop_paths, identities
 from methods.default_model.degrade import KINDS, degrade
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=323)
     options = parser.parse_args()
     data, output = Path(options.data), Path(options.output)
-    clean = crop_paths(data, sorted(identities(data) + identities(data, held_out=True)))
+    clean = crop_paths(data, sorted(identities(data) + identities(data, held_out=True))) + celeba_paths(data)
     for path in tqdm(clean, desc="clean", unit="image"):
         copy_to(path, output / "clean")
     counts = {path.parent.name: 0 for path in clean}

@@ -1,0 +1,172 @@
+"""Which parts of CLIB-FIQA's training earn their place at this scale: the paper's Table 4 on data anyone can obtain.
+
+Every variant is trained with several seeds on LFW's training identities (rows of CelebA are left out) and judged by
+Error-versus-Discard on CelebA and on LFW's test identities, under each FR model. The trunk of the image tower stays
+fixed, so that its numbers are computed once and a run takes a minute.
+
+    python -m methods.default_model.ablation --tables runs/default --evaluation runs/evaluation --output runs/ablation
+
+Prints a Markdown table of pAUC(0.3) / (FNMR(0) * 0.3), lower is better: the mean over seeds and cells, and the interval
+of the mean over the seeds (Student's t, 95 %). Finished runs are kept: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from command_line import exit_code, keep_freed_memory, positive
+from config_train import PAPER, TrainConfig
+from evaluation.bench import Bootstrap, image_quality, iso, similarities
+from evaluation.embeddings import read_embeddings
+from evaluation.pairs import read_pairs
+from faces.label_table import read_labels
+from model.clib_fiqa import ClibFiqa, expected_quality, marginals
+from model.multi_level import MultiLevelTower
+from model.preprocessing import Preprocessing
+from training.data import Faces, normalise_quality, read_faces
+from training.frozen import frozen_levels, tower_of
+from training.images import read_images
+from training.loop import calibrate, train_epoch
+from training.run import start_run
+
+SETS = ("celeba_dev", "lfw_test")
+JUDGES = ("foamliu", "faceplugin", "dlib")
+FMRS = (1e-2, 1e-3)
+MIXED, RATIO, SHIFTED, CCS = "train.tsv", "ratio.tsv", "shifted.tsv", "ccs.tsv"  # tables: same rows, other anchors
+RECIPE: dict[str, Any] = {  # of the default model (Makefile)
+    "freeze": "trunk",
+    "dropout": 0.3,
+    "epochs": 12,
+    "calibration_epoch": 6,
+    "lr": 2e-3,
+    "lr_period": 0,
+    "mlp_lr": 1e-3,
+    "focal": "sample",
+    "normalise": "none",
+}
+PUBLISHED_ANCHORS = {"normalise": "percentile"}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what differs from the recipe
+    "quality only": (MIXED, {"calibration_epoch": 0, "factor_weight": 0.0}),
+    "+ factors": (MIXED, {"calibration_epoch": 0}),
+    "+ confidence calibration (recipe)": (MIXED, {}),
+    "equations of the paper": (MIXED, PAPER),
+    "equations of the code": (MIXED, {"focal": "batch"}),
+    "anchor ratio, min-max (published)": (RATIO, {"normalise": "minmax"}),
+    "anchor ratio, percentiles": (RATIO, PUBLISHED_ANCHORS),
+    "anchor shifted, percentiles": (SHIFTED, PUBLISHED_ANCHORS),
+    "anchor of CCS, two FR models": (CCS, {}),
+}
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of t by the number of seeds
+
+
+class Bench:
+    """The two evaluation sets: what the trunk says of their images, and how a score is judged."""
+
+    def __init__(self, data: Path, evaluation: Path, tower: MultiLevelTower, preprocessing: Preprocessing) -> None:
+        self.pairs = {name: read_pairs(data / "pairs" / f"{name}.tsv") for name in SETS}
+        self.similarities, self.levels = {}, {}
+        for name, pairs in self.pairs.items():
+            files = {fr: evaluation / name / f"{fr}.npz" for fr in JUDGES}
+            self.similarities[name] = {
+                fr: similarities(pairs, read_embeddings(file), str(file)) for fr, file in files.items()
+            }
+            paths = [str(data / path) for path in pairs.names]
+            images, bad = read_images(paths, range(len(paths)), preprocessing, "yes", workers=2)
+            if bad:
+                raise ValueError(f"{paths[min(bad)]} cannot be read: {bad[min(bad)]}")
+            self.levels[name] = frozen_levels(tower, images, torch.device("cpu"))[:, 0]
+
+    @torch.no_grad()
+    def judge(self, model: ClibFiqa) -> dict[str, float]:
+        """Cell -> relative pAUC(0.3)."""
+        cells: dict[str, float] = {}
+        for name, pairs in self.pairs.items():
+            joint = model.logits_of(tower_of(model).read(self.levels[name])).softmax(dim=1)
+            score = expected_quality(marginals(joint)["quality"]).double().numpy()
+            table = dict(zip(pairs.names, score.tolist(), strict=True))
+            quality = {"model": image_quality(pairs, table, name)}
+            outcome = iso(pairs, quality, self.similarities[name], FMRS, (0.3,), Bootstrap(replicates=0))
+            cells |= {f"{name} {row['fr']} {row['fmr']:g}": row["pauc_relative"] or math.nan for row in outcome.results}
+        return cells
+
+
+def fit(config: TrainConfig, faces: Faces, levels: Tensor) -> ClibFiqa:
+    """What train.py trains of these settings, in eval mode."""
+    run = start_run(config, torch.device("cpu"))
+    run.levels = levels
+    while run.epoch < config.epochs:
+        train_epoch(run, faces)
+        if run.epoch == config.calibration_epoch:
+            calibrate(run, faces)
+    return run.model.eval()
+
+
+def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, float]]]]:
+    """Each variant with the cells of its seeds."""
+    base = TrainConfig(**RECIPE, data_list=str(args.tables / MIXED), clip_model=str(args.start), device="cpu")
+    model = start_run(base, torch.device("cpu")).model
+    labels, tower = read_labels(base.data_list), tower_of(model)
+    faces, _ = read_faces(base.data_list, model.preprocessing, normalise="none", cache="yes", workers=2)
+    is_lfw = torch.tensor([not str(label.identity).isdecimal() for label in labels])
+    faces.images.usable = faces.images.usable[is_lfw[faces.images.usable]]
+    levels = frozen_levels(tower, faces.images, torch.device("cpu"))
+    bench = Bench(args.data, args.evaluation, tower, model.preprocessing)
+    for name, (table, differences) in VARIANTS.items():
+        anchors = [math.nan if label.quality is None else label.quality for label in read_labels(args.tables / table)]
+        config, seeds = replace(base, **differences, freeze="trunk"), []
+        raw = torch.tensor(anchors, dtype=torch.float64)
+        faces.quality = normalise_quality(torch.where(is_lfw, raw, torch.nan), config.normalise).float()
+        for seed in range(args.seeds):
+            file = args.output / f"{name} {seed}.json"
+            if not file.is_file():
+                cells = bench.judge(fit(replace(config, seed=seed), faces, levels))
+                file.write_text(json.dumps(cells, indent=1))
+            seeds.append(json.loads(file.read_text()))
+            print(f"{name}, seed {seed}: {np.mean(list(seeds[-1].values())):.3f}", file=sys.stderr, flush=True)
+        yield name, seeds
+
+
+def table_of(found: Sequence[tuple[str, list[dict[str, float]]]]) -> str:
+    """Markdown: a row a variant; all cells, those of each set, and those under dlib, which helped with no anchor."""
+    columns = {"all": "", "CelebA": "celeba", "LFW": "lfw", "dlib": "dlib"}
+    lines = ["| variant | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, seeds in found:
+        cells = []
+        for part in columns.values():
+            means = [np.mean([value for cell, value in seed.items() if part in cell]) for seed in seeds]
+            half = STUDENT[len(means)] * np.std(means, ddof=1) / len(means) ** 0.5
+            cells.append(f"{np.mean(means):.3f} ± {half:.3f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with pairs/ and faces/")
+    parser.add_argument("--tables", type=Path, default=Path("runs/default"), help="folder of the label tables")
+    parser.add_argument("--start", type=Path, default=Path("runs/default/start.safetensors"), help="start weights")
+    parser.add_argument("--evaluation", type=Path, default=Path("runs/evaluation"), help="folder of the embeddings")
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder of the finished runs")
+    parser.add_argument("--seeds", type=positive, default=3, help="from 2 to 5 (3)")
+    args = parser.parse_args(arguments)
+    if args.seeds not in STUDENT:
+        parser.error(f"--seeds {args.seeds}: from 2 to 5 were expected")
+    keep_freed_memory()
+    args.output.mkdir(parents=True, exist_ok=True)
+    return exit_code(lambda: print(table_of(list(results(args)))) or 0, stopped="stopped; the same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Quality anchors of several face recognition (FR) models: how well a face fits its class, and how sure they are.
+
+For each model two numbers: CCS, the cosine to the centre of the other photographs of the same person, and the length
+of the embedding. CCS is what recognition needs but noisy, since it depends on the other photographs; the length is what
+the network itself makes of the image, and steady. Both are taken in standard deviations from the mean over originals
+(images without `~` in their names), mixed, averaged over the models, and brought into (0, 1) by the normal distribution
+function, so that wrong identities and hopeless images cannot outweigh the rest. Why so: docs/default_model.md.
+
+    python evaluate.py embed runs/default/faces --fr FR.onnx --output runs/default/fr.npz      # for each FR model
+    python -m methods.default_model.anchors runs/default/faces.tsv runs/default/fr.npz --output runs/default/anchors.tsv
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from command_line import exit_code
+from evaluation.baselines import lengths
+from evaluation.embeddings import read_embeddings
+from evaluation.names import match_names
+from faces.anchors import Faces, centre_similarities
+from faces.label_table import read_labels, write_labels
+
+SPREAD = 1.25  # standard deviations that one unit of the normal distribution function stands for
+
+
+def mixed_anchors(faces: Sequence[Faces], length_share: float) -> np.ndarray:
+    """Quality anchors (N,) in (0, 1) of the same images as each FR model embeds them; paths are Identity/image."""
+    originals = np.array(["~" not in path for path in faces[0].paths])
+    mixtures = []
+    for model in faces:
+        ccs, _ = centre_similarities(model, model.where(originals))
+        certainty = standardised(lengths(model.embeddings), originals)
+        mixtures.append((1 - length_share) * standardised(ccs, originals) + length_share * certainty)
+    return torch.special.ndtr(torch.from_numpy(np.mean(mixtures, axis=0) / SPREAD)).numpy()
+
+
+def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Standard deviations (N,) from the mean, both over the images where `reference` (N,) is true."""
+    return (values - values[reference].mean()) / values[reference].std()
+
+
+def run(args: argparse.Namespace) -> int:
+    labels = read_labels(args.table)
+    if alone := sorted({label.path for label in labels if label.identity is None}):
+        raise ValueError(f"{args.table}: {alone[0]} has no identity; a table of generate_labels.py was expected")
+    names = [label.path for label in labels]
+    faces = []
+    for path in args.embeddings:
+        embeddings = read_embeddings(path)
+        rows = match_names(names, embeddings.names, str(path))
+        own = [f"{label.identity}/{Path(label.path).name}" for label in labels]
+        faces.append(Faces(embeddings.rows[rows], own))
+    anchors = mixed_anchors(faces, args.length_share)
+    write_labels(args.output, (replace(label, quality=q) for label, q in zip(labels, anchors.tolist(), strict=True)))
+    print(f"{args.output}: {len(labels)} rows, anchors from {len(faces)} FR models")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("table", type=Path, help="label table with identities, whose qualities are replaced")
+    parser.add_argument("embeddings", type=Path, nargs="+", help="of all its images, one file for each FR model")
+    parser.add_argument("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
+    parser.add_argument("--length-share", type=float, default=0.5, metavar="X", help="of the mixture (0.5)")
+    args = parser.parse_args(arguments)
+    if not 0 <= args.length_share <= 1:
+        parser.error(f"--length-share {args.length_share} must lie in [0, 1]")
+    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

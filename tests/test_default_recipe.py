@@ -1,0 +1,102 @@
+"""The recipe of the default model: mixed anchors, damage of two families, and tables without a fold's identities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recipe
+
+from faces.anchors import Faces
+from faces.label_table import Label, read_labels, write_labels
+from methods.default_model import anchors, degrade, leave_out, unseen
+from methods.default_model.anchors import mixed_anchors
+
+
+def embeddings(rng: np.random.Generator, spread: float, versions: bool) -> Faces:
+    """Ten people of four photographs around their centres, the first of each person far from it; and bad versions."""
+    centres = rng.normal(size=(10, 16))
+    rows, paths = [], []
+    for person, centre in enumerate(centres):
+        for photo in range(4):
+            rows.append(centre + rng.normal(scale=4 * spread if photo == 0 else spread, size=16))
+            paths.append(f"p{person}/{photo}.jpg")
+            if versions:
+                rows.append(0.1 * rng.normal(size=16))
+                paths.append(f"p{person}/{photo}~1.png")
+    return Faces(np.array(rows, np.float32), paths)
+
+
+def test_mixed_anchors_rank_faces_by_their_distance_and_by_length() -> None:
+    models = [embeddings(np.random.default_rng(seed), 0.3, versions=True) for seed in (0, 1)]
+    quality = mixed_anchors(models, 0.0)
+    far = np.array(["/0.jpg" in path for path in models[0].paths])
+    version = np.array(["~" in path for path in models[0].paths])
+    assert ((quality > 0) & (quality < 1)).all()
+    assert quality[far].mean() < quality[~far & ~version].mean() - 0.2
+    assert quality[version].mean() < 0.1
+    lengths = np.mean([np.linalg.norm(model.embeddings, axis=1) for model in models], axis=0)
+    assert np.corrcoef(mixed_anchors(models, 1.0), lengths)[0, 1] > 0.8
+
+
+def test_damaged_versions_do_not_move_the_anchors_of_originals() -> None:
+    """Standard deviations and centres are those of the originals."""
+    faces = embeddings(np.random.default_rng(0), 0.3, versions=True)
+    original = np.array(["~" not in path for path in faces.paths])
+    expected = mixed_anchors([faces.where(original)], 0.5)
+    np.testing.assert_allclose(mixed_anchors([faces], 0.5)[original], expected, rtol=1e-6)
+
+
+def test_anchors_replace_the_qualities_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces = embeddings(np.random.default_rng(0), 0.3, versions=False)
+    table = tmp_path / "labels.tsv"
+    write_labels(table, [Label(f"faces/{p}", 9.0, 2, 2, 1, 1, 1, p.split("/")[0], "ok") for p in faces.paths])
+    order = np.random.default_rng(1).permutation(len(faces.paths))
+    names = np.array([f"/elsewhere/faces/{faces.paths[row]}" for row in order])
+    np.savez(tmp_path / "fr.npz", names=names, embeddings=faces.embeddings[order])
+    assert anchors.main([str(table), str(tmp_path / "fr.npz"), "--output", str(tmp_path / "out.tsv")]) == 0
+    found = [label.quality for label in read_labels(tmp_path / "out.tsv")]
+    np.testing.assert_allclose(np.array(found, float), mixed_anchors([faces], 0.5), rtol=1e-6)
+    assert "40 rows, anchors from 1 FR models" in capsys.readouterr().out
+
+    write_labels(table, [Label("faces/a/b.jpg", 9.0, 2, 2, 1, 1, 1)])
+    assert anchors.main([str(table), str(tmp_path / "fr.npz"), "--output", str(tmp_path / "out.tsv")]) == 2
+    assert "has no identity" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", unseen.KINDS)
+def test_unseen_damage_grows_with_its_strength(kind: str) -> None:
+    """And is no kind that training has seen."""
+    assert kind not in degrade.KINDS
+    image = recipe.mirror_image(3, 112)
+    changes = []
+    for strength in (0.0, 0.5, 1.0):
+        damaged = [unseen.KINDS[kind](image.copy(), strength, np.random.default_rng(seed)) for seed in range(8)]
+        assert all(face.shape == image.shape and face.dtype == np.uint8 for face in damaged)
+        changes.append(np.mean([np.abs(face.astype(float) - image).mean() for face in damaged]))
+    assert 0 < changes[0] < changes[1] < changes[2]
+
+
+def test_every_second_face_is_damaged_and_always_in_the_same_way(tmp_path: Path) -> None:
+    source = tmp_path / "Somebody" / "1.png"
+    source.parent.mkdir()
+    unseen.cv2.imwrite(str(source), recipe.mirror_image(3, 112))
+    rows = [unseen.damage(index, source, tmp_path / "a", seed=1) for index in (0, 1)]
+    assert rows[0] == ("Somebody/1.png", "", 0.0)
+    assert rows[1][1] in unseen.KINDS
+    assert unseen.damage(1, source, tmp_path / "b", seed=1) == rows[1]
+    written = [(tmp_path / folder / "Somebody" / "1.png").read_bytes() for folder in "ab"]
+    assert written[0] == written[1]
+
+
+def test_identities_of_a_fold_leave_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Label(f"faces/{name}/1.jpg", 0.5, 2, 2, 1, 1, 1, name, "ok") for name in ("7204", "72", "Ann")]
+    write_labels(tmp_path / "all.tsv", rows)
+    (tmp_path / "test.txt").write_text("data/faces/celeba/7204/000001.jpg\n")
+    call = [str(tmp_path / name) for name in ("all.tsv", "test.txt", "fold.tsv")]
+    assert leave_out.main(call) == 0
+    assert [label.identity for label in read_labels(tmp_path / "fold.tsv")] == ["72", "Ann"]
+    (tmp_path / "other").mkdir()
+    assert leave_out.main([*call[:2], str(tmp_path / "other" / "fold.tsv")]) == 2
+    assert "must lie in" in capsys.readouterr().err
