@@ -26,6 +26,7 @@ from test_cr_fiqa_recordio import content
 from training_parts import read_log, same_tensors
 
 from faces.anchors import Faces, load_header
+from methods.cr_fiqa import verify
 from methods.cr_fiqa.config import PRESETS, Config, parse_arguments
 from methods.cr_fiqa.data import read_identities
 from methods.cr_fiqa.loop import choose_centres, learning_rate, share_losses, train_step
@@ -226,8 +227,8 @@ def test_named_identities_with_enough_images(tmp_path):
         read_identities([str(folder / "id10")], preprocessing)
 
 
-def test_verification_while_training(data, tmp_path):
-    """Pairs of the training faces, which the network learns to tell apart."""
+def test_verification_while_training(data, tmp_path, capsys):
+    """Pairs of the training faces, which the network learns to tell apart; and afterwards, with the saved backbone."""
     rows = ["path_a\tpath_b\tsame"]
     for a in range(4):
         for b in range(4):
@@ -242,6 +243,8 @@ def test_verification_while_training(data, tmp_path):
     assert "tmr@0.01" not in found[-1]  # 48 non-mated pairs cannot tell
     best = max(found, key=lambda values: values["accuracy"])
     assert log[-1]["best"]["pairs"] == best
+    assert verify.main([str(next(tmp_path.glob("*backbone.pth"))), str(data / "pairs.tsv"), "--workers", "0"]) == 0
+    assert f"| pairs | {found[-1]['accuracy']:.4f} ± {found[-1]['accuracy_std']:.4f} |" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"there is no id10/0.png below .*; give --verify-images"):
         train(replace(config, verify=(str(data / "pairs.tsv"),), verify_images=str(tmp_path)))
 
