@@ -5,6 +5,7 @@
     python evaluate.py edc --pairs pairs.tsv --scores sobel=sobel.csv --embeddings dlib=dlib.npz --output results
     python evaluate.py compare results/lfw results/celeba --against mine
     python evaluate.py threshold captures.csv --discard 0.05
+    python evaluate.py pairs FACES --output pairs.tsv
     python evaluate.py prepare lfw.tgz --pairs pairs.txt --output lfw
 
 docs/evaluation.md explains the protocols, the formats, and where the sets are obtained.
@@ -222,6 +223,19 @@ def _stored_threshold(args: argparse.Namespace) -> int:
     return 0
 
 
+def pairs(args: argparse.Namespace) -> int:
+    """A pair list of a folder that has a sub-folder for each identity."""
+    from evaluation.make_pairs import draw_pairs, write_pairs
+    from faces.listing import list_images
+
+    names = [path.relative_to(args.faces).as_posix() for path in list_images(args.faces)]
+    rows = draw_pairs(names, args.mated, args.non_mated, args.seed)
+    write_pairs(args.output, rows)
+    mated = sum(same for *_, same in rows)
+    print(f"{mated} mated and {len(rows) - mated} non-mated pairs of {len(names)} images -> {args.output}")
+    return 0
+
+
 def prepare(args: argparse.Namespace) -> int:
     """Aligned faces and a pair list from an official archive, a folder or an InsightFace .bin."""
     from evaluation.prepare import prepare_set
@@ -260,7 +274,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line: a sub-command and its flags."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("evaluate.py", description=__doc__, formatter_class=formatter)
-    commands = parser.add_subparsers(required=True, metavar="embed | baseline | edc | compare | threshold | prepare")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     add = _command(commands, embed)
     add("images", nargs="+", metavar="PATH", help="aligned faces: a file, a folder, a pattern, @list or -")
@@ -302,6 +316,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", metavar="FILE_OR_NAME", help="instead: the percentiles stored in this checkpoint")
     add("--discard", type=_share, required=True, metavar="SHARE", help="of good captures to lose, such as 0.05")
     add("--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default 0)")
+
+    add = _command(commands, pairs)
+    add("faces", type=Path, metavar="FACES", help="folder with a sub-folder for each identity")
+    add("--output", type=Path, required=True, metavar="PAIRS.tsv", help="path_a, path_b, same; paths relative to FACES")
+    add("--mated", type=positive, default=40, metavar="N", help="at most, an identity (default 40)")
+    add("--non-mated", type=positive, default=60_000, metavar="N", help="in all (default 60000)")
+    add("--seed", type=natural, default=0, metavar="N", help="of what is drawn (default 0)")
 
     add = _command(commands, prepare)
     add("source", type=Path, metavar="SOURCE", help=".zip, .tgz, a folder, or InsightFace's .bin")

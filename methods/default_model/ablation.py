@@ -7,7 +7,8 @@ fixed, so that its numbers are computed once and a run takes a minute.
     python -m methods.default_model.ablation --tables runs/default --evaluation runs/evaluation --output runs/ablation
 
 Prints a Markdown table of pAUC(0.3) / (FNMR(0) * 0.3), lower is better: the mean over seeds and cells, and the interval
-of the mean over the seeds (Student's t, 95 %). Finished runs are kept: the same command goes on.
+of the mean over the seeds (Student's t, 95 %). Finished runs are kept: the same command goes on. With `--anchors` the
+variants are tables of quality anchors, to tell which ones make the better CLIB-FIQA.
 """
 
 from __future__ import annotations
@@ -112,6 +113,16 @@ def fit(config: TrainConfig, faces: Faces, levels: Tensor) -> ClibFiqa:
     return run.model.eval()
 
 
+def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The ablation's, or the recipe with each of the tables of `--anchors`."""
+    if not args.anchors:
+        return VARIANTS
+    pairs = [text.partition("=") for text in args.anchors]
+    if bad := [name for name, _, table in pairs if not table]:
+        raise ValueError(f"--anchors {bad[0]}: NAME=TABLE was expected")
+    return {name: (table, PUBLISHED_ANCHORS) for name, _, table in pairs}
+
+
 def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """Each variant with the cells of its seeds."""
     base = TrainConfig(**RECIPE, data_list=str(args.tables / MIXED), clip_model=str(args.start), device="cpu")
@@ -122,11 +133,14 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, floa
     faces.images.usable = faces.images.usable[is_lfw[faces.images.usable]]
     levels = frozen_levels(tower, faces.images, torch.device("cpu"))
     bench = Bench(args.data, args.evaluation, tower, model.preprocessing)
-    for name, (table, differences) in VARIANTS.items():
-        anchors = [math.nan if label.quality is None else label.quality for label in read_labels(args.tables / table)]
+    readable = faces.images.usable
+    for name, (table, differences) in variants(args).items():
+        rows = read_labels(args.tables / table)
+        anchors = {row.path: row.quality for row in rows if row.quality is not None}
+        raw = torch.tensor([anchors.get(label.path, math.nan) for label in labels], dtype=torch.float64)
         config, seeds = replace(base, **differences, freeze="trunk"), []
-        raw = torch.tensor(anchors, dtype=torch.float64)
         faces.quality = normalise_quality(torch.where(is_lfw, raw, torch.nan), config.normalise).float()
+        faces.images.usable = readable[faces.quality[readable].isfinite()]
         for seed in range(args.seeds):
             file = args.output / f"{name} {seed}.json"
             if not file.is_file():
@@ -159,6 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--start", type=Path, default=Path("runs/default/start.safetensors"), help="start weights")
     parser.add_argument("--evaluation", type=Path, default=Path("runs/evaluation"), help="folder of the embeddings")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder of the finished runs")
+    anchors_help = "instead: the recipe with the anchors of these tables in --tables, whose rows may be fewer"
+    parser.add_argument("--anchors", nargs="+", default=[], metavar="NAME=TABLE", help=anchors_help)
     parser.add_argument("--seeds", type=positive, default=3, help="from 2 to 5 (3)")
     args = parser.parse_args(arguments)
     if args.seeds not in STUDENT:

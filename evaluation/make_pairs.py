@@ -1,0 +1,45 @@
+"""A pair list of a folder of identities: mated pairs, at most so many an identity, and random non-mated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations, groupby
+from pathlib import Path, PurePath
+
+import numpy as np
+
+
+def draw_pairs(names: Sequence[str], mated: int, non_mated: int, seed: int) -> list[tuple[str, str, int]]:
+    """(name, name, 1 or 0), mated pairs first. The folder of an image is its identity; no pair occurs twice.
+
+    Mated: all pairs of an identity, or `mated` of them drawn without replacement. Non-mated: drawn uniformly over the
+    images of different identities. Raises ValueError when there are fewer non-mated pairs than wanted, or no mated one.
+    """
+    rng, names = np.random.default_rng(seed), sorted(names)
+    identity = [PurePath(name).parent.as_posix() for name in names]
+    rows: list[tuple[str, str, int]] = []
+    for _, group in groupby(range(len(names)), key=identity.__getitem__):
+        pairs = list(combinations(group, 2))
+        chosen = rng.choice(len(pairs), mated, replace=False) if len(pairs) > mated else range(len(pairs))
+        rows += [(names[a], names[b], 1) for a, b in (pairs[i] for i in sorted(chosen))]
+    sizes = np.unique(identity, return_counts=True)[1]
+    available = (len(names) ** 2 - int((sizes.astype(np.int64) ** 2).sum())) // 2
+    if not rows or available < non_mated:
+        raise ValueError(
+            f"{len(names)} images of {len(sizes)} identities (folders) make {len(rows)} mated and {available} non-mated"
+            f" pairs; at least one mated and {non_mated} non-mated ones were expected"
+        )
+    drawn: dict[tuple[int, int], None] = {}
+    while len(drawn) < non_mated:
+        for a, b in rng.integers(len(names), size=(non_mated, 2)).tolist():
+            if identity[a] != identity[b] and len(drawn) < non_mated:
+                drawn[min(a, b), max(a, b)] = None
+    return rows + [(names[a], names[b], 0) for a, b in drawn]
+
+
+def write_pairs(path: str | Path, rows: Sequence[tuple[str, str, int]]) -> None:
+    """TSV with the header path_a, path_b, same. Raises ValueError for a name that holds a tab or a line end."""
+    if bad := next((name for a, b, _ in rows for name in (a, b) if set(name) & set("\t\r\n")), None):
+        raise ValueError(f"{bad!r} holds a tab or a line end, which a pair list cannot hold; rename the file")
+    lines = ["path_a\tpath_b\tsame", *(f"{a}\t{b}\t{same}" for a, b, same in rows)]
+    Path(path).write_text("\n".join([*lines, ""]), encoding="utf-8")
