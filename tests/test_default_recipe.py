@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import recipe
 
-from faces.anchors import Faces
+from faces.anchors import Faces, centre_similarities, quality_anchor
 from faces.label_table import Label, read_labels, write_labels
 from methods.default_model import anchors, degrade, leave_out, unseen
 from methods.default_model.anchors import mixed_anchors
@@ -59,6 +59,15 @@ def test_anchors_replace_the_qualities_of_a_table(tmp_path: Path, capsys: pytest
     found = [label.quality for label in read_labels(tmp_path / "out.tsv")]
     np.testing.assert_allclose(np.array(found, float), mixed_anchors([faces], 0.5), rtol=1e-6)
     assert "40 rows, anchors from 1 FR models" in capsys.readouterr().out
+
+    for kind in ("ratio", "shifted"):
+        call = [str(table), str(tmp_path / "fr.npz"), "--output", str(tmp_path / "out.tsv"), "--anchor", kind]
+        assert anchors.main(call) == 0
+        found = [label.quality for label in read_labels(tmp_path / "out.tsv")]
+        expected = quality_anchor(*centre_similarities(faces, faces), kind)
+        np.testing.assert_allclose(np.array(found, float), expected, rtol=1e-4)
+    assert anchors.main([call[0], call[1], *call[1:]]) == 2
+    assert "is of one FR model; 2 files" in capsys.readouterr().err
 
     write_labels(table, [Label("faces/a/b.jpg", 9.0, 2, 2, 1, 1, 1)])
     assert anchors.main([str(table), str(tmp_path / "fr.npz"), "--output", str(tmp_path / "out.tsv")]) == 2

@@ -1,13 +1,16 @@
 """Quality anchors of several face recognition (FR) models: how well a face fits its class, and how sure they are.
 
-For each model two numbers: CCS, the cosine to the centre of the other photographs of the same person, and the length
-of the embedding. CCS is what recognition needs but noisy, since it depends on the other photographs; the length is what
-the network itself makes of the image, and steady. Both are taken in standard deviations from the mean over originals
-(images without `~` in their names), mixed, averaged over the models, and brought into (0, 1) by the normal distribution
+Replaces the qualities of a label table, from embeddings of its images. `--anchor mixed` (default) takes two numbers of
+each model: CCS, the cosine to the centre of the other photographs of the same person, and the length of the embedding.
+CCS is what recognition needs but noisy, since it depends on the other photographs; the length is what the network
+itself makes of the image, and steady. Both are taken in standard deviations from the mean over originals (images
+without `~` in their names), mixed, averaged over the models, and brought into (0, 1) by the normal distribution
 function, so that wrong identities and hopeless images cannot outweigh the rest. Why so: docs/default_model.md.
 
     python evaluate.py embed runs/default/faces --fr FR.onnx --output runs/default/fr.npz      # for each FR model
     python -m methods.default_model.anchors runs/default/faces.tsv runs/default/fr.npz --output runs/default/anchors.tsv
+
+`ratio` and `shifted` are those of generate_labels.py, of one model, against class centres or those of its `--header`.
 """
 
 from __future__ import annotations
@@ -25,15 +28,28 @@ from command_line import exit_code
 from evaluation.baselines import lengths
 from evaluation.embeddings import read_embeddings
 from evaluation.names import match_names
-from faces.anchors import Faces, centre_similarities
+from faces.anchors import Faces, centre_similarities, identity_of, load_header, quality_anchor
 from faces.label_table import read_labels, write_labels
 
 SPREAD = 1.25  # standard deviations that one unit of the normal distribution function stands for
 
 
+def published_anchors(faces: Faces, kind: str, header: Path | None) -> np.ndarray:
+    """CCS / NNCCS or CCS / (NNCCS + 1) (N,), as generate_labels.py computes them (faces/anchors.py)."""
+    if header is None:
+        return quality_anchor(*centre_similarities(faces, faces.where(are_originals(faces))), kind)
+    classes = load_header(header, faces.embeddings.shape[1], map(identity_of, faces.paths))
+    return quality_anchor(*classes.similarities(faces), kind)
+
+
+def are_originals(faces: Faces) -> np.ndarray:
+    """Which images (N,) are no versions of others."""
+    return np.array(["~" not in path for path in faces.paths])
+
+
 def mixed_anchors(faces: Sequence[Faces], length_share: float) -> np.ndarray:
     """Quality anchors (N,) in (0, 1) of the same images as each FR model embeds them; paths are Identity/image."""
-    originals = np.array(["~" not in path for path in faces[0].paths])
+    originals = are_originals(faces[0])
     mixtures = []
     for model in faces:
         ccs, _ = centre_similarities(model, model.where(originals))
@@ -58,7 +74,12 @@ def run(args: argparse.Namespace) -> int:
         rows = match_names(names, embeddings.names, str(path))
         own = [f"{label.identity}/{Path(label.path).name}" for label in labels]
         faces.append(Faces(embeddings.rows[rows], own))
-    anchors = mixed_anchors(faces, args.length_share)
+    if args.anchor == "mixed":
+        anchors = mixed_anchors(faces, args.length_share)
+    elif len(faces) == 1:
+        anchors = published_anchors(faces[0], args.anchor, args.header)
+    else:
+        raise ValueError(f"--anchor {args.anchor} is of one FR model; {len(faces)} files of embeddings were given")
     write_labels(args.output, (replace(label, quality=q) for label, q in zip(labels, anchors.tolist(), strict=True)))
     print(f"{args.output}: {len(labels)} rows, anchors from {len(faces)} FR models")
     return 0
@@ -71,6 +92,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("table", type=Path, help="label table with identities, whose qualities are replaced")
     parser.add_argument("embeddings", type=Path, nargs="+", help="of all its images, one file for each FR model")
     parser.add_argument("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
+    parser.add_argument("--anchor", choices=("mixed", "ratio", "shifted"), default="mixed", help="(mixed)")
+    parser.add_argument("--header", type=Path, metavar="FILE", help="for ratio and shifted: the FR model's header")
     parser.add_argument("--length-share", type=float, default=0.5, metavar="X", help="of the mixture (0.5)")
     args = parser.parse_args(arguments)
     if not 0 <= args.length_share <= 1:

@@ -1,0 +1,70 @@
+#!/bin/sh
+# The tables of docs/anchors.md: quality anchors of a CR-FIQA header and of FR models with class centres.
+#
+#     benchmarks/anchors_table.sh BACKBONE.pth [DATA [TABLES [OUTPUT]]]    default: ../shared/data runs/default runs/anchors
+#
+# BACKBONE is {step}backbone.pth of methods.cr_fiqa.train, with {step}header.pth and {step}classes.txt beside it. TABLES
+# is what `make tables` leaves; benchmarks/evaluation_table.sh must have run too. What exists in OUTPUT is kept.
+set -eu
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+backbone=$1
+header=$(echo "$backbone" | sed 's/backbone\.pth$/header.pth/')
+data=${2:-../shared/data}
+tables=${3:-runs/default}
+output=${4:-runs/anchors}
+mkdir -p "$output"
+
+# The rows of LFW, with the damaged versions; and pairs of the originals.
+awk -F '\t' 'NR == 1 || $1 !~ /^faces\/[0-9]/' "$tables/known.tsv" > "$tables/lfw.tsv"
+tail -n +2 "$tables/lfw.tsv" | cut -f 1 | sed "s|^|$tables/|" > "$output/images.txt"
+[ -f "$output/pairs.tsv" ] || {
+    grep -v '~' "$output/images.txt" | while read -r image; do
+        mkdir -p "$output/originals/$(basename "$(dirname "$image")")"
+        cp "$image" "$output/originals/$(basename "$(dirname "$image")")/"
+    done
+    "$python" evaluate.py pairs "$output/originals" --output "$output/pairs.tsv"
+}
+
+embed() {  # name, FR model
+    [ -f "$output/$1.npz" ] || "$python" evaluate.py embed "@$output/images.txt" --fr "$2" --output "$output/$1.npz" --resume
+}
+anchors() {  # name of the table, name of the embeddings, flags
+    table=$tables/anchors-$1.tsv; model=$2; shift 2
+    "$python" -m methods.default_model.anchors "$tables/lfw.tsv" "$output/$model.npz" --output "$table" "$@"
+}
+embed cr-fiqa "$backbone"
+embed foamliu "$data/fr/mobilefacenet_foamliu.onnx"
+embed faceplugin "$data/fr/faceplugin_fr_feature.onnx"
+embed dlib dlib
+for anchor in ratio shifted; do
+    anchors "header-$anchor" cr-fiqa --anchor $anchor --header "$header"
+    for model in cr-fiqa foamliu faceplugin dlib; do
+        anchors "$model-$anchor" $model --anchor $anchor
+    done
+done
+[ -f "$output/regressed.csv" ] ||  # CR-FIQA's own estimate of its anchor, from the image alone
+    "$python" inference.py "@$output/images.txt" --method cr-fiqa --weights "$backbone" --align no --output "$output/regressed.csv"
+
+# Of the anchors themselves: they know the identities, so this is how well they tell bad images, not a method.
+named() {  # NAME@JUDGE=TABLE of each table
+    for anchor in ratio shifted; do
+        echo "header-$anchor@foamliu=$tables/anchors-header-$anchor.tsv"
+        echo "cr-fiqa-$anchor@foamliu=$tables/anchors-cr-fiqa-$anchor.tsv"
+        for model in foamliu faceplugin dlib; do
+            echo "$model-$anchor@$model=$tables/anchors-$model-$anchor.tsv"
+        done
+    done
+}
+# shellcheck disable=SC2046 - one word a table
+"$python" evaluate.py edc --pairs "$output/pairs.tsv" --output "$output/edc" --fmr 1e-2 1e-3 --limits 0.3 \
+    --embeddings "foamliu=$output/foamliu.npz" "faceplugin=$output/faceplugin.npz" "dlib=$output/dlib.npz" \
+    --scores "regressed@foamliu=$output/regressed.csv" $(named)
+
+# Of the CLIB-FIQA that each of them trains, on people that no anchor saw.
+"$python" -m methods.default_model.ablation --data "$data" --tables "$tables" --output "$output/trained" --anchors \
+    header-ratio=anchors-header-ratio.tsv header-shifted=anchors-header-shifted.tsv \
+    cr-fiqa-ratio=anchors-cr-fiqa-ratio.tsv cr-fiqa-shifted=anchors-cr-fiqa-shifted.tsv \
+    foamliu-ratio=anchors-foamliu-ratio.tsv foamliu-shifted=anchors-foamliu-shifted.tsv \
+    faceplugin-ratio=anchors-faceplugin-ratio.tsv faceplugin-shifted=anchors-faceplugin-shifted.tsv \
+    dlib-ratio=anchors-dlib-ratio.tsv dlib-shifted=anchors-dlib-shifted.tsv mixed=train.tsv
