@@ -20,6 +20,7 @@ import torch
 from faces.label_table import Label, read_labels, resolve, write_labels
 from faces.loading import load_batches
 from model import load
+from model.fast import accelerate
 
 
 def main() -> None:
@@ -47,10 +48,11 @@ def name(label: Label) -> str:
 def judge_blur(labels: list[Label], table: str, mfn: str) -> dict[str, Label]:
     """The labels by `name`, with the blur that the factor network sees (its class 0, none, is our best level, 2)."""
     network, judged = load(mfn), []
+    fast = accelerate(network, torch.float32, torch.device("cpu"))
     paths = [str(resolve(label, table)) for label in labels]
     for batch in load_batches(paths, network.preprocessing.resize, batch_size=64, workers=1):
         crops = torch.stack([torch.from_numpy(loaded.value) for loaded in batch])
-        judged += (2 - network(network.preprocessing.normalise(crops))["blur"].argmax(dim=1)).tolist()
+        judged += (2 - fast(network.preprocessing.normalise(crops))["blur"].argmax(dim=1)).tolist()
     return {name(label): replace(label, blur=blur) for label, blur in zip(labels, judged, strict=True)}
 
 
