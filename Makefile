@@ -32,7 +32,7 @@ RECIPE := runs/default
 FR := mobilefacenet_foamliu faceplugin_fr_feature
 TRAIN := --clip-model $(RECIPE)/start.safetensors --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \
 	--focal sample --epochs 12 --calibration-epoch 6 --batch-size 256 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
-.PHONY: weights tables cross-fit fold ablation
+.PHONY: weights tables cross-fit ablation
 weights: tables
 	$(PY) train.py --data-list $(RECIPE)/train.tsv --checkpoints $(RECIPE)/train $(TRAIN)
 	cp $(RECIPE)/train/clib_fiqa.safetensors weights/clib_fiqa_small.safetensors
@@ -53,12 +53,9 @@ tables: setup-dev                ## faces, damaged versions of them, and their l
 
 # CelebA faces scored by models that never saw their identities, for the evaluation (after `make tables`).
 cross-fit:
-	$(PY) -m methods.default_model.cross_fit --data $(DATA) --folds 3 --output runs/cross_fit \
-		--train "make fold FOLD={folder}" \
-		--score "$(PY) inference.py @{folder}/test.txt --align no --weights {folder}/clib_fiqa.safetensors --output {folder}/scores.csv"
-fold:
-	$(PY) -m methods.default_model.leave_out $(RECIPE)/train.tsv $(FOLD)/test.txt $(RECIPE)/$(notdir $(FOLD)).tsv
-	$(PY) train.py --data-list $(RECIPE)/$(notdir $(FOLD)).tsv --checkpoints $(FOLD) $(TRAIN)
+	$(PY) -m methods.default_model.cross_fit --data $(DATA) --tables $(RECIPE)
+ablation:
+	$(PY) -m methods.default_model.ablation --data $(DATA) --tables $(RECIPE)
 
 clean:
 	rm -rf .venv

@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 from config_train import TrainConfig
-from methods.default_model.ablation import RECIPE, STUDENT, VARIANTS, table_of, variants
+from methods.default_model.ablation import STUDENT, VARIANTS, table_of, variants
+from methods.default_model.recipe import RECIPE
 
 
 def test_every_variant_is_a_training_of_its_own() -> None:

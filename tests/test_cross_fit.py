@@ -1,79 +1,96 @@
-"""Cross-fitting: every identity is scored by a model that did not see it, and once."""
+"""Cross-fitting: every identity is scored once, by a model that did not see it."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import recipe as pictures
+from PIL import Image
+from test_multi_level import write_start_of_small_tower
 
 from evaluation.scores import read_scores
+from faces.label_table import Label, read_labels, write_labels
 from methods.default_model import cross_fit
-from methods.default_model.cross_fit import NEVER_TRAIN, split
+from methods.default_model.cross_fit import fold_of
 
-# "trains" by noting the identities, and "scores" 1 for an identity that was trained on, 0 for others
-TRAIN = """import sys; from pathlib import Path; folder = Path(sys.argv[1])
-names = {Path(line).parent.name for line in (folder / 'train.txt').read_text().split()}
-(folder / 'model.txt').write_text(' '.join(sorted(names)))"""
-SCORE = """import sys; from pathlib import Path; folder = Path(sys.argv[1])
-known = (folder / 'model.txt').read_text().split()
-rows = [f'{line},{int(Path(line).parent.name in known)}' for line in (folder / 'test.txt').read_text().split()]
-(folder / 'scores.csv').write_text('path,quality' + ''.join('\\n' + row for row in rows))"""
-
-
-@pytest.fixture
-def flags(tmp_path: Path) -> list[str]:
-    """Eleven identities of two images, and scripts for the two commands; train.py notes its runs."""
-    for name in (*map(str, range(7210, 7220)), "1"):
-        for image in ("a.jpg", "b.jpg"):
-            path = tmp_path / "data/faces/celeba" / name / image
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-    (tmp_path / "train.py").write_text(TRAIN)
-    (tmp_path / "score.py").write_text(SCORE)
-    commands = [f"{sys.executable} {tmp_path / name}.py {{folder}}" for name in ("train", "score")]
-    folders = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "out")]
-    return [*folders, "--folds", "4", "--train", commands[0], "--score", commands[1]]
+CELEBA, LFW = ["7201", "7202", "7203", "7218"], ["Ann", "Bob"]
 
 
 def test_folds_are_a_partition() -> None:
     names = [str(i) for i in range(149)]
-    folds = split(names, 5, 1)
-    assert sorted(name for fold in folds for name in fold) == sorted(names)
-    assert {len(fold) for fold in folds} == {29, 30}
-    assert folds == split(names[::-1], 5, 1) != split(names, 5, 2)
+    folds = fold_of([*names, *names], 5, 1)
+    assert folds.keys() == set(names)
+    assert set(np.bincount(list(folds.values()))) == {29, 30}
+    assert folds == fold_of(names[::-1], 5, 1) != fold_of(names, 5, 2)
     for wrong in (1, 150):
         with pytest.raises(ValueError, match="expected from 2 to 149"):
-            split(names, wrong, 1)
+            fold_of(names, wrong, 1)
 
 
-def test_nobody_is_scored_by_a_model_that_saw_them(flags: list[str], tmp_path: Path) -> None:
+@pytest.fixture
+def flags(tmp_path: Path) -> list[str]:
+    """Four CelebA identities of two images, one of whom is not in the table, two of LFW, and start weights."""
+    faces, labels = tmp_path / "data" / "faces" / "celeba", []
+    for index, name in enumerate([*CELEBA, *LFW]):
+        for image in ("a.png", "b.png"):
+            path = faces / name / image
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures.mirror_image(2 * index + (image == "b.png"), 112)).save(path)
+            if name != "7218":
+                row = (0.1 + 0.1 * index, index % 3, index % 3, index % 2, 1, 1)
+                labels.append(Label(f"../data/faces/celeba/{name}/{image}", *row, name, "ok"))
+    (tmp_path / "tables").mkdir()
+    write_labels(tmp_path / "tables" / "train.tsv", labels)
+    write_start_of_small_tower(tmp_path / "tables")
+    rows = [f"faces/celeba/{name}/a.png\tfaces/celeba/{name}/b.png\t1" for name in CELEBA]
+    rows.append("faces/celeba/7201/a.png\tfaces/celeba/7202/a.png\t0")
+    (tmp_path / "data" / "pairs").mkdir()
+    (tmp_path / "data" / "pairs" / "celeba_dev.tsv").write_text("\n".join(["path_a\tpath_b\tsame", *rows, ""]))
+    output = str(tmp_path / "out" / "scores.csv")
+    return ["--data", str(tmp_path / "data"), "--tables", str(tmp_path / "tables"), "--output", output, "--folds", "2"]
+
+
+def test_nobody_is_scored_by_a_model_that_saw_them(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[set[str | None]] = []
+    owners = [label.identity for label in read_labels(tmp_path / "tables" / "train.tsv")]
+    fit = cross_fit.fit
+
+    def noted(config: Any, faces: Any, levels: Any) -> Any:
+        trained.append({owners[row] for row in faces.images.usable.tolist()})
+        return fit(config, faces, levels)
+
+    monkeypatch.setattr(cross_fit, "fit", noted)
     assert cross_fit.main(flags) == 0
-    scores = read_scores(tmp_path / "out/scores.csv")
-    assert len(scores) == 11 * 2
-    assert set(scores.values()) == {0.0}
-    trained = [set((tmp_path / f"out/fold_{fold}/model.txt").read_text().split()) for fold in range(4)]
-    assert set().union(*trained) == {*map(str, range(7210, 7220)), "1"} - NEVER_TRAIN
-    assert any(name.rsplit("/", 2)[1] == "7218" for name in scores)
+    folds = fold_of(CELEBA, 2, 323)
+    for fold in range(2):
+        assert trained[fold] == {name for name in [*CELEBA[:3], *LFW] if folds.get(name) != fold}
+    found = read_scores(tmp_path / "out" / "scores.csv")
+    assert len(found) == 8  # the identity that may never train among them
+    assert all(0.1 <= score <= 0.9 for score in found.values())
 
 
-def test_finished_folds_are_not_run_again(flags: list[str], tmp_path: Path) -> None:
+def test_levels_are_computed_once(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cross_fit.main(flags) == 0
-    (tmp_path / "out/fold_2/scores.csv").unlink()
-    for fold in range(4):
-        (tmp_path / f"out/fold_{fold}/model.txt").unlink()
+    first = (tmp_path / "out" / "scores.csv").read_text()
+    from methods.default_model import recipe
+
+    def fails(*arguments: Any) -> None:
+        raise AssertionError("the levels are in the files")
+
+    monkeypatch.setattr(recipe, "frozen_levels", fails)
     assert cross_fit.main(flags) == 0
-    assert [(tmp_path / f"out/fold_{fold}/model.txt").exists() for fold in range(4)] == [False, False, True, False]
+    assert (tmp_path / "out" / "scores.csv").read_text() == first
+    labels = read_labels(tmp_path / "tables" / "train.tsv")
+    write_labels(tmp_path / "tables" / "train.tsv", labels[1:])  # other images
+    with pytest.raises(AssertionError, match="in the files"):
+        cross_fit.main(flags)
 
 
-def test_what_goes_wrong_is_said(flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    failing = f"{sys.executable} -c exit(3)"
-    assert cross_fit.main([*flags, "--train", failing]) == 2
-    assert "ended with exit code 3" in capsys.readouterr().err
-    assert cross_fit.main([*flags, "--score", f"{sys.executable} -c pass"]) == 2
-    assert "without" in capsys.readouterr().err
-    assert cross_fit.main(flags) == 0
-    scores = tmp_path / "out/fold_1/scores.csv"
-    scores.write_text(scores.read_text().rsplit("\n", 1)[0])
-    assert cross_fit.main(flags) == 2
-    assert "differ in 1 images" in capsys.readouterr().err
+def test_what_goes_wrong_is_said(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cross_fit.main([*flags, "--folds", "5"]) == 2
+    assert "5 folds of 4 identities" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The recipe of the default model: mixed anchors, damage of two families, and tables without a fold's identities."""
+"""The recipe of the default model: mixed anchors, and damage of two families."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import recipe
 
 from faces.anchors import Faces, centre_similarities, quality_anchor
 from faces.label_table import Label, read_labels, write_labels
-from methods.default_model import anchors, degrade, leave_out, unseen
+from methods.default_model import anchors, degrade, unseen
 from methods.default_model.anchors import mixed_anchors
 
 
@@ -97,15 +97,3 @@ def test_every_second_face_is_damaged_and_always_in_the_same_way(tmp_path: Path)
     assert unseen.damage(1, source, tmp_path / "b", seed=1) == rows[1]
     written = [(tmp_path / folder / "Somebody" / "1.png").read_bytes() for folder in "ab"]
     assert written[0] == written[1]
-
-
-def test_identities_of_a_fold_leave_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [Label(f"faces/{name}/1.jpg", 0.5, 2, 2, 1, 1, 1, name, "ok") for name in ("7204", "72", "Ann")]
-    write_labels(tmp_path / "all.tsv", rows)
-    (tmp_path / "test.txt").write_text("data/faces/celeba/7204/000001.jpg\n")
-    call = [str(tmp_path / name) for name in ("all.tsv", "test.txt", "fold.tsv")]
-    assert leave_out.main(call) == 0
-    assert [label.identity for label in read_labels(tmp_path / "fold.tsv")] == ["72", "Ann"]
-    (tmp_path / "other").mkdir()
-    assert leave_out.main([*call[:2], str(tmp_path / "other" / "fold.tsv")]) == 2
-    assert "must lie in" in capsys.readouterr().err

@@ -40,12 +40,15 @@ def faces(count: int) -> torch.Tensor:
     return torch.stack([torch.from_numpy(recipe.mirror_image(seed, 112)) for seed in range(count)])
 
 
+def write_start_of_small_tower(folder: Path) -> Path:
+    clip = CLIP(small_tower(), TextShape(width=16, layers=1, heads=1))
+    save_file({key: value.contiguous() for key, value in clip.state_dict().items()}, folder / "start.safetensors")
+    return folder / "start.safetensors"
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    clip = CLIP(small_tower(), TextShape(width=16, layers=1, heads=1))
-    path = tmp_path_factory.mktemp("start") / "start.safetensors"
-    save_file({key: value.contiguous() for key, value in clip.state_dict().items()}, path)
-    return path
+    return write_start_of_small_tower(tmp_path_factory.mktemp("start"))
 
 
 @pytest.fixture

@@ -24,38 +24,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from command_line import exit_code, keep_freed_memory, positive
 from config_train import PAPER, TrainConfig
-from evaluation.bench import Bootstrap, image_quality, iso, similarities
+from evaluation.bench import Bootstrap, iso, similarities
+from evaluation.edc import Floats
 from evaluation.embeddings import read_embeddings
 from evaluation.pairs import read_pairs
 from faces.label_table import read_labels
-from model.clib_fiqa import ClibFiqa, expected_quality, marginals
-from model.multi_level import MultiLevelTower
-from model.preprocessing import Preprocessing
-from training.data import Faces, normalise_quality, read_faces
-from training.frozen import frozen_levels, tower_of
-from training.images import read_images
-from training.loop import calibrate, train_epoch
-from training.run import start_run
+from methods.default_model.recipe import evaluation_levels, fit, recipe, scores, training_faces
+from model.clib_fiqa import ClibFiqa
+from training.data import normalise_quality
 
 SETS = ("celeba_dev", "lfw_test")
 JUDGES = ("foamliu", "faceplugin", "dlib")
 FMRS = (1e-2, 1e-3)
 MIXED, RATIO, SHIFTED, CCS = "train.tsv", "ratio.tsv", "shifted.tsv", "ccs.tsv"  # tables: same rows, other anchors
-RECIPE: dict[str, Any] = {  # of the default model (Makefile)
-    "freeze": "trunk",
-    "dropout": 0.3,
-    "epochs": 12,
-    "calibration_epoch": 6,
-    "lr": 2e-3,
-    "lr_period": 0,
-    "mlp_lr": 1e-3,
-    "focal": "sample",
-    "normalise": "none",
-}
 PUBLISHED_ANCHORS = {"normalise": "percentile"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what differs from the recipe
     "quality only": (MIXED, {"calibration_epoch": 0, "factor_weight": 0.0}),
@@ -74,43 +58,23 @@ STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of t by t
 class Bench:
     """The two evaluation sets: what the trunk says of their images, and how a score is judged."""
 
-    def __init__(self, data: Path, evaluation: Path, tower: MultiLevelTower, preprocessing: Preprocessing) -> None:
-        self.pairs = {name: read_pairs(data / "pairs" / f"{name}.tsv") for name in SETS}
-        self.similarities, self.levels = {}, {}
+    def __init__(self, args: argparse.Namespace, config: TrainConfig) -> None:
+        self.pairs = {name: read_pairs(args.data / "pairs" / f"{name}.tsv") for name in SETS}
+        self.levels = {name: evaluation_levels(args.data, name, config, args.tables)[1] for name in SETS}
+        self.similarities: dict[str, dict[str, Floats]] = {}
         for name, pairs in self.pairs.items():
-            files = {fr: evaluation / name / f"{fr}.npz" for fr in JUDGES}
-            self.similarities[name] = {
-                fr: similarities(pairs, read_embeddings(file), str(file)) for fr, file in files.items()
-            }
-            paths = [str(data / path) for path in pairs.names]
-            images, bad = read_images(paths, range(len(paths)), preprocessing, "yes", workers=2)
-            if bad:
-                raise ValueError(f"{paths[min(bad)]} cannot be read: {bad[min(bad)]}")
-            self.levels[name] = frozen_levels(tower, images, torch.device("cpu"))[:, 0]
+            files = {fr: args.evaluation / name / f"{fr}.npz" for fr in JUDGES}
+            found = {fr: similarities(pairs, read_embeddings(file), str(file)) for fr, file in files.items()}
+            self.similarities[name] = found
 
-    @torch.no_grad()
     def judge(self, model: ClibFiqa) -> dict[str, float]:
         """Cell -> relative pAUC(0.3)."""
         cells: dict[str, float] = {}
         for name, pairs in self.pairs.items():
-            joint = model.logits_of(tower_of(model).read(self.levels[name])).softmax(dim=1)
-            score = expected_quality(marginals(joint)["quality"]).double().numpy()
-            table = dict(zip(pairs.names, score.tolist(), strict=True))
-            quality = {"model": image_quality(pairs, table, name)}
+            quality = {"model": np.array(scores(model, self.levels[name]))}
             outcome = iso(pairs, quality, self.similarities[name], FMRS, (0.3,), Bootstrap(replicates=0))
             cells |= {f"{name} {row['fr']} {row['fmr']:g}": row["pauc_relative"] or math.nan for row in outcome.results}
         return cells
-
-
-def fit(config: TrainConfig, faces: Faces, levels: Tensor) -> ClibFiqa:
-    """What train.py trains of these settings, in eval mode."""
-    run = start_run(config, torch.device("cpu"))
-    run.levels = levels
-    while run.epoch < config.epochs:
-        train_epoch(run, faces)
-        if run.epoch == config.calibration_epoch:
-            calibrate(run, faces)
-    return run.model.eval()
 
 
 def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -125,14 +89,12 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
 
 def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """Each variant with the cells of its seeds."""
-    base = TrainConfig(**RECIPE, data_list=str(args.tables / MIXED), clip_model=str(args.start), device="cpu")
-    model = start_run(base, torch.device("cpu")).model
-    labels, tower = read_labels(base.data_list), tower_of(model)
-    faces, _ = read_faces(base.data_list, model.preprocessing, normalise="none", cache="yes", workers=2)
+    base = recipe(args.tables / MIXED, args.start)
+    labels = read_labels(base.data_list)
     is_lfw = torch.tensor([not str(label.identity).isdecimal() for label in labels])
+    faces, levels = training_faces(base)
+    bench = Bench(args, base)
     faces.images.usable = faces.images.usable[is_lfw[faces.images.usable]]
-    levels = frozen_levels(tower, faces.images, torch.device("cpu"))
-    bench = Bench(args.data, args.evaluation, tower, model.preprocessing)
     readable = faces.images.usable
     for name, (table, differences) in variants(args).items():
         rows = read_labels(args.tables / table)

@@ -1,0 +1,92 @@
+"""The training of the default model, in one process and with what the frozen trunk says of each image kept in a file.
+
+`train.py` with the flags of the Makefile trains the same; this is for many trainings on the same images: cross_fit.py
+and ablation.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config_train import TrainConfig
+from evaluation.pairs import read_pairs
+from model.checkpoint import read_checkpoint, save_checkpoint, sha256_of
+from model.clib_fiqa import ClibFiqa, expected_quality, marginals
+from training.data import Faces, read_faces
+from training.frozen import frozen_levels, tower_of
+from training.images import Images, read_images
+from training.loop import calibrate, train_epoch
+from training.run import start_run
+
+CPU = torch.device("cpu")
+RECIPE: dict[str, Any] = {  # as in the Makefile
+    "freeze": "trunk",
+    "dropout": 0.3,
+    "epochs": 12,
+    "calibration_epoch": 6,
+    "lr": 2e-3,
+    "lr_period": 0,
+    "mlp_lr": 1e-3,
+    "focal": "sample",
+    "normalise": "none",
+}
+
+
+def recipe(table: Path, start: Path) -> TrainConfig:
+    """The settings of the default model."""
+    return TrainConfig(**RECIPE, data_list=str(table), clip_model=str(start), device="cpu")
+
+
+def training_faces(config: TrainConfig) -> tuple[Faces, Tensor]:
+    """The faces of the table, and their levels (N, 2, L)."""
+    model = start_run(config, CPU).model
+    faces, _ = read_faces(config.data_list, model.preprocessing, normalise="none", cache="yes", workers=2)
+    return faces, stored_levels(Path(config.data_list).with_suffix(".levels"), faces.images, config, model)
+
+
+def evaluation_levels(data: Path, name: str, config: TrainConfig, folder: Path) -> tuple[list[str], Tensor]:
+    """The images of a pair list of the data folder, as it names them, and their levels (N, L)."""
+    model = start_run(config, CPU).model
+    names = read_pairs(data / "pairs" / f"{name}.tsv").names
+    paths = [str(data / path) for path in names]
+    images, bad = read_images(paths, range(len(paths)), model.preprocessing, "yes", workers=2)
+    if bad:
+        raise ValueError(f"{paths[min(bad)]} cannot be read: {bad[min(bad)]}")
+    return names, stored_levels(folder / f"{name}.levels", images, config, model)[:, 0]
+
+
+def stored_levels(file: Path, images: Images, config: TrainConfig, model: ClibFiqa) -> Tensor:
+    """What the trunk says of the images, from the file if it is of the same trunk and images, else computed into it."""
+    names = hashlib.sha256("\n".join(images.paths).encode()).hexdigest()
+    key = {"trunk": sha256_of(config.clip_model), "images": names}
+    if file.is_file():
+        tensors, metadata = read_checkpoint(file)
+        if key.items() <= metadata.items():
+            return tensors["levels"]
+    levels = frozen_levels(tower_of(model), images, CPU)
+    save_checkpoint(file, {"levels": levels}, key)
+    return levels
+
+
+def fit(config: TrainConfig, faces: Faces, levels: Tensor) -> ClibFiqa:
+    """What train.py trains of these settings, in eval mode."""
+    run = start_run(config, CPU)
+    run.levels = levels
+    while run.epoch < config.epochs:
+        train_epoch(run, faces)
+        if run.epoch == config.calibration_epoch:
+            calibrate(run, faces)
+    return run.model.eval()
+
+
+@torch.no_grad()
+def scores(model: ClibFiqa, levels: Tensor) -> Sequence[float]:
+    """Quality of images by their levels (N, L)."""
+    joint = model.logits_of(tower_of(model).read(levels)).softmax(dim=1)
+    return expected_quality(marginals(joint)["quality"]).tolist()
