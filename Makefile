@@ -29,7 +29,6 @@ lint: setup-dev                  ## style and types
 # The two networks in weights/, remade from the data folder (docs/default_model.md): about an hour on two cores.
 DATA ?= ../shared/data
 RECIPE := runs/default
-FR := mobilefacenet_foamliu faceplugin_fr_feature
 TRAIN := --clip-model $(RECIPE)/start.safetensors --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \
 	--focal sample --epochs 12 --calibration-epoch 6 --batch-size 256 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
 .PHONY: weights tables cross-fit ablation
@@ -46,8 +45,11 @@ tables: setup-dev                ## faces, damaged versions of them, and their l
 	$(PY) generate_labels.py --data $(RECIPE)/faces --centres $(RECIPE)/clean --fr $(DATA)/fr/mobilefacenet_foamliu.onnx \
 		--output $(RECIPE)/faces.tsv
 	$(PY) -m methods.default_model.known_labels $(RECIPE)/faces.tsv $(RECIPE)/damage.tsv $(RECIPE)/known.tsv
-	for fr in $(FR); do $(PY) evaluate.py embed $(RECIPE)/faces --fr $(DATA)/fr/$$fr.onnx --output $(RECIPE)/$$fr.npz; done
-	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(FR:%=$(RECIPE)/%.npz) --output $(RECIPE)/train.tsv
+	$(PY) evaluate.py embed $(RECIPE)/faces --fr $(DATA)/fr/mobilefacenet_foamliu.onnx --output $(RECIPE)/foamliu.npz
+	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --output $(RECIPE)/train.tsv
+	for anchor in ratio shifted; do $(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz \
+		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv; done
+	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --length-share 0 --output $(RECIPE)/ccs.tsv
 	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/start.safetensors
 	sed 's|.*|$(DATA)/faces/lfw/&|' $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 

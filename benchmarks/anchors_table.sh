@@ -15,14 +15,14 @@ tables=${3:-runs/default}
 output=${4:-runs/anchors}
 mkdir -p "$output"
 
-# The rows of LFW, with the damaged versions; and pairs of the originals.
-awk -F '\t' 'NR == 1 || $1 !~ /^faces\/[0-9]/' "$tables/known.tsv" > "$tables/lfw.tsv"
+# The rows of LFW's originals, and pairs of them.
+awk -F '\t' 'NR == 1 || ($1 !~ /^faces\/[0-9]/ && $1 !~ /~/)' "$tables/known.tsv" > "$tables/lfw.tsv"
 tail -n +2 "$tables/lfw.tsv" | cut -f 1 | sed "s|^|$tables/|" > "$output/images.txt"
 [ -f "$output/pairs.tsv" ] || {
-    grep -v '~' "$output/images.txt" | while read -r image; do
+    while read -r image; do
         mkdir -p "$output/originals/$(basename "$(dirname "$image")")"
         cp "$image" "$output/originals/$(basename "$(dirname "$image")")/"
-    done
+    done < "$output/images.txt"
     "$python" evaluate.py pairs "$output/originals" --output "$output/pairs.tsv"
 }
 
@@ -64,7 +64,6 @@ named() {  # NAME@JUDGE=TABLE of each table
 # Of the CLIB-FIQA that each of them trains, on people that no anchor saw.
 "$python" -m methods.default_model.ablation --data "$data" --tables "$tables" --output "$output/trained" --anchors \
     header-ratio=anchors-header-ratio.tsv header-shifted=anchors-header-shifted.tsv \
-    cr-fiqa-ratio=anchors-cr-fiqa-ratio.tsv cr-fiqa-shifted=anchors-cr-fiqa-shifted.tsv \
-    foamliu-ratio=anchors-foamliu-ratio.tsv foamliu-shifted=anchors-foamliu-shifted.tsv \
-    faceplugin-ratio=anchors-faceplugin-ratio.tsv faceplugin-shifted=anchors-faceplugin-shifted.tsv \
-    dlib-ratio=anchors-dlib-ratio.tsv dlib-shifted=anchors-dlib-shifted.tsv mixed=train.tsv
+    cr-fiqa-shifted=anchors-cr-fiqa-shifted.tsv foamliu-ratio=anchors-foamliu-ratio.tsv \
+    foamliu-shifted=anchors-foamliu-shifted.tsv faceplugin-shifted=anchors-faceplugin-shifted.tsv \
+    dlib-shifted=anchors-dlib-shifted.tsv

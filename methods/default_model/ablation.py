@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what diffe
     "anchor ratio, min-max (published)": (RATIO, {"normalise": "minmax"}),
     "anchor ratio, percentiles": (RATIO, PUBLISHED_ANCHORS),
     "anchor shifted, percentiles": (SHIFTED, PUBLISHED_ANCHORS),
-    "anchor of CCS, two FR models": (CCS, {}),
+    "anchor of CCS alone, robust": (CCS, {}),
 }
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of t by the number of seeds
 
