@@ -51,7 +51,7 @@ tables: setup-dev                ## faces, damaged versions of them, and their l
 		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv; done
 	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --length-share 0 --output $(RECIPE)/ccs.tsv
 	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/start.safetensors
-	sed 's|.*|$(DATA)/faces/lfw/&|' $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
+	while read -r name; do ls $(DATA)/faces/lfw/$$name/*; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 
 # CelebA faces scored by models that never saw their identities, for the evaluation (after `make tables`).
 cross-fit:
