@@ -49,7 +49,7 @@ WEIGHTS = (
         "clib_fiqa_small.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="19f8b76e9437d1306e2db0cef78c152b0b18900cea6a579a12099a61dad86c2c",
+        sha256="a0e620d33e95744ff68fbb0b0ecf35a6959f3e389b4ec9ea4d9d8055929523c8",
     ),
     KnownWeights(
         "mfn",

@@ -31,7 +31,7 @@ from evaluation.names import match_names
 from faces.anchors import Faces, centre_similarities, identity_of, load_header, quality_anchor
 from faces.label_table import read_labels, write_labels
 
-SPREAD = 1.25  # standard deviations that one unit of the normal distribution function stands for
+SPREAD = 2.5  # standard deviations that one unit of the normal distribution function stands for
 
 
 def published_anchors(faces: Faces, kind: str, header: Path | None) -> np.ndarray:
