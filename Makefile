@@ -26,7 +26,7 @@ lint: setup-dev                  ## style and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy model faces scoring training evaluation methods samples *.py
 
-# The two networks in weights/, remade from the data folder (docs/default_model.md): about an hour on two cores.
+# The two networks in weights/, remade from the data folder (docs/default_model.md): hours on two cores.
 DATA ?= ../shared/data
 RECIPE := runs/default
 TRAIN := --clip-model $(RECIPE)/start.safetensors --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \

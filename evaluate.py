@@ -29,7 +29,7 @@ from evaluation.bench import Bootstrap, Outcome, cr_fiqa_procedure, image_qualit
 from evaluation.compare import Run, comparison_tables, differences, read_runs, write_comparison, write_replicates
 from evaluation.edc import Floats
 from evaluation.embeddings import read_embeddings
-from evaluation.pairs import Pairs, read_pairs
+from evaluation.pairs import Pairs, read_pairs, write_pairs
 from evaluation.scores import read_scores, write_scores
 from evaluation.tables import DEFAULT_LIMIT, as_text, limits_of, tables, write_tables
 
@@ -225,7 +225,7 @@ def _stored_threshold(args: argparse.Namespace) -> int:
 
 def pairs(args: argparse.Namespace) -> int:
     """A pair list of a folder that has a sub-folder for each identity."""
-    from evaluation.make_pairs import draw_pairs, write_pairs
+    from evaluation.make_pairs import draw_pairs
     from faces.listing import list_images
 
     names = [path.relative_to(args.faces).as_posix() for path in list_images(args.faces)]

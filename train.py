@@ -35,7 +35,7 @@ def train(config: TrainConfig) -> None:
     )
     report_skipped(config, skipped)
     if config.freeze == "trunk":
-        run.levels = frozen_levels(tower_of(run.model), faces.images, run.device)
+        faces.images.cached = frozen_levels(tower_of(run.model), faces.images, run.device)
     if config.resume:
         load_state(run)
     steps = faces.images.steps(config.batch_size)

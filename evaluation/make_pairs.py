@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations, groupby
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 import numpy as np
 
@@ -35,11 +35,3 @@ def draw_pairs(names: Sequence[str], mated: int, non_mated: int, seed: int) -> l
             if identity[a] != identity[b] and len(drawn) < non_mated:
                 drawn[min(a, b), max(a, b)] = None
     return rows + [(names[a], names[b], 0) for a, b in drawn]
-
-
-def write_pairs(path: str | Path, rows: Sequence[tuple[str, str, int]]) -> None:
-    """TSV with the header path_a, path_b, same. Raises ValueError for a name that holds a tab or a line end."""
-    if bad := next((name for a, b, _ in rows for name in (a, b) if set(name) & set("\t\r\n")), None):
-        raise ValueError(f"{bad!r} holds a tab or a line end, which a pair list cannot hold; rename the file")
-    lines = ["path_a\tpath_b\tsame", *(f"{a}\t{b}\t{same}" for a, b, same in rows)]
-    Path(path).write_text("\n".join([*lines, ""]), encoding="utf-8")

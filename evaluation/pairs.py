@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.plain_pickle import read_plain_pickle
+from faces.label_table import is_storable
 
 BLOCK = 1 << 24  # characters read at once
 
@@ -58,6 +59,16 @@ def read_pairs(path: str | Path) -> Pairs:
         f"{path}: the first line is {head[:80]!r}; known are `path_a path_b same` (TSV), `name1 name2 label`,"
         " LFW's and XQLFW's pairs, CPLFW's two lines a pair, and InsightFace's .bin"
     )
+
+
+def write_pairs(path: str | Path, rows: Iterable[tuple[str, str, int]]) -> None:
+    """Write (name, name, 1 or 0) as the TSV that `read_pairs` reads. Raises ValueError for a name it cannot hold."""
+    lines = ["path_a\tpath_b\tsame"]
+    for a, b, same in rows:
+        if not is_storable(a + b):
+            raise ValueError(f"{a!r}, {b!r}: a pair list cannot hold a tab or a line end; rename the file")
+        lines.append(f"{a}\t{b}\t{same}")
+    Path(path).write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def _from_columns(path: Path, separator: str | None, has_header: bool) -> Pairs:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from evaluation.names import match_names, stem_of
-from evaluation.pairs import Pairs, read_bin, read_pairs
+from evaluation.pairs import Pairs, read_bin, read_pairs, write_pairs
 from faces.align import align_face, is_aligned
 from faces.label_table import write_skipped
 from faces.listing import IMAGE_SUFFIXES, list_images
@@ -43,8 +43,7 @@ def prepare_set(source: Path, pair_list: Path | None, output: Path, align: str, 
     ok = np.array(status) == "ok"
     kept = ok[pairs.first] & ok[pairs.second]
     rows = zip(pairs.first[kept].tolist(), pairs.second[kept].tolist(), pairs.mated[kept].tolist(), strict=True)
-    lines = ["path_a\tpath_b\tsame", *(f"{files[a]}\t{files[b]}\t{int(same)}" for a, b, same in rows)]
-    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_pairs(table, ((files[a], files[b], int(same)) for a, b, same in rows))
     return pairs, int((~ok).sum())
 
 

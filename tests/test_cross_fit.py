@@ -60,9 +60,9 @@ def test_nobody_is_scored_by_a_model_that_saw_them(
     owners = [label.identity for label in read_labels(tmp_path / "tables" / "train.tsv")]
     fit = cross_fit.fit
 
-    def noted(config: Any, faces: Any, levels: Any) -> Any:
+    def noted(config: Any, faces: Any) -> Any:
         trained.append({owners[row] for row in faces.images.usable.tolist()})
-        return fit(config, faces, levels)
+        return fit(config, faces)
 
     monkeypatch.setattr(cross_fit, "fit", noted)
     assert cross_fit.main(flags) == 0

@@ -8,8 +8,8 @@ from pathlib import Path, PurePath
 import pytest
 
 import evaluate
-from evaluation.make_pairs import draw_pairs, write_pairs
-from evaluation.pairs import read_pairs
+from evaluation.make_pairs import draw_pairs
+from evaluation.pairs import read_pairs, write_pairs
 
 PHOTOS = {"a": 2, "b": 5, "c": 1, "d": 4}
 NAMES = [f"{person}/{photo}.jpg" for person, count in PHOTOS.items() for photo in range(count)]

@@ -20,7 +20,7 @@ from model.face_trunk import FaceTrunk
 from model.fast import accelerate
 from model.multi_level import MultiLevelTower, levels_of
 from training.data import read_faces
-from training.frozen import frozen_levels
+from training.frozen import frozen_levels, tower_of
 from training.loop import image_features
 from training.run import start_run
 
@@ -93,10 +93,13 @@ def test_stored_levels_give_the_features_of_the_images(config: TrainConfig) -> N
     table, _ = read_faces(config.data_list, run.model.preprocessing)
     run.model.eval()
     batch = next(iter(table.images.batches(8, seed=(5,))))
-    expected = image_features(run, batch)
-    run.levels = frozen_levels(run.model.clip.visual, table.images, run.device)
     assert batch.flip.any()
-    torch.testing.assert_close(image_features(run, batch), expected, rtol=1e-4, atol=1e-4)
+    assert not batch.flip.all()
+    pictures = torch.where(batch.flip[:, None, None, None], batch.images.flip(2), batch.images)
+    expected = run.model.clip.encode_image(run.model.preprocessing.normalise(pictures))
+    table.images.cached = frozen_levels(tower_of(run.model), table.images, run.device)
+    again = next(iter(table.images.batches(8, seed=(5,))))
+    torch.testing.assert_close(image_features(run, again), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_training_leaves_the_trunk_as_it_was(config: TrainConfig, start: Path) -> None:

@@ -31,7 +31,10 @@ def tower_of(model: ClibFiqa) -> MultiLevelTower:
 
 @torch.no_grad()
 def frozen_levels(tower: MultiLevelTower, images: Images, device: torch.device) -> Tensor:
-    """The levels (N, 2, L) of each image and of its mirror image, in eval mode; 0 for rows that do not train."""
+    """The levels (N, 2, L) of each image and of its mirror image, in eval mode; 0 for rows that do not train.
+
+    As `images.cached` they take the place of the pixels, which no epoch needs any more.
+    """
     fast = cast(MultiLevelTower, accelerate(deepcopy(tower).eval(), torch.float32, device))
     levels = torch.zeros(len(images.paths), 2, levels_of(tower.trunk))
     hidden = rank() > 0 or None  # None: where stderr is no terminal

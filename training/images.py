@@ -25,8 +25,8 @@ Cache = Literal["auto", "yes", "no"]
 
 
 class Batch(NamedTuple):
-    """One step. `rows` (B,) are table rows of the whole batch; `images` uint8 (b, S, S, 3) and `flip` bool (b,) belong
-    to this process's share of it, which without torchrun is the same."""
+    """One step. `rows` (B,) are table rows of the whole batch; `images` uint8 (b, S, S, 3), or with a frozen trunk its
+    levels (b, 2, L), and `flip` bool (b,) belong to this process's share of it, which without torchrun is the same."""
 
     rows: Tensor
     images: Tensor
@@ -41,7 +41,7 @@ class Images:
     usable: Tensor
     preprocessing: Preprocessing
     workers: int
-    cached: Tensor | None  # uint8 (N, S, S, 3)
+    cached: Tensor | None  # uint8 (N, S, S, 3), or levels (N, 2, L) in their place (training/frozen.py)
     read: Callable[[str], np.ndarray] = read_image
     replace_bad: bool = False  # an image that cannot be read gives its place to a neighbour, else it ends the run
     replaced: int = 0  # images to which this has happened in this process

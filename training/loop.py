@@ -95,8 +95,9 @@ def predict(run: Run, batch: Batch) -> Tensor:
 
 def image_features(run: Run, batch: Batch) -> Tensor:
     """The image tower's features of this process's share of a batch (b, D)."""
-    if run.levels is not None:
-        return tower_of(run.model).read(run.levels[parallel.share(batch.rows), batch.flip.long()].to(run.device))
+    if run.config.freeze == "trunk":
+        levels = batch.images[torch.arange(len(batch.flip)), batch.flip.long()]
+        return tower_of(run.model).read(levels.to(run.device))
     images = batch.images.to(run.device)
     images = torch.where(batch.flip.to(run.device)[:, None, None, None], images.flip(2), images)
     return run.model.clip.encode_image(run.model.preprocessing.normalise(images))

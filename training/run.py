@@ -32,7 +32,6 @@ class Run:
     mlp: ConfidenceMLP
     optimizer: torch.optim.AdamW  # two groups: what trains of the model, and the MLP
     scaler: torch.amp.GradScaler  # works in fp16 only
-    levels: Tensor | None = None  # what a frozen trunk says of each image and its mirror image (N, 2, L)
     epoch: int = 0  # epochs finished
     history: list[list[float]] = field(default_factory=list)  # each epoch's mean losses, in the order of TASKS
     divergences: Tensor | None = None  # d of each row of the table (N,), NaN where unusable; None in stage 1

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 
 from command_line import exit_code, keep_freed_memory, positive
 from config_train import PAPER, TrainConfig
@@ -52,7 +53,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what diffe
     "anchor shifted, percentiles": (SHIFTED, PUBLISHED_ANCHORS),
     "anchor of CCS alone, robust": (CCS, {}),
 }
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantile of t by the number of seeds
 
 
 class Bench:
@@ -73,8 +73,12 @@ class Bench:
         for name, pairs in self.pairs.items():
             quality = {"model": np.array(scores(model, self.levels[name]))}
             outcome = iso(pairs, quality, self.similarities[name], FMRS, (0.3,), Bootstrap(replicates=0))
-            cells |= {f"{name} {row['fr']} {row['fmr']:g}": row["pauc_relative"] or math.nan for row in outcome.results}
+            cells |= {f"{name} {row['fr']} {row['fmr']:g}": _number(row["pauc_relative"]) for row in outcome.results}
         return cells
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -92,21 +96,19 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, floa
     base = recipe(args.tables / MIXED, args.start)
     labels = read_labels(base.data_list)
     is_lfw = torch.tensor([not str(label.identity).isdecimal() for label in labels])
-    faces, levels = training_faces(base)
-    bench = Bench(args, base)
-    faces.images.usable = faces.images.usable[is_lfw[faces.images.usable]]
-    readable = faces.images.usable
+    faces, bench = training_faces(base), Bench(args, base)
+    readable = faces.images.usable[is_lfw[faces.images.usable]]
     for name, (table, differences) in variants(args).items():
         rows = read_labels(args.tables / table)
-        anchors = {row.path: row.quality for row in rows if row.quality is not None}
-        raw = torch.tensor([anchors.get(label.path, math.nan) for label in labels], dtype=torch.float64)
+        anchors = {row.path: row.quality for row in rows}
+        raw = torch.tensor([_number(anchors.get(label.path)) for label in labels], dtype=torch.float64)
         config, seeds = replace(base, **differences, freeze="trunk"), []
         faces.quality = normalise_quality(torch.where(is_lfw, raw, torch.nan), config.normalise).float()
         faces.images.usable = readable[faces.quality[readable].isfinite()]
         for seed in range(args.seeds):
             file = args.output / f"{name} {seed}.json"
             if not file.is_file():
-                cells = bench.judge(fit(replace(config, seed=seed), faces, levels))
+                cells = bench.judge(fit(replace(config, seed=seed), faces))
                 file.write_text(json.dumps(cells, indent=1))
             seeds.append(json.loads(file.read_text()))
             print(f"{name}, seed {seed}: {np.mean(list(seeds[-1].values())):.3f}", file=sys.stderr, flush=True)
@@ -121,7 +123,7 @@ def table_of(found: Sequence[tuple[str, list[dict[str, float]]]]) -> str:
         cells = []
         for part in columns.values():
             means = [np.mean([value for cell, value in seed.items() if part in cell]) for seed in seeds]
-            half = STUDENT[len(means)] * np.std(means, ddof=1) / len(means) ** 0.5
+            half = student_t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
             cells.append(f"{np.mean(means):.3f} ± {half:.3f}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -137,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder of the finished runs")
     anchors_help = "instead: the recipe with the anchors of these tables in --tables, whose rows may be fewer"
     parser.add_argument("--anchors", nargs="+", default=[], metavar="NAME=TABLE", help=anchors_help)
-    parser.add_argument("--seeds", type=positive, default=3, help="from 2 to 5 (3)")
+    parser.add_argument("--seeds", type=positive, default=3, help="two or more (3)")
     args = parser.parse_args(arguments)
-    if args.seeds not in STUDENT:
-        parser.error(f"--seeds {args.seeds}: from 2 to 5 were expected")
+    if args.seeds < 2:
+        parser.error("--seeds 1 gives no interval: two or more were expected")
     keep_freed_memory()
     args.output.mkdir(parents=True, exist_ok=True)
     return exit_code(lambda: print(table_of(list(results(args)))) or 0, stopped="stopped; the same command goes on")

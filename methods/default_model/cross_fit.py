@@ -41,13 +41,13 @@ def run(args: argparse.Namespace) -> int:
     images, image_levels = evaluation_levels(args.data, SET, config, args.tables)
     owner = [PurePosixPath(image).parent.name for image in images]
     folds = fold_of(owner, args.folds, args.seed)
-    faces, levels = training_faces(config)
+    faces = training_faces(config)
     fold = torch.tensor([folds.get(str(label.identity), -1) for label in read_labels(config.data_list)])
     held_out = torch.tensor([folds[name] for name in owner])
     quality = np.empty(len(images))
     for index in range(args.folds):
         usable = faces.images.usable[fold[faces.images.usable] != index]
-        model = fit(config, replace(faces, images=replace(faces.images, usable=usable)), levels)
+        model = fit(config, replace(faces, images=replace(faces.images, usable=usable)))
         rows = (held_out == index).nonzero()[:, 0]
         quality[rows] = scores(model, image_levels[rows])
         print(f"fold {index}: trained on {len(usable)} rows, scored {len(rows)} images", file=sys.stderr, flush=True)

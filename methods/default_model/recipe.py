@@ -43,11 +43,12 @@ def recipe(table: Path, start: Path) -> TrainConfig:
     return TrainConfig(**RECIPE, data_list=str(table), clip_model=str(start), device="cpu")
 
 
-def training_faces(config: TrainConfig) -> tuple[Faces, Tensor]:
-    """The faces of the table, and their levels (N, 2, L)."""
+def training_faces(config: TrainConfig) -> Faces:
+    """The faces of the table, with their levels in the place of their pixels."""
     model = start_run(config, CPU).model
     faces, _ = read_faces(config.data_list, model.preprocessing, normalise="none", cache="yes", workers=2)
-    return faces, stored_levels(Path(config.data_list).with_suffix(".levels"), faces.images, config, model)
+    faces.images.cached = stored_levels(Path(config.data_list).with_suffix(".levels"), faces.images, config, model)
+    return faces
 
 
 def evaluation_levels(data: Path, name: str, config: TrainConfig, folder: Path) -> tuple[list[str], Tensor]:
@@ -74,10 +75,9 @@ def stored_levels(file: Path, images: Images, config: TrainConfig, model: ClibFi
     return levels
 
 
-def fit(config: TrainConfig, faces: Faces, levels: Tensor) -> ClibFiqa:
+def fit(config: TrainConfig, faces: Faces) -> ClibFiqa:
     """What train.py trains of these settings, in eval mode."""
     run = start_run(config, CPU)
-    run.levels = levels
     while run.epoch < config.epochs:
         train_epoch(run, faces)
         if run.epoch == config.calibration_epoch:
