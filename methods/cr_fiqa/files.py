@@ -30,8 +30,8 @@ def save_networks(run: Run, identities: Identities) -> Path:
     folder = Path(run.config.output)
     path = folder / f"{run.step}backbone.pth"
     write_text(folder / f"{run.step}classes.txt", "".join(f"{name}\n" for name in identities.classes))
-    _save(folder / f"{run.step}header.pth", {"kernel": run.header.kernel})
-    _save(path, run.backbone.state_dict())
+    save_tensors(folder / f"{run.step}header.pth", {"kernel": run.header.kernel})
+    save_tensors(path, run.backbone.state_dict())
     return path
 
 
@@ -91,7 +91,8 @@ def _fingerprint(identities: Identities) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a flat state dict as others read it (torch.save), atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
