@@ -26,18 +26,20 @@ lint: setup-dev                  ## style and types
 	$(PY) -m ruff check .
 	$(PY) -m mypy model faces scoring training evaluation methods samples *.py
 
-# The two networks in weights/, remade from the data folder (docs/default_model.md): hours on two cores.
+# The networks in weights/, remade from the data folder (docs/default_model.md): hours on two cores.
 DATA ?= ../shared/data
 RECIPE := runs/default
-TRAIN := --clip-model $(RECIPE)/start.safetensors --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \
+SIZES := tiny small
+TRAIN := --data-list $(RECIPE)/train.tsv --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \
 	--focal sample --epochs 12 --calibration-epoch 6 --batch-size 256 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
 .PHONY: weights tables cross-fit ablation
 weights: tables
-	$(PY) train.py --data-list $(RECIPE)/train.tsv --checkpoints $(RECIPE)/train $(TRAIN)
-	cp $(RECIPE)/train/clib_fiqa.safetensors weights/clib_fiqa_small.safetensors
-	$(PY) -m methods.default_model.percentiles weights/clib_fiqa_small.safetensors @$(RECIPE)/lfw_test.txt --set "LFW test identities"
-	$(PY) -m methods.default_model.measure --data $(DATA) --weights weights/clib_fiqa_small.safetensors
-	$(PY) -m methods.default_model.reliability --data $(DATA) --weights weights/clib_fiqa_small.safetensors
+	for size in $(SIZES); do weights=weights/clib_fiqa_$$size.safetensors; \
+		$(PY) train.py --clip-model $(RECIPE)/$$size.safetensors --checkpoints $(RECIPE)/$$size $(TRAIN) && \
+		cp $(RECIPE)/$$size/clib_fiqa.safetensors $$weights && \
+		$(PY) -m methods.default_model.percentiles $$weights @$(RECIPE)/lfw_test.txt --set "LFW test identities" && \
+		$(PY) -m methods.default_model.measure --data $(DATA) --weights $$weights && \
+		$(PY) -m methods.default_model.reliability --data $(DATA) --weights $$weights || exit 1; done
 
 tables: setup-dev                ## faces, damaged versions of them, and their labels
 	$(PY) -m methods.default_model.train_factors --data $(DATA) --output weights/mfn_small.safetensors
@@ -50,12 +52,15 @@ tables: setup-dev                ## faces, damaged versions of them, and their l
 	for anchor in ratio shifted; do $(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz \
 		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv; done
 	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --length-share 0 --output $(RECIPE)/ccs.tsv
-	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/start.safetensors
+	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/tiny.safetensors
+	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors \
+		--factor-trunk weights/mfn_small.safetensors --output $(RECIPE)/small.safetensors
 	while read -r name; do ls $(DATA)/faces/lfw/$$name/*; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 
 # CelebA faces scored by models that never saw their identities, for the evaluation (after `make tables`).
 cross-fit:
-	$(PY) -m methods.default_model.cross_fit --data $(DATA) --tables $(RECIPE)
+	for size in $(SIZES); do \
+		$(PY) -m methods.default_model.cross_fit --data $(DATA) --tables $(RECIPE) --size $$size || exit 1; done
 ablation:
 	$(PY) -m methods.default_model.ablation --data $(DATA) --tables $(RECIPE)
 

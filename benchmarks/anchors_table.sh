@@ -3,8 +3,8 @@
 #
 #     benchmarks/anchors_table.sh BACKBONE.pth [DATA [TABLES [OUTPUT]]]    default: ../shared/data runs/default runs/anchors
 #
-# BACKBONE is {step}backbone.pth of methods.cr_fiqa.train, with {step}header.pth and {step}classes.txt beside it. TABLES
-# is what `make tables` leaves; benchmarks/evaluation_table.sh must have run too. What exists in OUTPUT is kept.
+# BACKBONE is {step}backbone.pth of methods.cr_fiqa.train, with {step}header.pth and {step}classes.txt beside it, and
+# fitted.pth of methods.cr_fiqa.fit_head. TABLES is what `make tables` leaves; benchmarks/evaluation_table.sh must have run too. What exists in OUTPUT is kept.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -43,8 +43,12 @@ for anchor in ratio shifted; do
         anchors "$model-$anchor" $model --anchor $anchor
     done
 done
-[ -f "$output/regressed.csv" ] ||  # CR-FIQA's own estimate of its anchor, from the image alone
-    "$python" inference.py "@$output/images.txt" --method cr-fiqa --weights "$backbone" --align no --output "$output/regressed.csv"
+regress() {  # CR-FIQA's own estimate of its anchor, from the image alone: name, backbone
+    [ -f "$output/$1.csv" ] || "$python" inference.py "@$output/images.txt" --method cr-fiqa --weights "$2" --align no \
+        --output "$output/$1.csv"
+}
+regress regressed "$backbone"
+regress fitted "$(dirname "$backbone")/fitted.pth"
 
 # Of the anchors themselves: they know the identities, so this is how well they tell bad images, not a method.
 named() {  # NAME@JUDGE=TABLE of each table
@@ -59,7 +63,7 @@ named() {  # NAME@JUDGE=TABLE of each table
 # shellcheck disable=SC2046 - one word a table
 "$python" evaluate.py edc --pairs "$output/pairs.tsv" --output "$output/edc" --fmr 1e-2 1e-3 --limits 0.3 \
     --embeddings "foamliu=$output/foamliu.npz" "faceplugin=$output/faceplugin.npz" "dlib=$output/dlib.npz" \
-    --scores "regressed@foamliu=$output/regressed.csv" $(named)
+    --scores "regressed@foamliu=$output/regressed.csv" "fitted@foamliu=$output/fitted.csv" $(named)
 
 # Of the CLIB-FIQA that each of them trains, on people that no anchor saw.
 "$python" -m methods.default_model.ablation --data "$data" --tables "$tables" --output "$output/trained" --anchors \

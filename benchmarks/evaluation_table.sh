@@ -4,15 +4,15 @@
 #     benchmarks/evaluation_table.sh [DATA [OUTPUT]]        default: ../shared/data runs/evaluation
 #
 # An hour and a half on two cores; what exists in OUTPUT is kept, so a second call is quick. Before it: `make cross-fit`,
-# since the default model knows CelebA, and the training of methods/cr_fiqa/README.md. A method that uses an FR model (or
-# was trained with its help) is named METHOD@MODEL, and the tables keep it apart where that model judges.
+# since the shipped models know CelebA, and CR-FIQA's training and fit_head (docs/anchors.md). A method that uses an FR
+# model (or was trained with its help) is named METHOD@MODEL, and the tables keep it apart where that model judges.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 data=${1:-../shared/data}
 output=${2:-runs/evaluation}
-cross_fit=${CROSS_FIT:-runs/cross_fit/scores.csv}
-cr_fiqa=${CR_FIQA:-runs/cr_fiqa/2384backbone.pth}
+cross_fit=${CROSS_FIT:-runs/cross_fit}
+cr_fiqa=${CR_FIQA:-runs/cr_fiqa/fitted.pth}
 foamliu=$data/fr/mobilefacenet_foamliu
 faceplugin=$data/fr/faceplugin_fr_feature
 
@@ -49,8 +49,11 @@ methods() {  # what can score any image, for the images of $folder
     baseline flip@foamliu flip --fr "$foamliu.safetensors"
     [ -f "$folder/scores/cr-fiqa@foamliu.csv" ] || "$python" inference.py "@$folder/images.txt" --align no \
         --method cr-fiqa --weights "$cr_fiqa" --output "$folder/scores/cr-fiqa@foamliu.csv"
-    [ -f "$folder/scores/clib-fiqa@foamliu.csv" ] ||
-        "$python" inference.py "@$folder/images.txt" --align no --output "$folder/scores/clib-fiqa@foamliu.csv"
+    for size in tiny small; do
+        scores=$folder/scores/clib-fiqa-$size@foamliu.csv
+        [ -f "$scores" ] || "$python" inference.py "@$folder/images.txt" --align no \
+            --weights weights/clib_fiqa_$size.safetensors --output "$scores"
+    done
 }
 
 for set in celeba_dev lfw_test; do
@@ -59,7 +62,9 @@ for set in celeba_dev lfw_test; do
     tail -n +2 "$data/pairs/$set.tsv" | cut -f 1,2 | tr '\t' '\n' | sort -u | sed "s|^|$data/|" > "$folder/images.txt"
     cp "$data/peer_scores/lightqnet_dm100_$set.csv" "$folder/scores/lightqnet.csv"
     cp "$data/peer_scores/scrfd_score_$set.csv" "$folder/scores/scrfd.csv"
-    [ $set != celeba_dev ] || cp "$cross_fit" "$folder/scores/clib-fiqa@foamliu.csv"
+    if [ $set = celeba_dev ]; then
+        for size in tiny small; do cp "$cross_fit/$size.csv" "$folder/scores/clib-fiqa-$size@foamliu.csv"; done
+    fi
     methods
     for name in noise grafiqs; do  # slow ones: not on the third set
         baseline $name@foamliu $name --fr "$foamliu.safetensors"

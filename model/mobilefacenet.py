@@ -81,11 +81,22 @@ class MobileFaceNet(nn.Module):
         self.conv_45 = DepthWise(width_4, shape.down_hidden[2], width_5, stride=2)
         self.conv_5 = Residual(width_5, shape.hidden[2], shape.blocks[2])
         self.conv_6_sep = ConvBlock(width_5, shape.last)
+        self.map_channels = (*shape.widths, shape.last)  # of `maps`
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_3(self.conv_23(self.conv2_dw(self.conv1(x))))
-        x = self.conv_5(self.conv_45(self.conv_4(self.conv_34(x))))
-        return self.conv_6_sep(x)
+        return self.maps(x)[-1]
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The last feature map of each resolution, and the one that `forward` gives: four of (N, C, H, W)."""
+        first = self.conv_3(self.conv_23(self.conv2_dw(self.conv1(x))))
+        second = self.conv_4(self.conv_34(first))
+        third = self.conv_5(self.conv_45(second))
+        return [first, second, third, self.conv_6_sep(third)]
+
+    @classmethod
+    def shaped_like(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> MobileFaceNet:
+        """A new trunk of the widths and depths found in a state dict, under `prefix`."""
+        return cls(_trunk_shape(tensors, prefix))
 
 
 class FactorNetwork(nn.Module):

@@ -2,12 +2,13 @@
 
 Its last layers know who somebody is and forget how the picture was taken; the earlier ones still know blur, light and
 occlusion, and the length of its embedding how sure it is. This is our own design, not part of CLIB-FIQA: where faces
-are few, a network that millions of faces have taught is better read than trained on (docs/default_model.md).
+are few, a network that millions of faces have taught is better read than trained on (docs/default_model.md). A second
+network that was trained to tell the factors, the trunk of an MFN, may be read beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +16,27 @@ from torch.nn import functional as F
 
 from .checkpoint import size_of
 from .face_trunk import FaceTrunk
-from .preprocessing import Preprocessing
+from .mobilefacenet import MobileFaceNet
+from .preprocessing import FACE_PREPROCESSING, Preprocessing
 
 
 class MultiLevelTower(nn.Module):
     """Normalised aligned faces (N, 3, S, S) -> features (N, output_dim), not of unit length."""
 
-    def __init__(self, trunk: FaceTrunk, hidden: int = 256, output_dim: int = 128, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        trunk: FaceTrunk,
+        hidden: int = 512,
+        output_dim: int = 128,
+        dropout: float = 0.0,
+        factor_trunk: MobileFaceNet | None = None,
+    ) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk, self.factor_trunk = trunk, factor_trunk
         self.output_dim = output_dim
-        self.standardise = nn.BatchNorm1d(levels_of(trunk), affine=False)
-        self.hidden = nn.Linear(levels_of(trunk), hidden)
+        self.width = _levels_of(trunk) + (2 * sum(factor_trunk.map_channels) if factor_trunk else 0)  # L
+        self.standardise = nn.BatchNorm1d(self.width, affine=False)
+        self.hidden = nn.Linear(self.width, hidden)
         self.project = nn.Linear(hidden, output_dim)
         self.dropout = dropout  # of the levels and of the hidden layer, in training only
 
@@ -40,12 +50,21 @@ class MultiLevelTower(nn.Module):
 
     def levels(self, x: Tensor) -> Tensor:
         """What the trunk says of faces (N, 3, S, S): mean and spread of each channel of its maps, its embedding, and
-        the logarithm of that embedding's length; (N, L), float32."""
+        the logarithm of that embedding's length; then those of the factor trunk's maps; (N, L), float32."""
         maps = self.trunk.maps(x)
         embedding = self.trunk.embedding(maps[-1]).float()
         length = embedding.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        spreads = [statistic for level in maps for statistic in _mean_and_spread(level.float())]
-        return torch.cat([*spreads, embedding, length.log()], dim=1)
+        return torch.cat([*_means_and_spreads(maps), embedding, length.log(), *self._factor_levels(x)], dim=1)
+
+    def _factor_levels(self, x: Tensor) -> list[Tensor]:
+        if self.factor_trunk is None:
+            return []
+        own, other = self.preprocessing, FACE_PREPROCESSING
+        scale, shift = (
+            torch.tensor(values, dtype=x.dtype, device=x.device).view(3, 1, 1)
+            for values in zip(*map(_change_of, own.mean, own.std, other.mean, other.std), strict=True)
+        )
+        return _means_and_spreads(self.factor_trunk.maps(x * scale + shift))
 
     def read(self, levels: Tensor) -> Tensor:
         """Levels (N, L) -> features (N, output_dim)."""
@@ -57,16 +76,28 @@ class MultiLevelTower(nn.Module):
     def shaped_like(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> MultiLevelTower:
         """A new tower of the widths found in a state dict, under `prefix`."""
         hidden, output_dim = (size_of(tensors, f"{prefix}{layer}.weight") for layer in ("hidden", "project"))
-        return cls(FaceTrunk.shaped_like(tensors, f"{prefix}trunk."), hidden, output_dim)
+        trunk, factors = FaceTrunk.shaped_like(tensors, f"{prefix}trunk."), f"{prefix}factor_trunk."
+        has_factors = f"{factors}conv1.conv.weight" in tensors
+        factor_trunk = MobileFaceNet.shaped_like(tensors, factors) if has_factors else None
+        return cls(trunk, hidden, output_dim, factor_trunk=factor_trunk)
 
 
-def levels_of(trunk: FaceTrunk) -> int:
-    """L, how many numbers `MultiLevelTower.levels` finds."""
+def _levels_of(trunk: FaceTrunk) -> int:
+    """How many numbers `MultiLevelTower.levels` finds in a trunk."""
     return 2 * sum(trunk.map_channels) + trunk.output_dim + 1
 
 
+def _means_and_spreads(maps: Iterable[Tensor]) -> list[Tensor]:
+    """Mean and standard deviation over the positions of each map: of each (N, C, H, W) two (N, C), float32."""
+    return [statistic for level in maps for statistic in _mean_and_spread(level.float())]
+
+
 def _mean_and_spread(level: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over the positions of a map: (N, C, H, W) -> two of (N, C)."""
     mean = level.mean(dim=(2, 3))
     variance = level.square().mean(dim=(2, 3)) - mean.square()  # nine times as fast as torch.var_mean here
     return mean, variance.clamp_min(1e-12).sqrt()
+
+
+def _change_of(mean: float, std: float, other_mean: float, other_std: float) -> tuple[float, float]:
+    """Scale and shift that turn (x - mean) / std into (x - other_mean) / other_std."""
+    return std / other_std, (mean - other_mean) / other_std

@@ -18,18 +18,22 @@ from model.clib_fiqa import ClibFiqa
 from model.clip import CLIP, TextShape
 from model.face_trunk import FaceTrunk
 from model.fast import accelerate
-from model.multi_level import MultiLevelTower, levels_of
+from model.mobilefacenet import MobileFaceNet, TrunkShape
+from model.multi_level import MultiLevelTower
+from model.preprocessing import FACE_PREPROCESSING
 from training.data import read_faces
 from training.frozen import frozen_levels, tower_of
 from training.loop import image_features
 from training.run import start_run
 
 
-def small_tower() -> MultiLevelTower:
-    """Of 64x64 pixels, with the running statistics of a trained trunk."""
+def small_tower(factors: bool = False) -> MultiLevelTower:
+    """A narrow one, with the running statistics of a trained trunk."""
     torch.manual_seed(0)
     trunk = FaceTrunk(stem=16, blocks=[(16, 16)] * 5 + [(24, 20)] * 7 + [(24, 24)] * 3, last=32, output_dim=8)
-    tower = MultiLevelTower(trunk, hidden=16, output_dim=12)
+    shape = TrunkShape((16, 20, 24), (1, 2, 1), (16, 24, 24), (24, 24, 24), stem=16, last=28)
+    factor_trunk = MobileFaceNet(shape) if factors else None
+    tower = MultiLevelTower(trunk, hidden=16, output_dim=12, factor_trunk=factor_trunk)
     tower.train()
     for _ in range(3):
         tower(torch.randn(8, 3, 112, 112))
@@ -40,15 +44,15 @@ def faces(count: int) -> torch.Tensor:
     return torch.stack([torch.from_numpy(recipe.mirror_image(seed, 112)) for seed in range(count)])
 
 
-def write_start_of_small_tower(folder: Path) -> Path:
-    clip = CLIP(small_tower(), TextShape(width=16, layers=1, heads=1))
+def write_start_of_small_tower(folder: Path, factors: bool = False) -> Path:
+    clip = CLIP(small_tower(factors), TextShape(width=16, layers=1, heads=1))
     save_file({key: value.contiguous() for key, value in clip.state_dict().items()}, folder / "start.safetensors")
     return folder / "start.safetensors"
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_start_of_small_tower(tmp_path_factory.mktemp("start"))
+@pytest.fixture(scope="module", params=[False, True], ids=["one trunk", "two trunks"])
+def start(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_start_of_small_tower(tmp_path_factory.mktemp("start"), request.param)
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_levels_are_means_spreads_embedding_and_its_length() -> None:
     tower = small_tower()
     images = tower.preprocessing.normalise(faces(3))
     levels, embedding = tower.levels(images), tower.trunk(images)
-    assert levels.shape == (3, levels_of(tower.trunk)) == (3, 2 * (16 + 20 + 24 + 32) + 8 + 1)
+    assert levels.shape == (3, tower.width) == (3, 2 * (16 + 20 + 24 + 32) + 8 + 1)
     torch.testing.assert_close(levels[:, -9:-1], embedding)
     torch.testing.assert_close(levels[:, -1], embedding.norm(dim=1).log())
     first, *_, last = tower.trunk.maps(images)
@@ -72,6 +76,30 @@ def test_levels_are_means_spreads_embedding_and_its_length() -> None:
     torch.testing.assert_close(levels[:, :16], first.mean(dim=(2, 3)))
     torch.testing.assert_close(levels[:, 16:32], first.std(dim=(2, 3), correction=0), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(levels[:, -73:-41], last.mean(dim=(2, 3)))
+
+
+@torch.no_grad()
+def test_the_levels_of_the_factor_trunk_come_last() -> None:
+    """It sees the images as an MFN does, whatever the other trunk expects."""
+    tower = small_tower(factors=True)
+    assert tower.factor_trunk is not None
+    images = faces(3)
+    levels = tower.levels(tower.preprocessing.normalise(images))
+    maps = tower.factor_trunk.maps(FACE_PREPROCESSING.normalise(images))
+    assert [m.shape[1] for m in maps] == [16, 20, 24, 28] == list(tower.factor_trunk.map_channels)
+    expected = torch.cat([f(m) for m in maps for f in (_mean, _spread)], dim=1)
+    assert levels.shape == (3, tower.width)
+    torch.testing.assert_close(levels[:, -expected.shape[1] :], expected, rtol=1e-3, atol=1e-4)
+    one = small_tower()
+    assert tower.width == one.width + expected.shape[1]
+
+
+def _mean(level: torch.Tensor) -> torch.Tensor:
+    return level.mean(dim=(2, 3))
+
+
+def _spread(level: torch.Tensor) -> torch.Tensor:
+    return level.std(dim=(2, 3), correction=0)
 
 
 @torch.no_grad()
@@ -105,7 +133,7 @@ def test_stored_levels_give_the_features_of_the_images(config: TrainConfig) -> N
 def test_training_leaves_the_trunk_as_it_was(config: TrainConfig, start: Path) -> None:
     train.train(config)
     before, after = load_file(start), load_file(f"{config.checkpoints}/clib_fiqa.safetensors")
-    trunk = {key: value for key, value in before.items() if key.startswith("visual.trunk.")}
+    trunk = {key: value for key, value in before.items() if key.startswith(("visual.trunk.", "visual.factor_trunk."))}
     assert trunk
     assert same_tensors(trunk, {key: after[key] for key in trunk})
     for key in ("visual.hidden.weight", "visual.project.weight", "visual.standardise.running_mean", "ln_final.weight"):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from model.clib_fiqa import ClibFiqa
 from model.fast import accelerate
-from model.multi_level import MultiLevelTower, levels_of
+from model.multi_level import MultiLevelTower
 from training.images import Images
 from training.parallel import rank
 
@@ -36,7 +36,7 @@ def frozen_levels(tower: MultiLevelTower, images: Images, device: torch.device) 
     As `images.cached` they take the place of the pixels, which no epoch needs any more.
     """
     fast = cast(MultiLevelTower, accelerate(deepcopy(tower).eval(), torch.float32, device))
-    levels = torch.zeros(len(images.paths), 2, levels_of(tower.trunk))
+    levels = torch.zeros(len(images.paths), 2, tower.width)
     hidden = rank() > 0 or None  # None: where stderr is no terminal
     with tqdm(total=len(images.usable), desc="trunk", unit="image", leave=False, disable=hidden) as progress:
         for rows, pixels in images.in_order(BATCH):

@@ -70,7 +70,7 @@ def freeze(model: ClibFiqa, rule: str) -> None:
 
     `text-tower` leaves the image tower and the temperature (paper). `published` goes by parts of names, as the
     published code does: it fixes the image tower's positional embedding too, and trains the text tower's token
-    embedding and last norm. `trunk` fixes that of a `MultiLevelTower`. Raises ValueError when there is no text tower,
+    embedding and last norm. `trunk` fixes those of a `MultiLevelTower`. Raises ValueError when there is no text tower,
     or no such trunk, where the rule needs one.
     """
     if rule == "trunk":
@@ -85,7 +85,7 @@ def freeze(model: ClibFiqa, rule: str) -> None:
             "text-tower": name.startswith(TEXT_TOWER_KEYS),
             "published": any(part in name for part in FROZEN_BY_PUBLISHED_CODE),
             "none": False,
-            "trunk": name.startswith("visual.trunk."),
+            "trunk": name.startswith(("visual.trunk.", "visual.factor_trunk.")),
         }
         parameter.requires_grad_(not frozen[rule])
 

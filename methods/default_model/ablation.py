@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with pairs/ and faces/")
     parser.add_argument("--tables", type=Path, default=Path("runs/default"), help="folder of the label tables")
-    parser.add_argument("--start", type=Path, default=Path("runs/default/start.safetensors"), help="start weights")
+    parser.add_argument("--start", type=Path, default=Path("runs/default/tiny.safetensors"), help="start weights")
     parser.add_argument("--evaluation", type=Path, default=Path("runs/evaluation"), help="folder of the embeddings")
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder of the finished runs")
     anchors_help = "instead: the recipe with the anchors of these tables in --tables, whose rows may be fewer"

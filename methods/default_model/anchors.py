@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
     parser.add_argument("--anchor", choices=("mixed", "ratio", "shifted"), default="mixed", help="(mixed)")
     parser.add_argument("--header", type=Path, metavar="FILE", help="for ratio and shifted: the FR model's header")
-    parser.add_argument("--length-share", type=float, default=0.5, metavar="X", help="of the mixture (0.5)")
+    parser.add_argument("--length-share", type=float, default=0.3, metavar="X", help="of the mixture (0.3)")
     args = parser.parse_args(arguments)
     if not 0 <= args.length_share <= 1:
         parser.error(f"--length-share {args.length_share} must lie in [0, 1]")

@@ -5,7 +5,7 @@ all rows of the label table but those of its identities, and scores the fold; in
 The scores of different folds are on one scale, since the anchors are. Whoever may never train (crops.py) is scored all
 the same, since the pair list holds them.
 
-    python -m methods.default_model.cross_fit --tables runs/default --output runs/cross_fit/scores.csv
+    python -m methods.default_model.cross_fit --tables runs/default --size small --output runs/cross_fit/small.csv
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from command_line import exit_code, keep_freed_memory, natural
 from evaluation.scores import write_scores
 from faces.label_table import read_labels
-from methods.default_model.recipe import evaluation_levels, fit, recipe, scores, training_faces
+from methods.default_model.recipe import SIZES, evaluation_levels, fit, recipe, scores, training_faces
 
 SET = "celeba_dev"
 
@@ -37,7 +37,7 @@ def fold_of(identities: Sequence[str], folds: int, seed: int) -> dict[str, int]:
 
 
 def run(args: argparse.Namespace) -> int:
-    config = recipe(args.tables / "train.tsv", args.tables / "start.safetensors")
+    config = recipe(args.tables / "train.tsv", args.tables / f"{args.size}.safetensors")
     images, image_levels = evaluation_levels(args.data, SET, config, args.tables)
     owner = [PurePosixPath(image).parent.name for image in images]
     folds = fold_of(owner, args.folds, args.seed)
@@ -62,11 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with pairs/ and faces/celeba")
-    parser.add_argument("--tables", type=Path, default=Path("runs/default"), help="train.tsv and start.safetensors")
-    parser.add_argument("--output", type=Path, default=Path("runs/cross_fit/scores.csv"), metavar="FILE.csv")
+    parser.add_argument("--tables", type=Path, default=Path("runs/default"), help="train.tsv and start weights")
+    parser.add_argument("--size", choices=SIZES, default="small", help="which start weights (small)")
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="(runs/cross_fit/SIZE.csv)")
     parser.add_argument("--folds", type=natural, default=3, help="(3)")
     parser.add_argument("--seed", type=natural, default=323, help="of the split (323)")
     args = parser.parse_args(arguments)
+    args.output = args.output or Path(f"runs/cross_fit/{args.size}.csv")
     keep_freed_memory()
     return exit_code(lambda: run(args), stopped="stopped; nothing was written")
 

@@ -1,11 +1,14 @@
 """The start of the default model: a small CLIP whose image tower already knows faces.
 
 The image tower reads all levels of a face recognition network (Apache-2.0, github foamliu/MobileFaceNet); its reading
-layers and the text tower, a small CLIP transformer, have random weights, which `train.py --freeze trunk` trains.
+layers and the text tower, a small CLIP transformer, have random weights, which `train.py --freeze trunk` trains. With
+`--factor-trunk` it reads the trunk of a factor network (MFN) too.
 OpenAI's RN50 takes the place of this file wherever it can be had.
 
     python -m methods.default_model.make_start --trunk ../shared/data/fr/mobilefacenet_foamliu.safetensors \\
-        --output runs/default/start.safetensors
+        --output runs/default/tiny.safetensors
+    python -m methods.default_model.make_start --trunk ../shared/data/fr/mobilefacenet_foamliu.safetensors \\
+        --factor-trunk weights/mfn_small.safetensors --output runs/default/small.safetensors
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ VOCABULARY, CONTEXT = 49408, 77
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--trunk", default="../shared/data/fr/mobilefacenet_foamliu.safetensors")
-    parser.add_argument("--output", default="runs/default/start.safetensors")
-    parser.add_argument("--hidden", type=int, default=256, help="width of the layer that reads the trunk (256)")
+    parser.add_argument("--output", default="runs/default/tiny.safetensors")
+    parser.add_argument("--factor-trunk", default="", help="MFN whose trunk is read too (the small size)")
+    parser.add_argument("--hidden", type=int, default=512, help="width of the layer that reads the trunks (512)")
     parser.add_argument("--shared", type=int, default=128, help="dimensions of the shared space (128)")
     parser.add_argument("--width", type=int, default=64, help="width of the text transformer (64)")
     parser.add_argument("--layers", type=int, default=1, help="its depth (1)")
@@ -38,7 +42,8 @@ def main() -> None:
     trunk = load(options.trunk)
     if not isinstance(trunk, FaceTrunk):
         parser.error(f"--trunk {options.trunk} holds a {type(trunk).__name__}; a FaceTrunk was expected")
-    tower = MultiLevelTower(trunk, options.hidden, options.shared)
+    factors = load(options.factor_trunk).base_backbone if options.factor_trunk else None
+    tower = MultiLevelTower(trunk, options.hidden, options.shared, factor_trunk=factors)
     tensors = {f"visual.{key}": value for key, value in tower.state_dict().items()}
     tensors |= text_tower(options.width, options.layers, options.shared, torch.Generator().manual_seed(options.seed))
     save_checkpoint(options.output, tensors, {"preprocessing": tower.preprocessing.to_json()})

@@ -1,7 +1,7 @@
 """The training of the default model, in one process and with what the frozen trunk says of each image kept in a file.
 
 `train.py` with the flags of the Makefile trains the same; this is for many trainings on the same images: cross_fit.py
-and ablation.py.
+and ablation.py. The two sizes of the model differ in their start weights only.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config_train import TrainConfig
 from evaluation.pairs import read_pairs
-from model.checkpoint import read_checkpoint, save_checkpoint, sha256_of
+from model.checkpoint import read_checkpoint, save_checkpoint
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from training.data import Faces, read_faces
 from training.frozen import frozen_levels, tower_of
@@ -25,6 +25,7 @@ from training.loop import calibrate, train_epoch
 from training.run import start_run
 
 CPU = torch.device("cpu")
+SIZES = ("tiny", "small")  # SIZE.safetensors beside the label tables are the start weights (make_start.py)
 RECIPE: dict[str, Any] = {  # as in the Makefile
     "freeze": "trunk",
     "dropout": 0.3,
@@ -47,7 +48,7 @@ def training_faces(config: TrainConfig) -> Faces:
     """The faces of the table, with their levels in the place of their pixels."""
     model = start_run(config, CPU).model
     faces, _ = read_faces(config.data_list, model.preprocessing, normalise="none", cache="yes", workers=2)
-    faces.images.cached = stored_levels(Path(config.data_list).with_suffix(".levels"), faces.images, config, model)
+    faces.images.cached = stored_levels(Path(config.data_list).parent / "train", faces.images, model)
     return faces
 
 
@@ -59,19 +60,21 @@ def evaluation_levels(data: Path, name: str, config: TrainConfig, folder: Path) 
     images, bad = read_images(paths, range(len(paths)), model.preprocessing, "yes", workers=2)
     if bad:
         raise ValueError(f"{paths[min(bad)]} cannot be read: {bad[min(bad)]}")
-    return names, stored_levels(folder / f"{name}.levels", images, config, model)[:, 0]
+    return names, stored_levels(folder / name, images, model)[:, 0]
 
 
-def stored_levels(file: Path, images: Images, config: TrainConfig, model: ClibFiqa) -> Tensor:
-    """What the trunk says of the images, from the file if it is of the same trunk and images, else computed into it."""
-    names = hashlib.sha256("\n".join(images.paths).encode()).hexdigest()
-    key = {"trunk": sha256_of(config.clip_model), "images": names}
+def stored_levels(name: Path, images: Images, model: ClibFiqa) -> Tensor:
+    """What the trunks say of the images, from a file that begins with this name if it holds that, else into it."""
+    tower = tower_of(model)
+    trunks = hashlib.sha256()
+    for tensor in (*tower.trunk.state_dict().values(), *(tower.factor_trunk or nn.Module()).state_dict().values()):
+        trunks.update(tensor.numpy().tobytes())
+    paths = hashlib.sha256("\n".join(images.paths).encode()).hexdigest()
+    file = name.with_name(f"{name.name}-{trunks.hexdigest()[:8]}-{paths[:8]}.levels")
     if file.is_file():
-        tensors, metadata = read_checkpoint(file)
-        if key.items() <= metadata.items():
-            return tensors["levels"]
-    levels = frozen_levels(tower_of(model), images, CPU)
-    save_checkpoint(file, {"levels": levels}, key)
+        return read_checkpoint(file)[0]["levels"]
+    levels = frozen_levels(tower, images, CPU)
+    save_checkpoint(file, {"levels": levels}, {})
     return levels
 
 
