@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import recipe
 
+from config_train import parse_arguments
 from faces.anchors import Faces, centre_similarities, quality_anchor
 from faces.label_table import Label, read_labels, write_labels
 from methods.default_model import anchors, degrade, unseen
 from methods.default_model.anchors import mixed_anchors
+from methods.default_model.recipe import recipe as recipe_of
 
 
 def embeddings(rng: np.random.Generator, spread: float, versions: bool) -> Faces:
@@ -48,6 +52,20 @@ def test_damaged_versions_do_not_move_the_anchors_of_originals() -> None:
     np.testing.assert_allclose(mixed_anchors([faces], 0.5)[original], expected, rtol=1e-6)
 
 
+def test_an_ordinary_face_is_good_and_most_of_the_range_lies_below() -> None:
+    quality = mixed_anchors([embeddings(np.random.default_rng(0), 0.3, versions=False)], 0.3)
+    assert 0.65 < np.median(quality) < 0.8
+    assert np.median(quality) - quality.min() > quality.max() - np.median(quality)
+
+
+def test_the_makefile_trains_what_the_recipe_says() -> None:
+    """But for the text tower, which need not ship."""
+    text = (Path(__file__).parents[1] / "Makefile").read_text().replace("\\\n", " ")
+    flags = re.findall(r"^TRAIN := (.*)$", text, flags=re.MULTILINE)[0].replace("$(RECIPE)", "runs/default").split()
+    made = parse_arguments([*flags, "--clip-model", "start.safetensors", "--device", "cpu"])
+    assert replace(made, save_text_tower=True) == recipe_of(Path("runs/default/train.tsv"), Path("start.safetensors"))
+
+
 def test_anchors_replace_the_qualities_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     faces = embeddings(np.random.default_rng(0), 0.3, versions=False)
     table = tmp_path / "labels.tsv"
@@ -57,7 +75,7 @@ def test_anchors_replace_the_qualities_of_a_table(tmp_path: Path, capsys: pytest
     np.savez(tmp_path / "fr.npz", names=names, embeddings=faces.embeddings[order])
     assert anchors.main([str(table), str(tmp_path / "fr.npz"), "--output", str(tmp_path / "out.tsv")]) == 0
     found = [label.quality for label in read_labels(tmp_path / "out.tsv")]
-    np.testing.assert_allclose(np.array(found, float), mixed_anchors([faces], 0.5), rtol=1e-6)
+    np.testing.assert_allclose(np.array(found, float), mixed_anchors([faces], 0.3), rtol=1e-6)
     assert "40 rows, anchors from 1 FR models" in capsys.readouterr().out
 
     for kind in ("ratio", "shifted"):
