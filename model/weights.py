@@ -49,7 +49,14 @@ WEIGHTS = (
         "clib_fiqa_small.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="a0e620d33e95744ff68fbb0b0ecf35a6959f3e389b4ec9ea4d9d8055929523c8",
+        sha256="64dc6f8ed23f951806f274b5fd1d09ad7f3c1e8ab51fe793dd87c1c150d18fe4",
+    ),
+    KnownWeights(
+        "clib-fiqa-tiny",
+        "clib_fiqa_tiny.safetensors",
+        SHIPPED,
+        SHIPPED_LICENCE,
+        sha256="27a90ad79eebc83d70ccd95f55d978c1815807cb78be740dfa127364737bc980",
     ),
     KnownWeights(
         "mfn",
