@@ -1,0 +1,29 @@
+"""Scores and errors by kinds of faces."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evaluation.pairs import Pairs
+from methods.default_model.subgroups import is_grey, table_of
+
+
+def test_a_group_counts_the_pairs_that_it_touches() -> None:
+    """Ten images: 0 is the worst and its mated pair fails, as does that of 2 and 3."""
+    first, second = np.array([0, 2, 4, 6, *range(8)]), np.array([1, 3, 5, 7, *([8] * 8)])
+    mated = np.arange(12) < 4
+    pairs = Pairs([str(i) for i in range(10)], first.astype(np.int32), second.astype(np.int32), mated)
+    quality = np.linspace(0.1, 0.9, 10)
+    similarity = np.array([0.1, 0.2, 0.9, 0.9, *[0.3] * 8])
+    groups = {"bad": np.arange(10) < 2, "good": np.arange(10) >= 4}
+    _, _, everyone, bad, good = table_of(pairs, quality, similarity, groups).splitlines()
+    assert everyone == "| all | 10 | 0.50 | 0.100 | 4 | 0.5000 (2) | 0.3333 (1) |"
+    assert bad == "| bad | 2 | 0.14 | 0.500 | 1 | 1.0000 (1) | – |"
+    assert good == "| good | 6 | 0.68 | 0.000 | 2 | 0.0000 (0) | 0.0000 (0) |"
+
+
+def test_grey_is_told_by_the_channels() -> None:
+    grey = np.repeat(np.random.default_rng(0).integers(0, 256, (8, 8, 1)), 3, axis=2).astype(np.uint8)
+    assert is_grey(grey)
+    grey[3, 3] = (200, 100, 100)
+    assert not is_grey(grey)
