@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.pairs import Pairs
-from methods.default_model.subgroups import is_grey, table_of
+from methods.default_model.subgroups import table_of
 
 
 def test_a_group_counts_the_pairs_that_it_touches() -> None:
@@ -21,9 +21,3 @@ def test_a_group_counts_the_pairs_that_it_touches() -> None:
     assert bad == "| bad | 2 | 0.14 | 0.500 | 1 | 1.0000 (1) | – |"
     assert good == "| good | 6 | 0.68 | 0.000 | 2 | 0.0000 (0) | 0.0000 (0) |"
 
-
-def test_grey_is_told_by_the_channels() -> None:
-    grey = np.repeat(np.random.default_rng(0).integers(0, 256, (8, 8, 1)), 3, axis=2).astype(np.uint8)
-    assert is_grey(grey)
-    grey[3, 3] = (200, 100, 100)
-    assert not is_grey(grey)

@@ -1,4 +1,4 @@
-"""Is the score fair to kinds of faces? LFW's test identities by pose, expression and colour, as far as labels allow.
+"""Is the score fair to kinds of faces? LFW's test identities by pose and expression, as far as labels allow.
 
 For each group: its median score, how often its faces are among the worst tenth of all, and how often face recognition
 fails on its mated pairs (one face or both in the group), before and after that tenth is discarded. A group whose faces
@@ -27,7 +27,6 @@ from evaluation.embeddings import read_embeddings
 from evaluation.pairs import Pairs, read_pairs
 from evaluation.scores import read_scores
 from faces.pose import pose_class
-from faces.reader import read_image
 from methods.default_model.train_factors import rows, yaw_of
 from model.prompts import AXES
 
@@ -38,24 +37,18 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 
 def groups_of(data: Path, names: Sequence[str], cache: Path) -> dict[str, Mask]:
-    """Group -> which images (N,) of the data folder belong to it: pose from landmarks, expression from people, colour
-    from the pixels. Images without a label belong to none."""
+    """Group -> which images (N,) of the data folder belong to it: pose from landmarks, expression from people. Images
+    without a label belong to none."""
     yaw = yaw_of([data / name for name in names], cache)
     pose = [AXES["pose"][pose_class(angle)] if (angle := yaw[name]) is not None else "" for name in names]
     table = rows(data / "factors" / "expression_lfw.tsv")
     by_people = {row["path"].removeprefix("../"): row["label"] for row in table}
-    colour = ["greyscale" if is_grey(read_image(data / name)) else "colour" for name in names]
-    kinds = {"pose": pose, "expression": [by_people.get(name, "") for name in names], "colour": colour}
+    labels = {"pose": pose, "expression": [by_people.get(name, "") for name in names]}
     return {
-        f"{kind}: {value}": np.array([found == value for found in values])
-        for kind, values in kinds.items()
-        for value in sorted(set(values) - {""})
+        level: np.array([found == level for found in values])
+        for axis, values in labels.items()
+        for level in AXES[axis]
     }
-
-
-def is_grey(image: NDArray[np.uint8]) -> bool:
-    """Whether the channels of an RGB picture are the same but for rounding."""
-    return int(np.ptp(image.astype(np.int16), axis=2).max()) <= 8
 
 
 def table_of(pairs: Pairs, quality: Floats, similarity: Floats, groups: Mapping[str, Mask]) -> str:
