@@ -45,9 +45,7 @@ def groups_of(data: Path, names: Sequence[str], cache: Path) -> dict[str, Mask]:
     by_people = {row["path"].removeprefix("../"): row["label"] for row in table}
     labels = {"pose": pose, "expression": [by_people.get(name, "") for name in names]}
     return {
-        level: np.array([found == level for found in values])
-        for axis, values in labels.items()
-        for level in AXES[axis]
+        level: np.array([found == level for found in values]) for axis, values in labels.items() for level in AXES[axis]
     }
 
 
