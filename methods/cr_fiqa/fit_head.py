@@ -2,8 +2,8 @@
 
 CR-FIQA (Boutros et al., CVPR 2023) trains the head along with the backbone, against anchors of the header in training.
 With a few thousand faces that fails: the header has learned these very images by heart, so that their anchors are
-nearly equal (docs/anchors.md). Here the anchors are CCS / (NNCCS + 1) against class centres, each without the photograph
-itself, and the best linear head is solved for.
+nearly equal (docs/anchors.md). Here the anchors are CCS / (NNCCS + 1) against class centres, each without the
+photograph itself, and the best linear head is solved for.
 Faces whose names hold a `~` are versions of others, such as damaged ones; they teach, and belong to no centre.
 
     python evaluate.py embed FACES --fr runs/cr_fiqa/2384backbone.pth --output runs/cr_fiqa/faces.npz
