@@ -74,7 +74,7 @@ for set in celeba_dev lfw_test; do
     judge "$data/pairs/$set.tsv" "$folder" $(tables "$folder")
 done
 
-# LFW's test identities again, every second face with damage of kinds that no training used.
+# LFW's test identities again, every tenth face with damage of kinds that no training used.
 folder=$output/lfw_unseen
 mkdir -p "$folder/scores"
 [ -d "$folder/faces" ] || "$python" -m methods.default_model.unseen --data "$data" --output "$folder/faces"
