@@ -176,9 +176,9 @@ def _state(known: KnownWeights) -> str:
 
 def main(arguments: list[str]) -> int:
     """List the known weights and check those present, or download those named. Exit code 2 after an error."""
-    if not arguments:
-        for known in WEIGHTS:
-            print(f"{known.name:17} {known.file:28} {_state(known):12} {known.licence:15} {known.origin}")
+    if not arguments:  # in one piece, so that a reader such as `head` may leave
+        lines = (f"{w.name:17} {w.file:28} {_state(w):12} {w.licence:15} {w.origin}" for w in WEIGHTS)
+        print("\n".join(lines))
     try:
         for name in arguments:
             match = [known for known in WEIGHTS if known.name == name]
