@@ -50,12 +50,12 @@ tables: setup-dev                ## faces, damaged versions of them, and their l
 	$(PY) evaluate.py embed $(RECIPE)/faces --fr $(DATA)/fr/mobilefacenet_foamliu.onnx --output $(RECIPE)/foamliu.npz
 	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --output $(RECIPE)/train.tsv
 	for anchor in ratio shifted; do $(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz \
-		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv; done
+		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv || exit 1; done
 	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --length-share 0 --output $(RECIPE)/ccs.tsv
 	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/tiny.safetensors
 	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors \
 		--factor-trunk weights/mfn_small.safetensors --output $(RECIPE)/small.safetensors
-	while read -r name; do ls $(DATA)/faces/lfw/$$name/*; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
+	while read -r name; do ls $(DATA)/faces/lfw/$$name/* || exit 1; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 
 # CelebA faces scored by models that never saw their identities, for the evaluation (after `make tables`).
 cross-fit:

@@ -25,7 +25,7 @@ from command_line import keep_freed_memory, positive  # noqa: E402
 from faces.listing import list_images  # noqa: E402
 from faces.reader import read_image  # noqa: E402
 from model import load  # noqa: E402
-from model.clib_fiqa import expected_quality, marginals  # noqa: E402
+from model.clib_fiqa import ClibFiqa, expected_quality, marginals  # noqa: E402
 from scoring import Scorer  # noqa: E402
 
 SIZES = {"tiny": "clib-fiqa-tiny", "small": "clib-fiqa"}
@@ -33,9 +33,8 @@ FEW = 200  # images that go one at a time
 
 
 @torch.inference_mode()
-def one_at_a_time(weights: str, paths: list[str]) -> None:
+def one_at_a_time(network: ClibFiqa, paths: list[str]) -> None:
     """Decode, normalise and score each image alone, with the network as it was loaded."""
-    network = load(weights)
     for path in paths:
         pixels = network.preprocessing.resize(read_image(path))
         images = network.preprocessing.normalise(torch.from_numpy(pixels)[None])
@@ -59,7 +58,7 @@ def main() -> None:
     work: dict[tuple[str, str], tuple[Callable[[list[str]], None], list[str]]] = {}
     for size, weights in SIZES.items():
         scorer = Scorer(weights=weights, align="no", batch_size=args.batch_size)
-        work[size, "one at a time"] = partial(one_at_a_time, weights), paths[:FEW]
+        work[size, "one at a time"] = partial(one_at_a_time, load(weights)), paths[:FEW]
         for workers in (0, 2):
             work[size, f"batches, {workers} readers"] = partial(stream, scorer, workers), paths
     best = dict.fromkeys(work, 0.0)

@@ -20,4 +20,3 @@ def test_a_group_counts_the_pairs_that_it_touches() -> None:
     assert everyone == "| all | 10 | 0.50 | 0.100 | 4 | 0.5000 (2) | 0.3333 (1) |"
     assert bad == "| bad | 2 | 0.14 | 0.500 | 1 | 1.0000 (1) | – |"
     assert good == "| good | 6 | 0.68 | 0.000 | 2 | 0.0000 (0) | 0.0000 (0) |"
-

@@ -34,6 +34,7 @@ from evaluation.embeddings import read_embeddings
 from evaluation.pairs import read_pairs
 from faces.label_table import read_labels
 from methods.default_model.recipe import evaluation_levels, fit, recipe, scores, training_faces
+from model.checkpoint import sha256_of
 from model.clib_fiqa import ClibFiqa
 from training.data import normalise_quality
 
@@ -94,6 +95,8 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
 def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """Each variant with the cells of its seeds."""
     base = recipe(args.tables / MIXED, args.start)
+    folder = args.output / sha256_of(args.start)[:8]  # runs from other start weights are no results of this one
+    folder.mkdir(parents=True, exist_ok=True)
     labels = read_labels(base.data_list)
     is_lfw = torch.tensor([not str(label.identity).isdecimal() for label in labels])
     faces, bench = training_faces(base), Bench(args, base)
@@ -106,7 +109,7 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, floa
         faces.quality = normalise_quality(torch.where(is_lfw, raw, torch.nan), config.normalise).float()
         faces.images.usable = readable[faces.quality[readable].isfinite()]
         for seed in range(args.seeds):
-            file = args.output / f"{name} {seed}.json"
+            file = folder / f"{name} {seed}.json"
             if not file.is_file():
                 cells = bench.judge(fit(replace(config, seed=seed), faces))
                 file.write_text(json.dumps(cells, indent=1))
@@ -144,7 +147,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.seeds < 2:
         parser.error("--seeds 1 gives no interval: two or more were expected")
     keep_freed_memory()
-    args.output.mkdir(parents=True, exist_ok=True)
     return exit_code(lambda: print(table_of(list(results(args)))) or 0, stopped="stopped; the same command goes on")
 
 

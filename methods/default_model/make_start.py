@@ -22,6 +22,7 @@ from torch import Tensor
 from model import load
 from model.checkpoint import save_checkpoint
 from model.face_trunk import FaceTrunk
+from model.mobilefacenet import FactorNetwork
 from model.multi_level import MultiLevelTower
 
 VOCABULARY, CONTEXT = 49408, 77
@@ -42,8 +43,11 @@ def main() -> None:
     trunk = load(options.trunk)
     if not isinstance(trunk, FaceTrunk):
         parser.error(f"--trunk {options.trunk} holds a {type(trunk).__name__}; a FaceTrunk was expected")
-    factors = load(options.factor_trunk).base_backbone if options.factor_trunk else None
-    tower = MultiLevelTower(trunk, options.hidden, options.shared, factor_trunk=factors)
+    factors = load(options.factor_trunk) if options.factor_trunk else None
+    if factors is not None and not isinstance(factors, FactorNetwork):
+        parser.error(f"--factor-trunk {options.factor_trunk} holds a {type(factors).__name__}; an MFN was expected")
+    factor_trunk = factors.base_backbone if factors else None
+    tower = MultiLevelTower(trunk, options.hidden, options.shared, factor_trunk=factor_trunk)
     tensors = {f"visual.{key}": value for key, value in tower.state_dict().items()}
     tensors |= text_tower(options.width, options.layers, options.shared, torch.Generator().manual_seed(options.seed))
     save_checkpoint(options.output, tensors, {"preprocessing": tower.preprocessing.to_json()})
