@@ -19,6 +19,8 @@ from .face_trunk import FaceTrunk
 from .mobilefacenet import MobileFaceNet
 from .preprocessing import FACE_PREPROCESSING, Preprocessing
 
+TRUNKS = ("trunk.", "factor_trunk.")  # how the names of what is read, and stays as it was, begin
+
 
 class MultiLevelTower(nn.Module):
     """Normalised aligned faces (N, 3, S, S) -> features (N, output_dim), not of unit length."""

@@ -13,7 +13,7 @@ from model import load
 from model.clib_fiqa import ClibFiqa
 from model.clip import TEXT_TOWER_KEYS
 from model.confidence import ConfidenceMLP
-from model.multi_level import MultiLevelTower
+from model.multi_level import TRUNKS, MultiLevelTower
 from training.frozen import tower_of
 from training.parallel import processes
 
@@ -85,7 +85,7 @@ def freeze(model: ClibFiqa, rule: str) -> None:
             "text-tower": name.startswith(TEXT_TOWER_KEYS),
             "published": any(part in name for part in FROZEN_BY_PUBLISHED_CODE),
             "none": False,
-            "trunk": name.startswith(("visual.trunk.", "visual.factor_trunk.")),
+            "trunk": name.removeprefix("visual.").startswith(TRUNKS),
         }
         parameter.requires_grad_(not frozen[rule])
 

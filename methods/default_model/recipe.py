@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from config_train import TrainConfig
 from evaluation.pairs import read_pairs
 from model.checkpoint import read_checkpoint, save_checkpoint
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
+from model.multi_level import TRUNKS
 from training.data import Faces, read_faces
 from training.frozen import frozen_levels, tower_of
 from training.images import Images, read_images
@@ -63,14 +64,15 @@ def evaluation_levels(data: Path, name: str, config: TrainConfig, folder: Path) 
     return names, stored_levels(folder / name, images, model)[:, 0]
 
 
-def stored_levels(name: Path, images: Images, model: ClibFiqa) -> Tensor:
-    """What the trunks say of the images, from a file that begins with this name if it holds that, else into it."""
+def stored_levels(prefix: Path, images: Images, model: ClibFiqa) -> Tensor:
+    """What the trunks say of the images, from a file whose path begins so if there is one, else into it."""
     tower = tower_of(model)
     trunks = hashlib.sha256()
-    for tensor in (*tower.trunk.state_dict().values(), *(tower.factor_trunk or nn.Module()).state_dict().values()):
-        trunks.update(tensor.numpy().tobytes())
+    for name, tensor in tower.state_dict().items():
+        if name.startswith(TRUNKS):
+            trunks.update(tensor.numpy().tobytes())
     paths = hashlib.sha256("\n".join(images.paths).encode()).hexdigest()
-    file = name.with_name(f"{name.name}-{trunks.hexdigest()[:8]}-{paths[:8]}.levels")
+    file = prefix.with_name(f"{prefix.name}-{trunks.hexdigest()[:8]}-{paths[:8]}.levels")
     if file.is_file():
         return read_checkpoint(file)[0]["levels"]
     levels = frozen_levels(tower, images, CPU)
