@@ -24,7 +24,7 @@ test: setup-dev                  ## every test
 
 lint: setup-dev                  ## style and types
 	$(PY) -m ruff check .
-	$(PY) -m mypy model faces scoring training evaluation methods samples *.py
+	$(PY) -m mypy model faces labels scoring training evaluation methods recipes samples *.py
 
 # The networks in weights/, remade from the data folder (docs/default_model.md): hours on two cores.
 DATA ?= ../shared/data
@@ -37,32 +37,32 @@ weights: tables
 	for size in $(SIZES); do weights=weights/clib_fiqa_$$size.safetensors; \
 		$(PY) train.py --clip-model $(RECIPE)/$$size.safetensors --checkpoints $(RECIPE)/$$size $(TRAIN) && \
 		cp $(RECIPE)/$$size/clib_fiqa.safetensors $$weights && \
-		$(PY) -m methods.default_model.percentiles $$weights @$(RECIPE)/lfw_test.txt --set "LFW test identities" && \
-		$(PY) -m methods.default_model.measure --data $(DATA) --weights $$weights && \
-		$(PY) -m methods.default_model.reliability --data $(DATA) --weights $$weights || exit 1; done
+		$(PY) -m recipes.default_model.percentiles $$weights @$(RECIPE)/lfw_test.txt --set "LFW test identities" && \
+		$(PY) -m recipes.default_model.reports.measure --data $(DATA) --weights $$weights && \
+		$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --weights $$weights || exit 1; done
 
 tables: setup-dev                ## faces, damaged versions of them, and their labels
-	$(PY) -m methods.default_model.train_factors --data $(DATA) --output weights/mfn_small.safetensors
-	$(PY) -m methods.default_model.make_faces --data $(DATA) --output $(RECIPE)
+	$(PY) -m recipes.default_model.train_factors --data $(DATA) --output weights/mfn_small.safetensors
+	$(PY) -m recipes.default_model.make_faces --data $(DATA) --output $(RECIPE)
 	$(PY) generate_labels.py --data $(RECIPE)/faces --centres $(RECIPE)/clean --fr $(DATA)/fr/mobilefacenet_foamliu.onnx \
 		--output $(RECIPE)/faces.tsv
-	$(PY) -m methods.default_model.known_labels $(RECIPE)/faces.tsv $(RECIPE)/damage.tsv $(RECIPE)/known.tsv
+	$(PY) -m recipes.default_model.known_labels $(RECIPE)/faces.tsv $(RECIPE)/damage.tsv $(RECIPE)/known.tsv
 	$(PY) evaluate.py embed $(RECIPE)/faces --fr $(DATA)/fr/mobilefacenet_foamliu.onnx --output $(RECIPE)/foamliu.npz
-	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --output $(RECIPE)/train.tsv
-	for anchor in ratio shifted; do $(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz \
+	$(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --output $(RECIPE)/train.tsv
+	for anchor in ratio shifted; do $(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz \
 		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv || exit 1; done
-	$(PY) -m methods.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --length-share 0 --output $(RECIPE)/ccs.tsv
-	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/tiny.safetensors
-	$(PY) -m methods.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors \
+	$(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --length-share 0 --output $(RECIPE)/ccs.tsv
+	$(PY) -m recipes.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/tiny.safetensors
+	$(PY) -m recipes.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors \
 		--factor-trunk weights/mfn_small.safetensors --output $(RECIPE)/small.safetensors
 	while read -r name; do ls $(DATA)/faces/lfw/$$name/* || exit 1; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 
 # CelebA faces scored by models that never saw their identities, for the evaluation (after `make tables`).
 cross-fit:
 	for size in $(SIZES); do \
-		$(PY) -m methods.default_model.cross_fit --data $(DATA) --tables $(RECIPE) --size $$size || exit 1; done
+		$(PY) -m recipes.default_model.reports.cross_fit --data $(DATA) --tables $(RECIPE) --size $$size || exit 1; done
 ablation:
-	$(PY) -m methods.default_model.ablation --data $(DATA) --tables $(RECIPE)
+	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE)
 
 clean:
 	rm -rf .venv

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 
+FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 
@@ -34,15 +36,26 @@ def channels(text: str) -> tuple[float, float, float]:
 
 
 def exit_code(run: Callable[[], int], stopped: str) -> int:
-    """What `run` returns, 2 after an error, which is one line on stderr, and 130 after Ctrl-C, which says `stopped`."""
+    """What `run` returns, or the exit code of the error that ended it; the error is one line on stderr.
+
+    All scripts share this mapping. 0: done. 1: some rows failed, or the run failed (a diverged training, a device, a
+    full disk, an image that vanished). 2: the call was wrong. 130: Ctrl-C, which says `stopped`.
+    """
     try:
         return run()
     except KeyboardInterrupt:
         print(stopped, file=sys.stderr)
         return 130
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, MemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return code_of(error)
+
+
+def code_of(error: BaseException) -> int:
+    """1 for an error in the middle of a run, 2 for an error of the call."""
+    if isinstance(error, OSError):
+        return 1 if error.errno in FAILING_DISK else 2
+    return 1 if isinstance(error, RuntimeError | MemoryError) else 2
 
 
 def keep_freed_memory() -> None:

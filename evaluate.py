@@ -26,7 +26,7 @@ import numpy as np
 
 from command_line import channels, exit_code, keep_freed_memory, natural, positive
 from evaluation.bench import Bootstrap, Outcome, cr_fiqa_procedure, image_quality, iso, similarities
-from evaluation.compare import Run, comparison_tables, differences, read_runs, write_comparison, write_replicates
+from evaluation.compare import EdcRun, comparison_tables, differences, read_runs, write_comparison, write_replicates
 from evaluation.edc import Floats
 from evaluation.embeddings import read_embeddings
 from evaluation.pairs import Pairs, read_pairs, write_pairs
@@ -40,7 +40,7 @@ EXAMPLES = 3
 def embed(args: argparse.Namespace) -> int:
     """FR embeddings of images as one .npz."""
     from evaluation.extract import embed_images, with_flip
-    from faces.label_table import write_skipped
+    from labels.label_table import write_skipped
 
     recognizer = _recognizer(args)
     names = _image_names(args)
@@ -116,7 +116,7 @@ def edc(args: argparse.Namespace) -> int:
     print("\n\n".join(map(as_text, tables(outcome.results))))
     if args.against:
         limit = limits_of(outcome.results)[0]
-        _compare([Run(args.output.name, outcome.results, np.array(outcome.replicates))], args, limit)
+        _compare([EdcRun(args.output.name, outcome.results, np.array(outcome.replicates))], args, limit)
     _draw(args, pairs, qualities, similarity, outcome)
     return 0
 
@@ -127,7 +127,7 @@ def compare(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(runs: Sequence[Run], args: argparse.Namespace, limit: float) -> None:
+def _compare(runs: Sequence[EdcRun], args: argparse.Namespace, limit: float) -> None:
     found = differences(runs, args.against, limit)
     print("\n" + "\n\n".join(map(as_text, comparison_tables(found, args.against, limit))))
     if args.output:
@@ -216,7 +216,7 @@ def _stored_threshold(args: argparse.Namespace) -> int:
     if percentiles is None:
         raise ValueError(
             f"{weights} holds no percentiles: give a score table of your own captures, or store some with"
-            " python -m methods.default_model.percentiles"
+            " python -m recipes.default_model.percentiles"
         )
     print(f"threshold = {percentiles.threshold(args.discard):.6g}")
     print(f"discards {args.discard:.1%} of {percentiles.set} ({percentiles.images} images): quality < threshold")
@@ -252,16 +252,16 @@ def _image_names(args: argparse.Namespace) -> list[str]:
 
 
 def _recognizer(args: argparse.Namespace) -> Any:
-    from faces.recognition import load_recognizer
+    from labels.recognition import load_recognizer
     from model.device import pick_device
 
     return load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, pick_device(args.device))
 
 
 def _run(args: argparse.Namespace, settings: Mapping[str, Any]) -> Any:
-    from evaluation.extract import Run
+    from evaluation.extract import Extraction
 
-    return Run(args.output, settings, args.batch_size, args.workers, args.resume)
+    return Extraction(args.output, settings, args.batch_size, args.workers, args.resume)
 
 
 def _exit_code(bad: int, where: str | Path) -> int:

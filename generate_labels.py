@@ -24,22 +24,13 @@ import numpy as np
 import torch
 
 from command_line import channels, exit_code, keep_freed_memory, natural, positive
-from faces.anchors import Faces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
 from faces.dlib_models import LANDMARKS_FILE, dlib_file
-from faces.label_table import Label, is_storable, write_labels, write_skipped
 from faces.listing import list_images
-from faces.measure import (
-    FACTORS,
-    Columns,
-    embed_faces,
-    label_faces,
-    load_factor_labels,
-    measure,
-    prepare_face,
-    start_parts,
-    write_json,
-)
-from faces.recognition import Recognizer, load_recognizer
+from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
+from labels.factors import FACTORS, embed_faces, label_faces, load_factor_labels, prepare_face
+from labels.label_table import Label, is_storable, write_labels, write_skipped
+from labels.measure import Columns, measure, start_parts, write_json
+from labels.recognition import Recognizer, load_recognizer
 from model.checkpoint import sha256_of
 from model.device import pick_device
 from model.fast import PRECISIONS
@@ -117,12 +108,12 @@ def names_in(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in list_images(folder)]
 
 
-def readable(folder: Path, names: Sequence[str], columns: Columns, skipped: Skipped) -> Faces:
+def readable(folder: Path, names: Sequence[str], columns: Columns, skipped: Skipped) -> EmbeddedFaces:
     """The faces that could be read; the others are entered into `skipped`."""
     good = np.isin(columns["status"], ("ok", "no_face"))
     bad = np.flatnonzero(~good).tolist()
     skipped |= {folder / names[row]: str(columns["status"][row]) for row in bad}
-    return Faces(columns["embeddings"], names).where(good)
+    return EmbeddedFaces(columns["embeddings"], names).where(good)
 
 
 def rows_of(

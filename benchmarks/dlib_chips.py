@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from evaluation.edc import fixed_threshold
 from faces.align import ARCFACE_POINTS, similarity_transform
-from faces.anchors import identity_of
 from faces.dlib_models import dlib_file, face_detector, import_dlib, landmark_predictor
 from faces.listing import list_images
 from faces.reader import read_image
-from faces.recognition import DLIB_EYES, DLIB_FILE
+from labels.anchors import identity_of
+from labels.recognition import DLIB_EYES, DLIB_FILE
 from model.dlib_resnet import read_dlib_resnet
 
 SIDE = 150
@@ -35,7 +35,7 @@ Chip = Callable[[np.ndarray], np.ndarray]
 
 
 def by_template(border: int) -> Chip:
-    """One similarity for all crops, as faces/recognition.py does."""
+    """One similarity for all crops, as labels/recognition.py does."""
     to_chip = similarity_transform(ARCFACE_POINTS[:2], DLIB_EYES)
     return lambda face: cv2.warpAffine(face, to_chip, (SIDE, SIDE), borderMode=border)
 

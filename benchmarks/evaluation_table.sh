@@ -78,7 +78,7 @@ done
 # LFW's test identities again, every tenth face with damage of kinds that no training used.
 folder=$output/lfw_unseen
 mkdir -p "$folder/scores"
-[ -d "$folder/faces" ] || "$python" -m methods.default_model.unseen --data "$data" --output "$folder/faces"
+[ -d "$folder/faces" ] || "$python" -m recipes.default_model.reports.unseen --data "$data" --output "$folder/faces"
 sed "s|^$data/faces/|$folder/faces/|" "$output/lfw_test/images.txt" > "$folder/images.txt"
 methods
 # shellcheck disable=SC2046

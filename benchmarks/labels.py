@@ -26,14 +26,15 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faces.anchors import Faces, Header, identity_of, quality_anchor
 from faces.blur import blur_class, sharpness
-from faces.dlib_models import face_detector, landmark_predictor
+from faces.dlib_models import face_detector, find_landmarks, landmark_predictor
 from faces.listing import list_images
-from faces.measure import NETWORK_FACTORS, label_faces, load_factor_labels, measure, prepare_face
-from faces.pose import euler_angles, find_landmarks, pose_class
+from faces.pose import euler_angles, pose_class
 from faces.reader import read_image
-from faces.recognition import load_recognizer
+from labels.anchors import EmbeddedFaces, Header, identity_of, quality_anchor
+from labels.factors import NETWORK_FACTORS, label_faces, load_factor_labels, prepare_face
+from labels.measure import measure
+from labels.recognition import load_recognizer
 from model import load
 from model.checkpoint import save_checkpoint
 from model.fast import PRECISIONS
@@ -69,7 +70,7 @@ def published(folder: Path, names: list[str], network: IResNet, factors: FactorN
         probabilities = factors.probabilities(image)
         labels += [int(probabilities[factor].argmax() == 0) for factor in NETWORK_FACTORS]
         embedding = network(image)[0].numpy()
-        anchors.append(quality_anchor(*header.similarities(Faces(embedding, [name]))))
+        anchors.append(quality_anchor(*header.similarities(EmbeddedFaces(embedding, [name]))))
     return np.concatenate(anchors)
 
 
@@ -83,7 +84,7 @@ def ours(folder: Path, names: list[str], networks: tuple[Path, Path], precision:
         with tempfile.TemporaryDirectory() as parts:
             compute = partial(label_faces, recognizer, factors)
             columns = measure(folder, names, prepare, compute, Path(parts), BATCH, torch.get_num_threads())
-        return quality_anchor(*header.similarities(Faces(columns["embeddings"], names)))
+        return quality_anchor(*header.similarities(EmbeddedFaces(columns["embeddings"], names)))
 
     return run
 

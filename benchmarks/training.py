@@ -27,14 +27,14 @@ from published import encode_prompts, use_published_attention
 
 from command_line import keep_freed_memory
 from config_train import TrainConfig
+from methods.clib_fiqa.data import LabelledFaces
+from methods.clib_fiqa.loop import batch_losses, factor_joint, update
+from methods.clib_fiqa.losses import earth_movers_distance, score_to_distribution, task_losses
+from methods.clib_fiqa.run import freeze, prepare_run
 from model.clib_fiqa import ClibFiqa
 from model.clip import CLIP, ModifiedResNet, TextShape
 from model.confidence import ConfidenceMLP
-from training.data import Faces
 from training.images import Images
-from training.loop import batch_losses, factor_joint, update
-from training.losses import earth_movers_distance, score_to_distribution, task_losses
-from training.run import freeze, prepare_run
 
 
 def random_model() -> ClibFiqa:
@@ -44,14 +44,14 @@ def random_model() -> ClibFiqa:
     return ClibFiqa(clip, F.normalize(torch.randn(360, 1024), dim=1))
 
 
-def random_faces(count: int) -> Faces:
+def random_faces(count: int) -> LabelledFaces:
     """Noise with labels, in memory."""
     pictures = torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8)
     images = Images([""] * count, torch.arange(count), random_model().preprocessing, 0, pictures)
-    return Faces(images, torch.rand(count), torch.randint(0, 2, (count, 5)))
+    return LabelledFaces(images, torch.rand(count), torch.randint(0, 2, (count, 5)))
 
 
-def published_step(faces: Faces) -> Callable[[], None]:
+def published_step(faces: LabelledFaces) -> Callable[[], None]:
     """Text tower in the graph, 77 tokens, fp32, two AdamW with a kernel for each weight."""
     model, mlp = random_model(), ConfidenceMLP()
     freeze(model, "published")
@@ -76,8 +76,8 @@ def published_step(faces: Faces) -> Callable[[], None]:
     return step
 
 
-def our_step(faces: Faces, precision: Literal["fp32", "bf16"]) -> Callable[[], None]:
-    """The step of training/loop.py with the text tower frozen."""
+def our_step(faces: LabelledFaces, precision: Literal["fp32", "bf16"]) -> Callable[[], None]:
+    """The step of methods/clib_fiqa/loop.py with the text tower frozen."""
     keep_freed_memory()  # as train.py does
     config = TrainConfig(precision=precision)
     run = prepare_run(config, torch.device("cpu"), random_model(), ConfidenceMLP())

@@ -14,39 +14,39 @@ from numpy.typing import NDArray
 
 from faces.blur import sharpness
 
-Faces = NDArray[np.uint8]
-Embed = Callable[[Faces], NDArray[np.float32]]  # (N, S, S, 3) -> (N, D), not of unit length
+Crops = NDArray[np.uint8]
+Embed = Callable[[Crops], NDArray[np.float32]]  # (N, S, S, 3) -> (N, D), not of unit length
 
 NOISE_DRAWS = 5
 NOISE_SIGMA = 8.0  # grey levels
 
 
-def random(faces: Faces) -> NDArray[np.float64]:
+def random(faces: Crops) -> NDArray[np.float64]:
     """Uniform in [0, 1), from the pixels themselves, so that it does not depend on the order of the images."""
     return np.array([np.random.default_rng(zlib.crc32(face.tobytes())).random() for face in faces])
 
 
-def sobel(faces: Faces) -> NDArray[np.float64]:
+def sobel(faces: Crops) -> NDArray[np.float64]:
     """Sharpness: the mean gradient magnitude of the lightness."""
     return np.array([sharpness(face) for face in faces])
 
 
-def brightness(faces: Faces) -> NDArray[np.float64]:
+def brightness(faces: Crops) -> NDArray[np.float64]:
     """Mean lightness L of Lab, 0 to 255."""
     return np.array([cv2.cvtColor(face, cv2.COLOR_RGB2LAB)[..., 0].mean() for face in faces])
 
 
-def norm(faces: Faces, embed: Embed) -> NDArray[np.float64]:
+def norm(faces: Crops, embed: Embed) -> NDArray[np.float64]:
     """Length of the embedding; MagFace (Meng et al., CVPR 2021) trains it to be the quality."""
     return lengths(embed(faces))
 
 
-def flip(faces: Faces, embed: Embed) -> NDArray[np.float64]:
+def flip(faces: Crops, embed: Embed) -> NDArray[np.float64]:
     """Cosine between the embeddings of a face and of its mirror image."""
     return np.sum(unit(embed(faces)) * unit(embed(mirrored(faces))), axis=1)
 
 
-def noise(faces: Faces, embed: Embed) -> NDArray[np.float64]:
+def noise(faces: Crops, embed: Embed) -> NDArray[np.float64]:
     """Mean cosine between the embedding of a face and those of copies with Gaussian noise, the same for all faces."""
     clean = unit(embed(faces))
     draws = np.random.default_rng(0).normal(0.0, NOISE_SIGMA, (NOISE_DRAWS, *faces.shape[1:]))
@@ -54,7 +54,7 @@ def noise(faces: Faces, embed: Embed) -> NDArray[np.float64]:
     return np.mean([np.sum(clean * unit(embed(copy)), axis=1) for copy in noisy], axis=0)
 
 
-def mirrored(faces: Faces) -> Faces:
+def mirrored(faces: Crops) -> Crops:
     """Left and right exchanged, in its own memory."""
     return np.ascontiguousarray(faces[:, :, ::-1])
 

@@ -25,7 +25,7 @@ ENOUGH_ERRORS = 100  # a cell with fewer tells of harm at most
 
 
 @dataclass(frozen=True)
-class Run:
+class EdcRun:
     """What `edc` found on one pair set."""
 
     name: str
@@ -70,7 +70,7 @@ def write_replicates(folder: Path, replicates: Sequence[Floats]) -> None:
     os.replace(partial, path)
 
 
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+def read_runs(folders: Sequence[str | Path]) -> list[EdcRun]:
     """The output folders of several `edc` runs, named after the folders, or by their paths where names repeat.
 
     Raises ValueError for a folder without replicates, or with another number of them than the first.
@@ -86,7 +86,7 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
     return runs
 
 
-def _read_run(folder: Path, name: str) -> Run:
+def _read_run(folder: Path, name: str) -> EdcRun:
     if not (folder / "results.json").is_file() or not (folder / REPLICATES).is_file():
         raise ValueError(
             f"{folder} holds no results.json with {REPLICATES}: make them with evaluate.py edc --output {folder}"
@@ -96,10 +96,10 @@ def _read_run(folder: Path, name: str) -> Run:
     replicates = np.load(folder / REPLICATES)
     if len(replicates) != len(results):
         raise ValueError(f"{folder}: {len(replicates)} rows of replicates and {len(results)} results; run edc again")
-    return Run(name, results, replicates.astype(np.float64))
+    return EdcRun(name, results, replicates.astype(np.float64))
 
 
-def differences(runs: Sequence[Run], method: str, limit: float) -> list[Difference]:
+def differences(runs: Sequence[EdcRun], method: str, limit: float) -> list[Difference]:
     """METHOD minus every other method, in each cell in which both have a relative pAUC at this discard limit.
 
     Raises ValueError when METHOD is not in every run at this limit, or when there is nothing to compare it with.
@@ -119,12 +119,12 @@ def differences(runs: Sequence[Run], method: str, limit: float) -> list[Differen
     return found
 
 
-def _named(run: Run) -> str:
+def _named(run: EdcRun) -> str:
     limits = ", ".join(f"{limit:g}" for limit in dict.fromkeys(r["limit"] for r in run.results))
     return f"{', '.join(dict.fromkeys(r['method'] for r in run.results))}; limits {limits}"
 
 
-def _difference(run: Run, own: int, other: int) -> Difference:
+def _difference(run: EdcRun, own: int, other: int) -> Difference:
     mine, theirs = run.results[own], run.results[other]
     value, other_value, errors = mine["pauc_relative"], theirs["pauc_relative"], mine["errors"]
     assert value is not None, "whether a cell has a relative pAUC does not depend on the method"

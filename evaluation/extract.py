@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from evaluation.baselines import lengths, mirrored, unit
 from evaluation.embeddings import Embeddings
-from faces.anchors import Faces, centre_similarities, count_photos, identity_of
-from faces.loading import Loaded
-from faces.measure import Columns, embed_faces, measure, start_parts
-from faces.recognition import Recognizer
+from faces.workers import Loaded
+from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of
+from labels.factors import embed_faces
+from labels.measure import Columns, measure, start_parts
+from labels.recognition import Recognizer
 from model.preprocessing import Preprocessing
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # faces (N, S, S, 3) -> quality (N,)
@@ -28,7 +29,7 @@ ONE_IMAGE = "one_image"  # the oracle's status of an image that is the only one 
 
 
 @dataclass(frozen=True)
-class Run:
+class Extraction:
     """Where the result of a run over images goes, and how it is made."""
 
     output: Path
@@ -48,7 +49,7 @@ def with_flip(recognizer: Recognizer) -> Recognizer:
     return replace(recognizer, embed=embed)
 
 
-def embed_images(names: Sequence[str], recognizer: Recognizer, run: Run) -> list[tuple[str, str]]:
+def embed_images(names: Sequence[str], recognizer: Recognizer, run: Extraction) -> list[tuple[str, str]]:
     """Write the `.npz` of names, embeddings and model_sha256, and give (name, status) of the images without a row.
 
     Raises ValueError when no image can be read.
@@ -70,7 +71,7 @@ def embed_images(names: Sequence[str], recognizer: Recognizer, run: Run) -> list
     return [(name, status) for name, status in zip(names, columns["status"].tolist(), strict=True) if status != "ok"]
 
 
-def score_images(names: Sequence[str], preprocessing: Preprocessing, score: Score, run: Run) -> list[Row]:
+def score_images(names: Sequence[str], preprocessing: Preprocessing, score: Score, run: Extraction) -> list[Row]:
     """The rows of a baseline; faces are resized as `preprocessing` says before they are scored."""
 
     def compute(loaded: Sequence[Loaded[np.ndarray]]) -> Columns:
@@ -84,7 +85,7 @@ def score_images(names: Sequence[str], preprocessing: Preprocessing, score: Scor
     return list(zip(names, columns["status"].tolist(), columns["quality"].tolist(), strict=True))
 
 
-def oracle(names: Sequence[str], recognizer: Recognizer, run: Run) -> list[Row]:
+def oracle(names: Sequence[str], recognizer: Recognizer, run: Extraction) -> list[Row]:
     """The ceiling, from images; see `oracle_of`."""
     columns = _columns(names, recognizer.preprocessing.resize, partial(embed_faces, recognizer), run)
     return oracle_of(names, columns["embeddings"], columns["status"])
@@ -98,7 +99,7 @@ def oracle_of(names: Sequence[str], embeddings: NDArray[np.floating], status: ND
     alone = [photos[identity_of(name)] < 2 for name in names]
     status = np.where((status == "ok") & alone, ONE_IMAGE, status)
     ok = status == "ok"
-    faces = Faces(embeddings[ok], np.array(names)[ok].tolist())
+    faces = EmbeddedFaces(embeddings[ok], np.array(names)[ok].tolist())
     quality = np.full(len(names), np.nan)
     quality[ok] = centre_similarities(faces, faces)[0]
     return list(zip(names, status.tolist(), quality.tolist(), strict=True))
@@ -117,12 +118,12 @@ def from_embeddings(name: str, embeddings: Embeddings) -> list[Row]:
     raise ValueError(f"{name} looks at images: give their paths instead of --embeddings, which suits norm and oracle")
 
 
-def remove_parts(run: Run) -> None:
+def remove_parts(run: Extraction) -> None:
     """Remove what an interrupted run would need to go on."""
     shutil.rmtree(_parts(run))
 
 
-def _parts(run: Run) -> Path:
+def _parts(run: Extraction) -> Path:
     return Path(f"{run.output}.parts")
 
 
@@ -130,7 +131,7 @@ def _columns(
     names: Sequence[str],
     prepare: Callable[[np.ndarray], Any],
     compute: Callable[[Sequence[Loaded[Any]]], Columns],
-    run: Run,
+    run: Extraction,
 ) -> Columns:
     """The columns that `compute` makes of batches of what `prepare` makes of the images.
 

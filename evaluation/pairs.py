@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.plain_pickle import read_plain_pickle
-from faces.label_table import is_storable
+from labels.label_table import is_storable
 
 BLOCK = 1 << 24  # characters read at once
 

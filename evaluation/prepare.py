@@ -16,9 +16,9 @@ from PIL import Image
 from evaluation.names import match_names, stem_of
 from evaluation.pairs import Pairs, read_bin, read_pairs, write_pairs
 from faces.align import align_face, is_aligned
-from faces.label_table import write_skipped
 from faces.listing import IMAGE_SUFFIXES, list_images
-from faces.loading import load_batches
+from faces.workers import load_batches
+from labels.label_table import write_skipped
 
 
 def prepare_set(source: Path, pair_list: Path | None, output: Path, align: str, workers: int) -> tuple[Pairs, int]:

@@ -1,1 +1,1 @@
-"""From an image file to an aligned face and its labels."""
+"""Pixels: from an image file to an aligned face."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from .dlib_models import face_detector, landmarks_in
-
 FRONTAL, SLIGHT_ANGLE = 10.0, 25.0   # largest |yaw|, degrees, of the upper two pose classes
-LONGEST_SIDE = 2560                  # pixels; a photograph doubled beyond it would take minutes and gigabytes
 
 # Eyebrow ends, eye corners, nose wings, mouth corners, lower lip, chin: ids of the 68, and x, y, z of the model head.
 MODEL_IDS = (17, 21, 22, 26, 36, 39, 42, 45, 31, 35, 48, 54, 57, 8)
@@ -31,18 +27,6 @@ MODEL_POINTS = np.array([
     (0.0, -3.116408, 6.097667),
     (0.0, -7.415691, 4.070434),
 ])
-
-
-def find_landmarks(rgb: np.ndarray, upsample: int = 2, predictor: str | Path | None = None) -> np.ndarray | None:
-    """The landmarks (68, 2) of the first face that dlib's detector lists, or None when it finds none.
-
-    It sees faces from 80 / 2**upsample pixels; 2 is what the published code uses, for crops of 112x112. A picture whose
-    longest side is more than 640 pixels is doubled less often.
-    """
-    while upsample and max(rgb.shape) << upsample > LONGEST_SIDE:
-        upsample -= 1
-    boxes = face_detector()(rgb, upsample)
-    return landmarks_in(rgb, boxes[0], predictor) if boxes else None
 
 
 def euler_angles(points: np.ndarray, width: int, height: int) -> tuple[float, float, float]:

@@ -36,7 +36,7 @@ _UPRIGHT = {
 }
 
 
-class ImageError(Exception):
+class ImageError(RuntimeError):
     """A picture that cannot be used. `status` says why: missing, not_a_file, empty, unreadable (by permission or by a
     failing disk), not_an_image (or not one of the six formats), truncated (cut off or damaged), too_large, no_face."""
 

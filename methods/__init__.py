@@ -1,1 +1,1 @@
-"""One folder for each further system, and the recipe of the default model."""
+"""One folder for each system, with the same file names in each."""

@@ -11,7 +11,6 @@ Three kinds of file hold the weights of this project's systems, told apart by th
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .files import replacing
 from .torchscript import is_torchscript, read_torchscript
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -58,18 +58,14 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
 
 
 def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write safetensors; `path` holds the old file or the complete new one, never half of it."""
+    """Write safetensors atomically."""
     from safetensors.torch import save
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        partial.write_bytes(save(on_cpu, dict(metadata)))  # save_file would hide the file from other users
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(on_cpu, dict(metadata)))
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from faces.align import align_face, is_aligned
-from faces.loading import Loaded, load_batches
 from faces.reader import ImageError, read_image, to_rgb
+from faces.workers import Loaded, load_batches
 from model.checkpoint import sha256_of
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from model.device import pick_device
@@ -28,7 +28,7 @@ from model.preprocessing import Preprocessing
 from model.prompts import AXES, JOINT_SHAPE, joint_prompts
 from model.weights import find_weights
 
-from .loading import load_network
+from .text_cache import load_network
 
 Picture: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
 Pictures: TypeAlias = list[Picture] | list[str] | list[Path] | list[np.ndarray] | tuple[Picture, ...]

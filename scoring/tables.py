@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from faces.label_table import write_skipped
+from labels.label_table import write_skipped
 from model.prompts import AXES, FACTORS
 
 from .scorer import Score

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from config_train import TrainConfig
-from methods.default_model.ablation import VARIANTS, table_of, variants
-from methods.default_model.recipe import RECIPE
+from recipes.default_model.recipe import RECIPE
+from recipes.default_model.reports.ablation import VARIANTS, table_of, variants
 
 
 def test_every_variant_is_a_training_of_its_own() -> None:

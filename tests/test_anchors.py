@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faces import anchors
-from faces.anchors import (
-    Faces,
+from labels import anchors
+from labels.anchors import (
+    EmbeddedFaces,
     Header,
     centre_similarities,
     count_photos,
@@ -28,11 +28,11 @@ WIDTH = 6
 COSINES = st.floats(-1, 1)
 
 
-def some_faces(names: list[str], seed: int = 0) -> Faces:
-    return Faces(np.random.default_rng(seed).normal(size=(len(names), WIDTH)).astype(np.float32), names)
+def some_faces(names: list[str], seed: int = 0) -> EmbeddedFaces:
+    return EmbeddedFaces(np.random.default_rng(seed).normal(size=(len(names), WIDTH)).astype(np.float32), names)
 
 
-def similarities_one_by_one(faces: Faces, gallery: Faces) -> np.ndarray:
+def similarities_one_by_one(faces: EmbeddedFaces, gallery: EmbeddedFaces) -> np.ndarray:
     """The definition, face by face, in float64: (N, 2)."""
 
     def unit(vector: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ def test_versions_against_the_centres_of_a_clean_gallery() -> None:
     faces = some_faces(["a/1~blur.jpg", "a/new.jpg", "b/2~dark.jpg"], seed=1)
     ccs, nnccs = centre_similarities(faces, gallery)
     np.testing.assert_allclose(np.stack([ccs, nnccs], axis=1), similarities_one_by_one(faces, gallery), atol=1e-6)
-    moved = Faces(np.concatenate([-gallery.embeddings[:1], gallery.embeddings[1:]]), gallery.paths)
+    moved = EmbeddedFaces(np.concatenate([-gallery.embeddings[:1], gallery.embeddings[1:]]), gallery.paths)
     assert centre_similarities(faces, moved)[0][0] == ccs[0]   # a/1 has no part in the own centre of its version
 
 
@@ -114,7 +114,7 @@ def test_header_gives_the_published_anchors(golden: Path, tmp_path: Path) -> Non
     numbers = np.load(golden / "losses.npz")
     kernel, labels = torch.from_numpy(numbers["cr_kernel"]), numbers["cr_labels"]
     save_checkpoint(tmp_path / "1header.safetensors", {"kernel": kernel}, {})
-    faces = Faces(numbers["cr_embeddings"], [f"{label}/{row}.jpg" for row, label in enumerate(labels)])
+    faces = EmbeddedFaces(numbers["cr_embeddings"], [f"{label}/{row}.jpg" for row, label in enumerate(labels)])
     header = load_header(tmp_path / "1header.safetensors", len(kernel), map(str, labels))
     ccs, nnccs = header.similarities(faces)
     np.testing.assert_allclose(ccs, numbers["cr_ccs"][:, 0], atol=1e-6)

@@ -11,7 +11,7 @@ import pytest
 import evaluate
 from evaluation.bench import Bootstrap, Outcome, iso
 from evaluation.bootstrap import interval
-from evaluation.compare import Difference, Run, comparison_tables, differences, pool, pooled
+from evaluation.compare import Difference, EdcRun, comparison_tables, differences, pool, pooled
 from evaluation.pairs import Pairs, identities
 from evaluation.tables import as_markdown, uses_model
 
@@ -43,8 +43,8 @@ def outcome(seed: int, fmrs: tuple[float, ...] = (0.01,), people: int = PEOPLE) 
     return iso(pairs, qualities, {"fr": similarity}, fmrs, [0.2, 0.3], Bootstrap(REPLICATES, 7))
 
 
-def run_of(name: str, found: Outcome) -> Run:
-    return Run(name, found.results, np.array(found.replicates))
+def run_of(name: str, found: Outcome) -> EdcRun:
+    return EdcRun(name, found.results, np.array(found.replicates))
 
 
 def relative_area_by_hand(quality: np.ndarray, wrong: np.ndarray, limit: float, steps: int = 60_000) -> float:
@@ -84,7 +84,7 @@ def test_pairing_takes_out_what_is_hard_for_both() -> None:
     rows = {r["method"]: values for r, values in zip(found.results, found.replicates, strict=True) if r["limit"] == 0.3}
     paired = differences([run_of("set", found)], "good", 0.3)[0].replicates
     assert paired.std() < 0.8 * np.hypot(rows["good"].std(), rows["twin"].std())
-    same = Run("set", found.results, np.array([rows["good"]] * len(found.results)))
+    same = EdcRun("set", found.results, np.array([rows["good"]] * len(found.results)))
     assert interval(differences([same], "good", 0.3)[0].replicates) == [0.0, 0.0]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cr_fiqa_parts import tiny_network
 
-from faces.anchors import Faces
+from labels.anchors import EmbeddedFaces
 from methods.cr_fiqa.fit_head import anchors_of, main, ridge
 from model.checkpoint import read_checkpoint
 from model.iresnet import IResNet
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(5)
 
 
 @pytest.fixture
-def faces() -> Faces:
+def faces() -> EmbeddedFaces:
     """Eight identities of six photographs, each with a version that one direction, the same for all, has spoilt."""
     centres, spoilt = RNG.normal(size=(8, 512)), RNG.normal(size=512)
     rows, paths = [], []
@@ -28,11 +28,11 @@ def faces() -> Faces:
             photograph = centre + 0.5 * RNG.normal(size=512)
             rows += [photograph, photograph + damage * spoilt]
             paths += [f"id{identity}/{number}.png", f"id{identity}/{number}~1.png"]
-    return Faces(np.array(rows, np.float32), paths)
+    return EmbeddedFaces(np.array(rows, np.float32), paths)
 
 
 @pytest.fixture
-def files(tmp_path: Path, faces: Faces) -> tuple[str, str]:
+def files(tmp_path: Path, faces: EmbeddedFaces) -> tuple[str, str]:
     """A backbone without a head, and embeddings."""
     torch.save(tiny_network(quality_head=False).state_dict(), tmp_path / "backbone.pth")
     np.savez(tmp_path / "faces.npz", names=[f"/x/{path}" for path in faces.paths], embeddings=faces.embeddings)
@@ -50,17 +50,17 @@ def test_ridge_finds_a_linear_function_and_shrinks_to_the_mean() -> None:
     assert bias == pytest.approx((x @ truth + 7).mean(), abs=1e-4)
 
 
-def test_identities_of_little_variance_do_not_teach(faces: Faces) -> None:
+def test_identities_of_little_variance_do_not_teach(faces: EmbeddedFaces) -> None:
     rows = faces.embeddings.copy()
     rows[:12:2] = rows[0] + 0.01 * RNG.normal(size=(6, 512))  # the originals of id0 are nearly one picture
-    anchors, teaches = anchors_of(Faces(rows, faces.paths), 0.5)
+    anchors, teaches = anchors_of(EmbeddedFaces(rows, faces.paths), 0.5)
     assert not teaches[:12].any()
     assert teaches[12:].all()
     assert anchors[::2].mean() > anchors[1::2].mean() + 0.1  # versions are judged too
 
 
 def test_the_head_tells_the_damage(
-    files: tuple[str, str], tmp_path: Path, faces: Faces, capsys: pytest.CaptureFixture[str]
+    files: tuple[str, str], tmp_path: Path, faces: EmbeddedFaces, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "fitted.pth"
     assert main([*files, "--output", str(output)]) == 0
@@ -75,7 +75,7 @@ def test_the_head_tells_the_damage(
 
 
 def test_wrong_calls_end_with_a_message(
-    files: tuple[str, str], tmp_path: Path, faces: Faces, capsys: pytest.CaptureFixture[str]
+    files: tuple[str, str], tmp_path: Path, faces: EmbeddedFaces, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few, narrow, others, output = (tmp_path / name for name in ("few.npz", "narrow.npz", "others.npz", "fitted.pth"))
     np.savez(few, names=faces.paths[:24], embeddings=faces.embeddings[:24])

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from test_cr_fiqa_recordio import content
 from training_parts import read_log, same_tensors
 
-from faces.anchors import Faces, load_header
+from labels.anchors import EmbeddedFaces, load_header
 from methods.cr_fiqa import verify
 from methods.cr_fiqa.config import PRESETS, Config, parse_arguments
 from methods.cr_fiqa.data import read_identities
@@ -34,7 +34,7 @@ from methods.cr_fiqa.run import make_backbone, start_run
 from methods.cr_fiqa.train import train
 from methods.cr_fiqa.verification import fold_accuracies
 from model import load
-from training import parallel
+from training import processes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,7 +79,7 @@ def test_learns_identities_by_heart_and_writes_what_others_read(data, tmp_path):
     with torch.no_grad():
         embeddings, quality = backbone(backbone.preprocessing.normalise(torch.from_numpy(images)))
     header = load_header(tmp_path / "50header.pth", 512, ["id10", "id11", "id12", "id13"])
-    ccs, nnccs = header.similarities(Faces(embeddings.numpy(), names))
+    ccs, nnccs = header.similarities(EmbeddedFaces(embeddings.numpy(), names))
     assert (ccs > nnccs).mean() > 0.9
     assert log[-1]["losses"]["identity"] < log[0]["losses"]["identity"] / 4
     assert np.abs(quality[:, 0].numpy() - ccs / (nnccs + 1)).mean() < 0.2
@@ -287,23 +287,23 @@ def test_published_schedules():
     assert rates[-1] < rates[10] / 1000
 
 
-def save_gradients(rank: int, processes: int, settings: dict, path: str) -> None:
+def save_gradients(rank: int, count: int, settings: dict, path: str) -> None:
     """The gradients of one batch, in eval mode, as process `rank` has them."""
     import os
 
     torch.set_num_threads(1)
-    if processes > 1:
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613", "WORLD_SIZE": str(processes)}
+    if count > 1:
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613", "WORLD_SIZE": str(count)}
         os.environ |= rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    parallel.start("cpu")
+    processes.start("cpu")
     run, identities = start(Config(**settings))
     run.backbone.eval()
     batch = next(identities.images.batches(run.config.batch_size, seed=(0,)))
-    assert len(batch.images) == len(parallel.share(batch.rows))
+    assert len(batch.images) == len(processes.share(batch.rows))
     train_step(run, identities, batch, 0.01)
     kernel = {"kernel": run.header.kernel.detach().contiguous(), "variance": run.variance.nan_to_num()}
     save_file({**kernel, **{k: w.grad.contiguous() for k, w in run.backbone.named_parameters()}}, f"{path}.{rank}")
-    parallel.stop()
+    processes.stop()
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.8])

@@ -12,9 +12,9 @@ from PIL import Image
 from test_multi_level import write_start_of_small_tower
 
 from evaluation.scores import read_scores
-from faces.label_table import Label, read_labels, write_labels
-from methods.default_model import cross_fit
-from methods.default_model.cross_fit import fold_of
+from labels.label_table import Label, read_labels, write_labels
+from recipes.default_model.reports import cross_fit
+from recipes.default_model.reports.cross_fit import fold_of
 
 CELEBA, LFW = ["7201", "7202", "7203", "7218"], ["Ann", "Bob"]
 
@@ -77,7 +77,7 @@ def test_nobody_is_scored_by_a_model_that_saw_them(
 def test_levels_are_computed_once(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cross_fit.main(flags) == 0
     first = (tmp_path / "out" / "scores.csv").read_text()
-    from methods.default_model import recipe
+    from recipes.default_model import recipe
 
     def fails(*arguments: Any) -> None:
         raise AssertionError("the levels are in the files")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from training_parts import write_faces
 
-from faces.label_table import Label, write_labels
 from faces.reader import ImageError, read_image
+from labels.label_table import Label, write_labels
+from methods.clib_fiqa.data import normalise_quality, read_faces
 from model.preprocessing import FACE_PREPROCESSING
-from training.data import normalise_quality, read_faces
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,15 @@ import pytest
 import recipe
 
 from config_train import parse_arguments
-from faces.anchors import Faces, centre_similarities, quality_anchor
-from faces.label_table import Label, read_labels, write_labels
-from methods.default_model import anchors, degrade, unseen
-from methods.default_model.anchors import mixed_anchors
-from methods.default_model.recipe import recipe as recipe_of
+from labels.anchors import EmbeddedFaces, centre_similarities, quality_anchor
+from labels.label_table import Label, read_labels, write_labels
+from recipes.default_model import anchors, degrade
+from recipes.default_model.anchors import mixed_anchors
+from recipes.default_model.recipe import recipe as recipe_of
+from recipes.default_model.reports import unseen
 
 
-def embeddings(rng: np.random.Generator, spread: float, versions: bool) -> Faces:
+def embeddings(rng: np.random.Generator, spread: float, versions: bool) -> EmbeddedFaces:
     """Ten people of four photographs around their centres, the first of each person far from it; and bad versions."""
     centres = rng.normal(size=(10, 16))
     rows, paths = [], []
@@ -29,7 +30,7 @@ def embeddings(rng: np.random.Generator, spread: float, versions: bool) -> Faces
             if versions:
                 rows.append(0.1 * rng.normal(size=16))
                 paths.append(f"p{person}/{photo}~1.png")
-    return Faces(np.array(rows, np.float32), paths)
+    return EmbeddedFaces(np.array(rows, np.float32), paths)
 
 
 def test_mixed_anchors_rank_faces_by_their_distance_and_by_length() -> None:

@@ -261,14 +261,14 @@ def test_embed(faces: Path, network: Path, tmp_path: Path) -> None:
 
 
 def test_embed_resumes(faces: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import faces.measure as measure_module
+    from labels import factors, measure
 
-    monkeypatch.setattr(measure_module, "PART_BATCHES", 1)
+    monkeypatch.setattr(measure, "PART_BATCHES", 1)
     flags = ["embed", str(faces), "--fr", str(network), "--workers", "0", "--device", "cpu", "--batch-size", "2"]
     assert evaluate.main([*flags, "--output", str(tmp_path / "whole.npz")]) == 1
 
     with monkeypatch.context() as patch:
-        embed_faces = measure_module.embed_faces
+        embed_faces = factors.embed_faces
         calls = []
 
         def stop_in_the_second_batch(*arguments):

@@ -18,14 +18,15 @@ from recipe_tensors import recipe_tensors
 from skimage.data import astronaut
 
 import generate_labels
-from faces import measure
 from faces.align import align_face
-from faces.anchors import Faces, centre_similarities, quality_anchor
 from faces.blur import blur_class, sharpness
-from faces.label_table import Label, read_labels, resolve
-from faces.pose import euler_angles, find_landmarks, pose_class
+from faces.dlib_models import find_landmarks
+from faces.pose import euler_angles, pose_class
 from faces.reader import read_image
-from faces.recognition import load_recognizer
+from labels import factors, measure
+from labels.anchors import EmbeddedFaces, centre_similarities, quality_anchor
+from labels.label_table import Label, read_labels, resolve
+from labels.recognition import load_recognizer
 from model.checkpoint import save_checkpoint
 from model.iresnet import IResNet
 from model.loading import load
@@ -135,7 +136,8 @@ def test_quality_is_the_anchor_against_class_centres(
     assert run(anchor=kind) == 0
     names = [path.relative_to(tmp_path / "faces").as_posix() for path in sorted((tmp_path / "faces").rglob("*.png"))]
     recognizer = load_recognizer(networks / "7backbone.safetensors")
-    everyone = Faces(recognizer.embed(np.stack([read_image(tmp_path / "faces" / name) for name in names])), names)
+    crops = np.stack([read_image(tmp_path / "faces" / name) for name in names])
+    everyone = EmbeddedFaces(recognizer.embed(crops), names)
     enough = everyone.where([not name.startswith("one") for name in names])
     expected = quality_anchor(*centre_similarities(enough, everyone), kind)
     np.testing.assert_allclose([label.quality for label in read_labels(table)], expected, rtol=1e-4)
@@ -158,7 +160,7 @@ def test_workers_and_resuming_change_nothing(
         seen.append(1)
         if len(seen) > count:
             raise KeyboardInterrupt
-        return measure.label_faces(*arguments)
+        return factors.label_faces(*arguments)
 
     monkeypatch.setattr(generate_labels, "label_faces", partial(stop_after, 2))
     assert run() == 130

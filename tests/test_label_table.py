@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faces.label_table import COLUMNS, Label, is_storable, read_labels, resolve, write_labels, write_skipped
+from labels.label_table import COLUMNS, Label, is_storable, read_labels, resolve, write_labels, write_skipped
 
 HEADER = "path\tquality\tblur\tpose\texpression\tillumination\tocclusion"
 PATHS = st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]), min_size=1).filter(str.strip)

@@ -10,12 +10,12 @@ import pytest
 import recipe
 import torch
 
+from methods.clib_fiqa.calibration import certainty, divergence
+from methods.clib_fiqa.losses import TASKS, earth_movers_distance, focal_loss, score_to_distribution, task_losses
 from model.clib_fiqa import expected_quality
 from model.confidence import ConfidenceMLP
 from model.iresnet import ArcFaceHeader
 from model.prompts import AXES, JOINT_SHAPE
-from training.calibration import certainty, divergence
-from training.losses import TASKS, earth_movers_distance, focal_loss, score_to_distribution, task_losses
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,10 @@ from training_parts import same_tensors, write_faces
 
 import train
 from config_train import TrainConfig
+from methods.clib_fiqa.data import read_faces
+from methods.clib_fiqa.frozen import frozen_levels, tower_of
+from methods.clib_fiqa.loop import image_features
+from methods.clib_fiqa.run import start_run
 from model import load
 from model.clib_fiqa import ClibFiqa
 from model.clip import CLIP, TextShape
@@ -21,10 +25,6 @@ from model.fast import accelerate
 from model.mobilefacenet import MobileFaceNet, TrunkShape
 from model.multi_level import MultiLevelTower
 from model.preprocessing import FACE_PREPROCESSING
-from training.data import read_faces
-from training.frozen import frozen_levels, tower_of
-from training.loop import image_features
-from training.run import start_run
 
 
 def small_tower(factors: bool = False) -> MultiLevelTower:

@@ -14,9 +14,9 @@ from recipe_tensors import save_tiny_clib_fiqa
 import evaluate
 import inference
 from evaluation.threshold import pick_threshold
-from methods.default_model import percentiles as script
 from model.checkpoint import read_checkpoint
 from model.percentiles import Percentiles
+from recipes.default_model import percentiles as script
 from scoring import Scorer
 
 

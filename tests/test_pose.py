@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from faces import dlib_models
-from faces.pose import MODEL_IDS, MODEL_POINTS, euler_angles, find_landmarks, pose_class
+from faces.dlib_models import find_landmarks
+from faces.pose import MODEL_IDS, MODEL_POINTS, euler_angles, pose_class
 from faces.reader import read_image
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -15,7 +15,7 @@ from skimage.data import astronaut
 
 from faces.align import align_face
 from faces.dlib_models import dlib_file, face_detector, import_dlib, landmark_predictor
-from faces.recognition import DLIB_FILE, load_recognizer
+from labels.recognition import DLIB_FILE, load_recognizer
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.dlib_resnet import read_dlib_resnet
 from model.face_trunk import FaceTrunk

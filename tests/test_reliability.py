@@ -9,9 +9,17 @@ import pytest
 from PIL import Image
 
 from faces.reader import read_image
-from methods.default_model import crops as crops_module
-from methods.default_model.reliability import Labelled, Reliability, as_markdown, damaged, draw, from_rows, judge
 from model.prompts import AXES
+from recipes.default_model import crops as crops_module
+from recipes.default_model.reports.reliability import (
+    Labelled,
+    Reliability,
+    as_markdown,
+    damaged,
+    draw,
+    from_rows,
+    judge,
+)
 from scoring import Scorer
 
 SAMPLES = Path(__file__).parents[1] / "samples"

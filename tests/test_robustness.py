@@ -9,8 +9,8 @@ import pytest
 
 from faces.listing import list_images
 from faces.reader import read_image
-from methods.default_model import robustness
-from methods.default_model.robustness import Effect, changes, grey, measure, mirror, move, resample, sticker
+from recipes.default_model.reports import robustness
+from recipes.default_model.reports.robustness import Effect, changes, grey, measure, mirror, move, resample, sticker
 from scoring import Score, Scorer
 
 SAMPLES = Path(__file__).parents[1] / "samples"

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from recipe_tensors import golden_shapes, recipe_fill, recipe_tensors, relative_error, save_tiny_clib_fiqa
 
-import scoring.loading
+import scoring.text_cache
 from model import load
 from model.checkpoint import save_checkpoint
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
@@ -275,7 +275,7 @@ def test_published_checkpoint_is_encoded_once(
 ) -> None:
     published = tmp_path / "CLIB-FIQA_tiny.pth"
     torch.save(recipe_tensors(golden / "clip_tiny_keys.json"), published)
-    monkeypatch.setattr(scoring.loading, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(scoring.text_cache, "FOLDER", tmp_path / "weights")
     expected = pytest.approx(scorer.score(face()).quality, abs=1e-6)
     assert Scorer(weights=published, precision="fp32").score(face()).quality == expected
     (kept,) = (tmp_path / "weights" / "cache").iterdir()
@@ -285,7 +285,7 @@ def test_published_checkpoint_is_encoded_once(
 
     shutil.rmtree(kept.parent)
     kept.parent.write_text("a file where the folder would be")
-    monkeypatch.setattr(scoring.loading, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr(scoring.text_cache, "FOLDER", tmp_path / "weights")
     assert Scorer(weights=published).score(face()).status == "ok", "a cache that cannot be written is done without"
 
 

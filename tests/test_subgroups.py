@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from evaluation.pairs import Pairs
-from methods.default_model.subgroups import table_of
+from recipes.default_model.reports.subgroups import table_of
 
 
 def test_a_group_counts_the_pairs_that_it_touches() -> None:

@@ -15,13 +15,13 @@ from training_parts import read_log, run_train, same_tensors, write_faces, write
 
 import train
 from config_train import PAPER, TrainConfig
-from faces.label_table import read_labels, write_labels
+from labels.label_table import read_labels, write_labels
+from methods.clib_fiqa.data import read_faces
+from methods.clib_fiqa.loop import TrainingError
+from methods.clib_fiqa.losses import TASKS
 from model import load
 from model.checkpoint import sha256_of
 from model.clib_fiqa import expected_quality, marginals
-from training.data import read_faces
-from training.loop import TrainingError
-from training.losses import TASKS
 
 
 @pytest.fixture(scope="module")

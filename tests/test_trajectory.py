@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from training_parts import read_log, run_train
 
 from config_train import TrainConfig
+from methods.clib_fiqa.data import read_faces
+from methods.clib_fiqa.loop import calibrate, train_epoch
+from methods.clib_fiqa.losses import TASKS
+from methods.clib_fiqa.run import start_run
 from model.clib_fiqa import expected_quality, marginals
-from training.data import read_faces
-from training.loop import calibrate, train_epoch
-from training.losses import TASKS
-from training.run import start_run
 
 RULES = {"text-tower": "text", "published": "reference"}  # --freeze -> name in the golden file
 TOLERANCE = 1e-3  # found: 3e-4 at most, 6e-5 on two threads; Adam's first steps magnify rounding

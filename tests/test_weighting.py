@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from methods.clib_fiqa.weighting import loss_weights
 from training.schedule import cosine_wave, milestones
-from training.weighting import loss_weights
 
 
 def test_dynamic_weight_averaging(golden):

@@ -17,7 +17,7 @@ from PIL import Image
 from recipe_tensors import golden_shapes, recipe_fill
 from safetensors.torch import save_file
 
-from faces.label_table import Label, write_labels
+from labels.label_table import Label, write_labels
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from faces.loading import Loaded, load_batches
 from faces.reader import ImageError, read_image
+from faces.workers import Loaded, load_batches
 from model.preprocessing import Preprocessing
-from training.parallel import processes, rank, share
+from training import processes
 
 CACHE_BYTES = 2_000_000_000  # what `cache="auto"` may take
 CHUNK = 64  # images that travel together from the readers
@@ -41,14 +41,14 @@ class Images:
     usable: Tensor
     preprocessing: Preprocessing
     workers: int
-    cached: Tensor | None  # uint8 (N, S, S, 3), or levels (N, 2, L) in their place (training/frozen.py)
+    cached: Tensor | None  # uint8 (N, S, S, 3), or levels (N, 2, L) in their place (methods/clib_fiqa/frozen.py)
     read: Callable[[str], np.ndarray] = read_image
     replace_bad: bool = False  # an image that cannot be read gives its place to a neighbour, else it ends the run
     replaced: int = 0  # images to which this has happened in this process
 
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch: no share of one has fewer than two images, which batch statistics need."""
-        return min(math.ceil(len(self.usable) / batch_size), len(self.usable) // (2 * processes()))
+        return min(math.ceil(len(self.usable) / batch_size), len(self.usable) // (2 * processes.count()))
 
     def batches(self, batch_size: int, seed: Sequence[int], flips: bool = True) -> Iterator[Batch]:
         """All usable rows once, in the order and with the horizontal flips (half of the images) of this seed.
@@ -61,9 +61,9 @@ class Images:
         flip = (torch.rand(len(order), generator=generator) < 0.5) & flips
         rows = order.tensor_split(self.steps(batch_size))
         masks = flip.tensor_split(self.steps(batch_size))
-        images = self._images([share(batch) for batch in rows])
+        images = self._images([processes.share(batch) for batch in rows])
         for batch, pictures, mask in zip(rows, images, masks, strict=True):
-            yield Batch(batch, pictures, share(mask))
+            yield Batch(batch, pictures, processes.share(mask))
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All usable rows in their order: rows (B,) and images uint8 (B, S, S, 3), B up to `size`."""
@@ -114,7 +114,7 @@ def read_images(
     prepare = preprocessing.resize if keep else _discard
     images = load_batches([paths[row] for row in rows], prepare, CHUNK, workers, read)
     usable, bad = [], {}
-    hidden = rank() > 0 or None  # None: where stderr is no terminal
+    hidden = processes.rank() > 0 or None  # None: where stderr is no terminal
     progress = tqdm(chain.from_iterable(images), "reading images", len(rows), unit="image", leave=False, disable=hidden)
     for row, image in zip(rows, progress, strict=True):
         if image.status != "ok":

@@ -1,0 +1,1 @@
+"""Training of CR-FIQA: backbone and header, verification, and a quality head for a finished backbone."""

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from faces.anchors import identity_of
 from faces.listing import list_images
 from faces.reader import read_image
+from labels.anchors import identity_of
 from methods.cr_fiqa.recordio import RecordReader, read_samples
 from model.preprocessing import Preprocessing
+from training import processes
 from training.images import Cache, Images, keeps, read_images
-from training.parallel import processes
 
 
 @dataclass
@@ -54,7 +54,7 @@ def read_identities(
     else:
         images = Images(source.paths, torch.tensor(rows), preprocessing, workers, None, source.read, replace_bad=True)
     used = np.unique(source.labels[images.usable.numpy()])
-    if len(used) < 2 or len(images.usable) < 2 * processes():
+    if len(used) < 2 or len(images.usable) < 2 * processes.count():
         raise ValueError(
             f"--data {','.join(folders)}: {len(images.usable)} readable images of {len(used)} identities are left of "
             f"{len(source.names)} identities; expected sub-folders with images of two identities or more, or train.rec"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +12,11 @@ import torch
 from torch import Tensor
 
 from methods.cr_fiqa.data import Identities
-from methods.cr_fiqa.run import Run
+from methods.cr_fiqa.run import CrFiqaRun
 from model.checkpoint import load_strict, read_checkpoint, save_checkpoint
+from model.files import replacing, write_text
 from training.settings import flag
-from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix, write_text
+from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix
 
 # Settings that a resumed run may change; the others would make two runs out of one.
 FREE = {
@@ -25,7 +25,7 @@ FREE = {
 }
 
 
-def save_networks(run: Run, identities: Identities) -> Path:
+def save_networks(run: CrFiqaRun, identities: Identities) -> Path:
     """Write {step}backbone.pth, {step}header.pth (flat state dicts) and {step}classes.txt; return the first's path."""
     folder = Path(run.config.output)
     path = folder / f"{run.step}backbone.pth"
@@ -35,7 +35,7 @@ def save_networks(run: Run, identities: Identities) -> Path:
     return path
 
 
-def save_state(run: Run, identities: Identities) -> None:
+def save_state(run: CrFiqaRun, identities: Identities) -> None:
     """Write state.safetensors: all that later epochs depend on (orders and dropout follow from seed and epoch)."""
     tensors = prefixed("backbone.", run.backbone.state_dict()) | prefixed("header.", run.header.state_dict())
     for name, optimizer in run.optimizers.items():
@@ -53,7 +53,7 @@ def save_state(run: Run, identities: Identities) -> None:
     save_checkpoint(_state_path(run), tensors, {"system": "cr-fiqa-training", "run": json.dumps(facts)})
 
 
-def load_state(run: Run, identities: Identities) -> None:
+def load_state(run: CrFiqaRun, identities: Identities) -> None:
     """Put `run`, as `start_run` made it, where state.safetensors left off.
 
     Raises ValueError when the state is of other settings or other images.
@@ -79,7 +79,7 @@ def load_state(run: Run, identities: Identities) -> None:
     run.epoch, run.step, run.best = facts["epoch"], facts["step"], facts["best"]
 
 
-def _state_path(run: Run) -> Path:
+def _state_path(run: CrFiqaRun) -> Path:
     return Path(run.config.output) / "state.safetensors"
 
 
@@ -93,9 +93,5 @@ def _fingerprint(identities: Identities) -> str:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a flat state dict as others read it (torch.save), atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as temporary:
+        torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary)

@@ -25,7 +25,7 @@ import torch
 
 from command_line import exit_code, natural
 from evaluation.embeddings import read_embeddings
-from faces.anchors import Faces, centre_similarities, count_photos, identity_of, quality_anchor
+from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, quality_anchor
 from methods.cr_fiqa.files import save_tensors
 from methods.cr_fiqa.variance import teaches_quality
 from model.checkpoint import read_checkpoint, sha256_of
@@ -35,7 +35,7 @@ FOLDS = 5
 STRENGTHS = 10.0 ** np.arange(-5, 1.5, 0.5)  # of the penalty, as a share of the number of faces
 
 
-def anchors_of(faces: Faces, variance_floor: float) -> tuple[np.ndarray, np.ndarray]:
+def anchors_of(faces: EmbeddedFaces, variance_floor: float) -> tuple[np.ndarray, np.ndarray]:
     """CCS / (NNCCS + 1) (N,) against the centres of the originals, and which faces (N,) teach: those of identities with
     enough variance, the mean over its originals of 2 (1 - CCS), which is the squared distance to the centre."""
     originals = np.array(["~" not in PurePath(path).name for path in faces.paths])
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     given = read_embeddings(args.embeddings)
     if given.model_sha256 not in (None, sha256_of(args.backbone)):
         raise ValueError(f"{args.embeddings} are of another network than {args.backbone}")
-    faces = Faces(given.rows, ["/".join(PurePath(name).parts[-2:]) for name in given.names])
+    faces = EmbeddedFaces(given.rows, ["/".join(PurePath(name).parts[-2:]) for name in given.names])
     photos = count_photos(faces.paths)
     if sum(count > 1 for count in photos.values()) < FOLDS:
         raise ValueError(f"{args.embeddings}: at least {FOLDS} identities of two photographs or more were expected")

@@ -17,25 +17,25 @@ from methods.cr_fiqa.config import Config
 from methods.cr_fiqa.data import Identities
 from methods.cr_fiqa.header import arcface_loss
 from methods.cr_fiqa.losses import quality_anchor, quality_loss, teacher_loss
-from methods.cr_fiqa.run import Run
+from methods.cr_fiqa.run import CrFiqaRun
 from methods.cr_fiqa.sampling import sample_classes, update_centres
 from methods.cr_fiqa.variance import teaches_quality, update_variance
-from training import parallel
+from training import processes
 from training.images import Batch
-from training.loop import TrainingError
 from training.schedule import milestones
+from training.step import TrainingError
 
 LR_BATCH = 512  # the batch size that --lr is meant for
 LOSSES = ("identity", "quality", "teacher")
 
 
-def train_epoch(run: Run, identities: Identities, verify: Callable[[], Any]) -> dict[str, Any]:
+def train_epoch(run: CrFiqaRun, identities: Identities, verify: Callable[[], Any]) -> dict[str, Any]:
     """Train the next epoch and return its line of the log; `verify` is called each `--eval-every` steps.
 
     Raises TrainingError when a loss or a gradient is not finite.
     """
     config, began = run.config, time.perf_counter()
-    torch.manual_seed(config.seed + 1000 * (run.epoch + 1) + parallel.rank())  # of the dropout
+    torch.manual_seed(config.seed + 1000 * (run.epoch + 1) + processes.rank())  # of the dropout
     run.backbone.train()
     steps = identities.images.steps(config.batch_size)
     sums, seen, lr = torch.zeros(7, dtype=torch.float64), 0, 0.0
@@ -49,7 +49,7 @@ def train_epoch(run: Run, identities: Identities, verify: Callable[[], Any]) -> 
             verify()
             run.backbone.train()
     run.epoch += 1
-    means = parallel.gather((sums / seen)[None], parallel.processes()).mean(dim=0).tolist()
+    means = processes.gather((sums / seen)[None], processes.count()).mean(dim=0).tolist()
     seconds = time.perf_counter() - began
     return {
         "epoch": run.epoch,
@@ -61,7 +61,7 @@ def train_epoch(run: Run, identities: Identities, verify: Callable[[], Any]) -> 
         "anchor": means[5],
         "teaches": means[6],
         "replaced": identities.images.replaced,
-        "images_per_second": round(seen * parallel.processes() / seconds, 1),
+        "images_per_second": round(seen * processes.count() / seconds, 1),
         "seconds": round(seconds, 1),
     }
 
@@ -75,7 +75,7 @@ class Centres(NamedTuple):
     labels: Tensor
 
 
-def train_step(run: Run, identities: Identities, batch: Batch, lr: float) -> tuple[Tensor, float]:
+def train_step(run: CrFiqaRun, identities: Identities, batch: Batch, lr: float) -> tuple[Tensor, float]:
     """One step of both optimisers: the means of the share's three losses and of its CCS, NNCCS, anchors and images
     that teach quality (7,), and the length of the backbone's gradient."""
     for optimizer in run.optimizers.values():
@@ -87,9 +87,9 @@ def train_step(run: Run, identities: Identities, batch: Batch, lr: float) -> tup
     weights = losses.new_tensor([config.identity_weight, config.alpha, config.teacher_weight])
     part = len(batch.images) / len(batch.rows)  # the sum over the processes is the mean over the batch
     run.scaler.scale((losses @ weights) * part).backward()
-    parallel.sum_gradients(run.backbone.parameters())
+    processes.sum_gradients(run.backbone.parameters())
     assert centres.kernel.grad is not None, "after backward"
-    parallel.sum_in_place(centres.kernel.grad.t())
+    processes.sum_in_place(centres.kernel.grad.t())
     run.scaler.unscale_(run.optimizers["backbone"])
     norm = clip_grad_norm_(run.backbone.parameters(), config.clip_norm)
     run.scaler.step(run.optimizers["backbone"])
@@ -98,20 +98,20 @@ def train_step(run: Run, identities: Identities, batch: Batch, lr: float) -> tup
     return torch.cat([losses.detach(), facts]).cpu(), norm.item()
 
 
-def choose_centres(run: Run, identities: Identities, batch: Batch) -> Centres:
+def choose_centres(run: CrFiqaRun, identities: Identities, batch: Batch) -> Centres:
     """The centres that this step trains, the same in all processes."""
-    labels = identities.labels[parallel.share(batch.rows)].to(run.device)
+    labels = identities.labels[processes.share(batch.rows)].to(run.device)
     kernel = run.header.kernel
     if run.config.sample_rate == 1:
         return Centres(kernel, None, labels)
     generator = torch.Generator().manual_seed(run.config.seed + run.step)
-    in_batch = parallel.gather(labels, len(batch.rows))
+    in_batch = processes.gather(labels, len(batch.rows))
     rows = sample_classes(in_batch, kernel.shape[1], run.config.sample_rate, generator)
     chosen = kernel.detach().t()[rows].t().requires_grad_()
     return Centres(chosen, rows, torch.searchsorted(rows, labels))
 
 
-def step_header(run: Run, centres: Centres, lr: float) -> None:
+def step_header(run: CrFiqaRun, centres: Centres, lr: float) -> None:
     """One step of the header's optimiser, whose momenta belong to all classes."""
     optimizer, kernel, config = run.optimizers["header"], run.header.kernel, run.config
     if centres.rows is None:
@@ -127,10 +127,10 @@ def step_header(run: Run, centres: Centres, lr: float) -> None:
         update_centres(kernel.t(), momenta, centres.rows, grad, lr, config.momentum, config.weight_decay)
 
 
-def share_losses(run: Run, identities: Identities, batch: Batch, centres: Centres) -> tuple[Tensor, Tensor]:
+def share_losses(run: CrFiqaRun, identities: Identities, batch: Batch, centres: Centres) -> tuple[Tensor, Tensor]:
     """The three losses (3,) of this process's share of a batch, means over its images, and the means (4,) of CCS,
     NNCCS, anchors and images that teach quality."""
-    rows, config = parallel.share(batch.rows), run.config
+    rows, config = processes.share(batch.rows), run.config
     images, flip = batch.images.to(run.device), batch.flip.to(run.device)
     images = torch.where(flip[:, None, None, None], images.flip(2), images)
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
@@ -149,11 +149,11 @@ def share_losses(run: Run, identities: Identities, batch: Batch, centres: Centre
     return torch.stack([identity, quality, teacher]).mean(dim=1), facts.mean(dim=1)
 
 
-def _teaches(run: Run, labels: Tensor, ccs: Tensor, total: int) -> Tensor:
+def _teaches(run: CrFiqaRun, labels: Tensor, ccs: Tensor, total: int) -> Tensor:
     """The weight (b,) of each image of the share in the quality loss."""
     if run.variance is None:
         return torch.ones_like(ccs)
-    update_variance(run.variance, parallel.gather(labels, total), parallel.gather(ccs, total))
+    update_variance(run.variance, processes.gather(labels, total), processes.gather(ccs, total))
     return teaches_quality(run.variance, labels, run.config.variance_floor)
 
 
@@ -180,7 +180,7 @@ def describe(record: dict[str, Any]) -> str:
     )
 
 
-def _require_finite(run: Run, step: int, lr: float, losses: list[float], norm: float) -> None:
+def _require_finite(run: CrFiqaRun, step: int, lr: float, losses: list[float], norm: float) -> None:
     overflow = run.scaler.is_enabled()  # an infinite gradient in fp16 makes the scaler skip the step, and go on
     if all(map(math.isfinite, losses)) and (math.isfinite(norm) or overflow):
         return
@@ -192,9 +192,9 @@ def _require_finite(run: Run, step: int, lr: float, losses: list[float], norm: f
     )
 
 
-def _progress(run: Run, identities: Identities, steps: int) -> Iterator[Batch]:
+def _progress(run: CrFiqaRun, identities: Identities, steps: int) -> Iterator[Batch]:
     """The batches, with a bar on stderr."""
     batches = identities.images.batches(run.config.batch_size, seed=(run.config.seed, run.epoch))
-    hidden = parallel.rank() > 0 or None  # None: where stderr is no terminal
+    hidden = processes.rank() > 0 or None  # None: where stderr is no terminal
     title = f"epoch {run.epoch + 1}/{run.config.epochs}"
     yield from tqdm(batches, title, steps, unit="step", leave=False, disable=hidden, file=sys.stderr)

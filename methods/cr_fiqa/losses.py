@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from faces.anchors import EPSILON, NNCCS_MIN
+from labels.anchors import EPSILON, NNCCS_MIN
 
 Anchor = Literal["shifted", "ratio"]
 BETA = 0.5  # where the quality loss turns from quadratic to linear
@@ -17,7 +17,7 @@ def quality_anchor(ccs: Tensor, nnccs: Tensor, kind: Anchor = "shifted") -> Tens
     """The classifiability of each image (N,): CCS / (NNCCS + 1 + 1e-9) as in the paper, or CCS / NNCCS as in the code.
 
     The published code's divisor is at least -1e-12, so that its ratio can be ±1e12 with a sign that means nothing;
-    here the divisor of `ratio` is at least 1e-3, as when labels are made (faces/anchors.py). Above, both are the same.
+    here the divisor of `ratio` is at least 1e-3, as when labels are made (labels/anchors.py). Above, both are the same.
     """
     if kind == "shifted":
         return ccs / (nnccs + 1).clamp_min(EPSILON)

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from methods.clib_fiqa.run import precision_of
 from methods.cr_fiqa.config import Config
 from methods.cr_fiqa.data import Identities
 from model.checkpoint import CheckpointError, read_checkpoint
 from model.iresnet import LAYERS, ArcFaceHeader, IResNet
-from training.run import precision_of
 
 
 @dataclass
-class Run:
+class CrFiqaRun:
     """The networks, the optimisers, and all else that later epochs depend on."""
 
     config: Config
@@ -48,7 +48,7 @@ def make_backbone(config: Config) -> IResNet:
     return backbone
 
 
-def start_run(config: Config, device: torch.device, backbone: IResNet, identities: Identities) -> Run:
+def start_run(config: Config, device: torch.device, backbone: IResNet, identities: Identities) -> CrFiqaRun:
     """A run at its start weights."""
     header = ArcFaceHeader(backbone.fc.out_features, len(identities.classes))
     backbone.to(device).to(memory_format=torch.channels_last)
@@ -67,4 +67,4 @@ def start_run(config: Config, device: torch.device, backbone: IResNet, identitie
     dtype = precision_of(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     variance = torch.full((len(identities.classes),), torch.nan, device=device) if config.variance_floor else None
-    return Run(config, device, dtype, backbone, header, optimizers, scaler, variance=variance)
+    return CrFiqaRun(config, device, dtype, backbone, header, optimizers, scaler, variance=variance)

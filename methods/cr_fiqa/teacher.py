@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from faces.recognition import load_recognizer
+from labels.recognition import load_recognizer
 from methods.cr_fiqa.data import Identities
 
 BATCH = 128

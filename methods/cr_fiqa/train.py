@@ -19,16 +19,16 @@ from methods.cr_fiqa.config import Config, parse_arguments
 from methods.cr_fiqa.data import read_identities
 from methods.cr_fiqa.files import load_state, save_networks, save_state
 from methods.cr_fiqa.loop import describe, train_epoch
-from methods.cr_fiqa.run import Run, make_backbone, start_run
+from methods.cr_fiqa.run import CrFiqaRun, make_backbone, start_run
 from methods.cr_fiqa.teacher import class_centres, teacher_embeddings
 from methods.cr_fiqa.verification import PairSet, read_pair_set, verify
-from training import parallel
+from training import processes
 from training.state import write_record
 
 
 def train(config: Config) -> Path:
     """Train, and return the path of the last {step}backbone.pth."""
-    device = parallel.start(config.device)
+    device = processes.start(config.device)
     torch.manual_seed(config.seed)  # of new weights
     backbone = make_backbone(config)
     identities, skipped = read_identities(
@@ -64,7 +64,7 @@ def train(config: Config) -> Path:
             record["verification"] = verify_all(run, pair_sets)
         record["best"] = run.best
         say(describe(record))
-        if parallel.rank() == 0:
+        if processes.rank() == 0:
             write_record(Path(config.output) / "log.jsonl", record)
             if run.epoch % config.save_every == 0 or run.epoch == config.epochs:
                 path = save_networks(run, identities)
@@ -72,9 +72,9 @@ def train(config: Config) -> Path:
     return path
 
 
-def verify_all(run: Run, pair_sets: list[PairSet]) -> dict[str, Any]:
+def verify_all(run: CrFiqaRun, pair_sets: list[PairSet]) -> dict[str, Any]:
     """Verify on each pair list, in the first process; keeps the best accuracies in `run.best`."""
-    if parallel.rank() > 0:
+    if processes.rank() > 0:
         return {}
     run.backbone.eval()
 
@@ -92,7 +92,7 @@ def verify_all(run: Run, pair_sets: list[PairSet]) -> dict[str, Any]:
 
 def say(text: str) -> None:
     """Progress goes to stderr, from one process; stdout holds the path of the result only."""
-    if parallel.rank() == 0:
+    if processes.rank() == 0:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -103,12 +103,12 @@ def main() -> int:
         keep_freed_memory()
         try:
             path = train(parse_arguments())
-            if parallel.rank() == 0:
+            if processes.rank() == 0:
                 print(path)
         except ImageError as error:
             raise ValueError(str(error)) from error
         finally:
-            parallel.stop()
+            processes.stop()
         return 0
 
     return exit_code(run, "stopped; the same command with --resume continues after the last saved epoch")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from evaluation.edc import allowed_false_matches, fixed_threshold
 from evaluation.pairs import Pairs, read_bin, read_pairs
-from faces.loading import load_batches
 from faces.reader import ImageError, read_image
+from faces.workers import load_batches
 from model.preprocessing import Preprocessing
 
 FOLDS = 10

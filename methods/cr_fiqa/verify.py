@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from command_line import exit_code, keep_freed_memory, natural
-from faces.recognition import load_recognizer
+from labels.recognition import load_recognizer
 from methods.cr_fiqa.verification import FMRS, read_pair_set, verify
 
 

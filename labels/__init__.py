@@ -1,0 +1,1 @@
+"""What is known of faces: the label table, quality anchors, recognition models, factors, and their measurement."""

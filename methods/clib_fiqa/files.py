@@ -1,0 +1,141 @@
+"""What a run writes into its folder: the state that --resume continues from, the log, the confidences, the model.
+
+All are replaced atomically, and none needs unpickling: safetensors, JSON lines and tab-separated text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from methods.clib_fiqa.calibration import certainty
+from methods.clib_fiqa.data import LabelledFaces
+from methods.clib_fiqa.run import ClibFiqaRun
+from model.checkpoint import load_strict, read_checkpoint, save_checkpoint, sha256_of
+from model.files import write_text
+from model.prompts import prompts_hash
+from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix, write_record
+
+# Settings that a resumed run may change; the others would make two runs out of one. Of the label table and the start
+# weights only the path may change.
+FREE = {
+    *("data_list", "clip_model", "mlp", "checkpoints", "device", "precision", "num_workers", "cache", "resume"),
+    *("epochs", "lr", "mlp_lr", "save_every", "save_text_tower", "tensorboard"),
+}
+
+
+def write_epoch(run: ClibFiqaRun, faces: LabelledFaces, record: Mapping[str, Any]) -> None:
+    """Write what the finished epoch leaves: its line of the log, at calibration the confidences, and the state."""
+    write_log(run, record)
+    if "confidence" in record:
+        write_confidences(run, faces)
+    if run.epoch % run.config.save_every == 0 or run.epoch == run.config.epochs:
+        save_state(run)
+
+
+def save_state(run: ClibFiqaRun) -> None:
+    """Write state.safetensors: all that the epochs to come depend on (orders and flips follow from seed and epoch)."""
+    tensors = {
+        **prefixed("model.", run.model.state_dict()),
+        **prefixed("mlp.", run.mlp.state_dict()),
+        **optimizer_tensors(run.optimizer, "optimizer."),
+    }
+    if run.divergences is not None:
+        tensors["divergences"] = run.divergences
+    facts = {
+        "epoch": run.epoch,
+        "history": run.history,
+        "scaler": run.scaler.state_dict(),
+        "settings": asdict(run.config),
+        "data": sha256_of(run.config.data_list),
+    }
+    save_checkpoint(_state_path(run), tensors, {"system": "clib-fiqa-training", "run": json.dumps(facts)})
+
+
+def load_state(run: ClibFiqaRun) -> None:
+    """Put `run`, as `start_run` made it, where state.safetensors left off.
+
+    Raises ValueError when the state is of other settings or another label table.
+    """
+    path = _state_path(run)
+    if not path.is_file():
+        raise ValueError(f"--resume: there is no {path}; leave --resume out to begin, or check --checkpoints")
+    tensors, metadata = read_checkpoint(path)
+    facts = json.loads(metadata["run"])
+    _require_same_run(run, facts, path)
+    load_strict(run.model, without_prefix("model.", tensors), path)
+    load_strict(run.mlp, without_prefix("mlp.", tensors), path)
+    load_optimizer(run.optimizer, "optimizer.", tensors)
+    run.scaler.load_state_dict(facts["scaler"])
+    run.epoch, run.history, run.divergences = facts["epoch"], facts["history"], tensors.get("divergences")
+
+
+def save_model(run: ClibFiqaRun) -> Path:
+    """Write clib_fiqa.safetensors and mlp.safetensors, with where they come from; return the former's path."""
+    folder, visual = Path(run.config.checkpoints), run.model.clip.visual
+    heads = {key: value for key, value in run.model.metadata.items() if key in ("text_heads", "vision_heads")}
+    provenance = {
+        "settings": json.dumps(asdict(run.config)),
+        "epochs": str(run.epoch),
+        "data_sha256": sha256_of(run.config.data_list),
+        "torch": torch.__version__,
+    }
+    network = {
+        "system": "clib-fiqa",
+        "architecture": f"CLIP with {type(visual).__name__}",
+        "prompts": prompts_hash(),
+        "preprocessing": run.model.preprocessing.to_json(),
+    }
+    path = folder / "clib_fiqa.safetensors"
+    save_checkpoint(path, run.model.to_tensors(run.config.save_text_tower), network | heads | provenance)
+    save_checkpoint(folder / "mlp.safetensors", run.mlp.state_dict(), {"system": "confidence-mlp"} | provenance)
+    return path
+
+
+def write_log(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:
+    """Add the epoch's line to log.jsonl; lines of this epoch and later ones, left by an earlier attempt, go."""
+    write_record(Path(run.config.checkpoints) / "log.jsonl", record)
+    if run.config.tensorboard:
+        _write_tensorboard(run, record)
+
+
+def write_confidences(run: ClibFiqaRun, faces: LabelledFaces) -> None:
+    """Write confidence.tsv: path, divergence d and certainty rho of each row that trains, in the table's order."""
+    assert run.divergences is not None, "before calibration"
+    rows = zip(faces.images.usable.tolist(), run.divergences[faces.images.usable].tolist(), strict=True)
+    rho = certainty(run.divergences).tolist()
+    lines = [f"{faces.images.paths[row]}\t{d!r}\t{rho[row]!r}" for row, d in rows]
+    write_text(Path(run.config.checkpoints) / "confidence.tsv", "\n".join(["path\tdivergence\tcertainty", *lines, ""]))
+
+
+def _state_path(run: ClibFiqaRun) -> Path:
+    return Path(run.config.checkpoints) / "state.safetensors"
+
+
+def _require_same_run(run: ClibFiqaRun, facts: Mapping[str, Any], path: Path) -> None:
+    if facts["data"] != sha256_of(run.config.data_list):
+        raise ValueError(f"--resume: {run.config.data_list} is not the table that {path} was trained on")
+    now = json.loads(json.dumps(asdict(run.config)))
+    for name, before in facts["settings"].items():
+        fixed = name not in FREE or (name == "epochs" and run.config.lr_period == 0)
+        if fixed and now.get(name) != before:
+            asked = f"--{name.replace('_', '-')} {before}"
+            raise ValueError(f"--resume: {path} was begun with {asked}, not {now.get(name)}; give {asked}")
+
+
+def _write_tensorboard(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs a package: pip install tensorboard") from error
+    with SummaryWriter(run.config.checkpoints, purge_step=record["epoch"]) as writer:
+        writer.add_scalar("lr", record["lr_used"], record["epoch"])
+        writer.add_scalar("total", record["total"], record["epoch"])
+        for name, value in record["losses"].items():
+            if value is not None:
+                writer.add_scalar(f"losses/{name}", value, record["epoch"])

@@ -1,0 +1,106 @@
+"""A training run between two epochs, and how it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from methods.clib_fiqa.frozen import tower_of
+from model import load
+from model.clib_fiqa import ClibFiqa
+from model.clip import TEXT_TOWER_KEYS
+from model.confidence import ConfidenceMLP
+from model.multi_level import TRUNKS, MultiLevelTower
+from training import processes
+
+if TYPE_CHECKING:
+    from config_train import TrainConfig
+
+Network = TypeVar("Network", bound=nn.Module)
+FROZEN_BY_PUBLISHED_CODE = ("transformer", "positional_embedding", "text_projection")  # anywhere in a name
+
+
+@dataclass
+class ClibFiqaRun:
+    """The networks, the optimiser, and all else that later epochs depend on."""
+
+    config: TrainConfig
+    device: torch.device
+    dtype: torch.dtype  # of the networks' arithmetic; weights, losses and optimiser are fp32 always
+    model: ClibFiqa
+    mlp: ConfidenceMLP
+    optimizer: torch.optim.AdamW  # two groups: what trains of the model, and the MLP
+    scaler: torch.amp.GradScaler  # works in fp16 only
+    epoch: int = 0  # epochs finished
+    history: list[list[float]] = field(default_factory=list)  # each epoch's mean losses, in the order of TASKS
+    divergences: Tensor | None = None  # d of each row of the table (N,), NaN where unusable; None in stage 1
+
+
+def start_run(config: TrainConfig, device: torch.device) -> ClibFiqaRun:
+    """A run at its start weights. Raises ValueError for weights that do not fit."""
+    torch.manual_seed(config.seed)  # of a new MLP; all else that is random has a generator of its own
+    model = _load(config.clip_model, ClibFiqa, "--clip-model")
+    mlp = _load(config.mlp, ConfidenceMLP, "--mlp") if config.mlp else ConfidenceMLP()
+    return prepare_run(config, device, model, mlp)
+
+
+def prepare_run(config: TrainConfig, device: torch.device, model: ClibFiqa, mlp: ConfidenceMLP) -> ClibFiqaRun:
+    """Put the networks on the device, fix what `--freeze` says, and make the optimiser of the rest."""
+    freeze(model, config.freeze)
+    if isinstance(model.clip.visual, MultiLevelTower):
+        model.clip.visual.dropout = config.dropout
+    if processes.count() > 1 and device.type == "cuda":  # on the CPU each process has batch statistics of its own
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(device).to(memory_format=torch.channels_last)
+    mlp.to(device)
+    groups = [[weight for weight in model.parameters() if weight.requires_grad], list(mlp.parameters())]
+    optimizer = torch.optim.AdamW(
+        [{"params": group} for group in groups],
+        weight_decay=config.weight_decay,
+        fused=device.type in ("cpu", "cuda"),  # one pass over the weights instead of ten
+    )
+    dtype = precision_of(config.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    return ClibFiqaRun(config, device, dtype, model, mlp, optimizer, scaler)
+
+
+def freeze(model: ClibFiqa, rule: str) -> None:
+    """Fix the parameters that the rule names (`--freeze`), and let the others train.
+
+    `text-tower` leaves the image tower and the temperature (paper). `published` goes by parts of names, as the
+    published code does: it fixes the image tower's positional embedding too, and trains the text tower's token
+    embedding and last norm. `trunk` fixes those of a `MultiLevelTower`. Raises ValueError when there is no text tower,
+    or no such trunk, where the rule needs one.
+    """
+    if rule == "trunk":
+        tower_of(model)
+    if rule != "text-tower" and model.clip.text_shape is None:
+        raise ValueError(
+            f"--freeze {rule} trains parts of the text tower, which the start weights do not hold; "
+            "take --freeze text-tower, or a --clip-model with a text tower"
+        )
+    for name, parameter in model.clip.named_parameters():
+        frozen = {
+            "text-tower": name.startswith(TEXT_TOWER_KEYS),
+            "published": any(part in name for part in FROZEN_BY_PUBLISHED_CODE),
+            "none": False,
+            "trunk": name.removeprefix("visual.").startswith(TRUNKS),
+        }
+        parameter.requires_grad_(not frozen[rule])
+
+
+def precision_of(name: str, device: torch.device) -> torch.dtype:
+    """The number format that `--precision` names."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _load(source: str, expected: type[Network], flag: str) -> Network:
+    network = load(source)
+    if not isinstance(network, expected):
+        raise ValueError(f"{flag} {source} holds a {type(network).__name__}; a {expected.__name__} was expected")
+    return network

@@ -1,0 +1,67 @@
+"""Fine-tune CLIP into CLIB-FIQA (Ou et al., CVPR 2024): label table -> checkpoint, in two stages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from labels.label_table import write_skipped
+from methods.clib_fiqa.data import read_faces
+from methods.clib_fiqa.files import load_state, save_model, write_epoch
+from methods.clib_fiqa.frozen import frozen_levels, tower_of
+from methods.clib_fiqa.loop import calibrate, describe, train_epoch
+from methods.clib_fiqa.run import start_run
+from training import processes
+
+if TYPE_CHECKING:
+    from config_train import TrainConfig
+
+
+def train(config: TrainConfig) -> None:
+    """Train both stages and write CHECKPOINTS/clib_fiqa.safetensors."""
+    run = start_run(config, processes.start(config.device))
+    faces, skipped = read_faces(
+        config.data_list,
+        run.model.preprocessing,
+        normalise=config.normalise,
+        cache=config.cache,
+        workers=config.num_workers if config.num_workers >= 0 else min(12, os.cpu_count() or 1),
+    )
+    report_skipped(config, skipped)
+    if config.freeze == "trunk":
+        faces.images.cached = frozen_levels(tower_of(run.model), faces.images, run.device)
+    if config.resume:
+        load_state(run)
+    steps = faces.images.steps(config.batch_size)
+    say(f"{len(faces.images.usable)} images, {steps} steps an epoch, on {run.device} in {run.dtype}")
+
+    while run.epoch < config.epochs:
+        record = train_epoch(run, faces)
+        if run.epoch == config.calibration_epoch:
+            record["confidence"] = calibrate(run, faces)
+        say(describe(record))
+        if processes.rank() == 0:
+            write_epoch(run, faces, record)
+    if processes.rank() == 0:
+        print(save_model(run))
+
+
+def report_skipped(config: TrainConfig, skipped: list[tuple[str, str]]) -> None:
+    """Say how many rows cannot train, and list them in the folder of the run."""
+    if processes.rank() > 0:
+        return
+    Path(config.checkpoints).mkdir(parents=True, exist_ok=True)
+    side_file = write_skipped(Path(config.checkpoints) / Path(config.data_list).name, skipped)
+    if skipped:
+        counts = Counter(status for _, status in skipped).most_common()
+        reasons = ", ".join(f"{count} {status}" for status, count in counts)
+        say(f"{len(skipped)} rows cannot train ({reasons}); they are listed in {side_file}")
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr, from one process; stdout holds the path of the result only."""
+    if processes.rank() == 0:
+        print(text, file=sys.stderr)

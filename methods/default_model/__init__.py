@@ -1,1 +1,0 @@
-"""The recipe of the two networks in `weights/`: see docs/default_model.md."""

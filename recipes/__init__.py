@@ -1,0 +1,1 @@
+"""What makes the shipped weights, and what measures them."""

@@ -1,0 +1,106 @@
+"""Quality anchors of several face recognition (FR) models: how well a face fits its class, and how sure they are.
+
+Replaces the qualities of a label table, from embeddings of its images. `--anchor mixed` (default) takes two numbers of
+each model: CCS, the cosine to the centre of the other photographs of the same person, and the length of the embedding.
+CCS is what recognition needs but noisy, since it depends on the other photographs; the length is what the network
+itself makes of the image, and steady. Both are taken in standard deviations from the mean over originals (images
+without `~` in their names), mixed, averaged over the models, and brought into (0, 1) by the normal distribution
+function, so that wrong identities and hopeless images cannot outweigh the rest. Why so: docs/default_model.md.
+
+    python evaluate.py embed runs/default/faces --fr FR.onnx --output runs/default/fr.npz      # for each FR model
+    python -m recipes.default_model.anchors runs/default/faces.tsv runs/default/fr.npz --output runs/default/anchors.tsv
+
+`ratio` and `shifted` are those of generate_labels.py, of one model, against class centres or those of its `--header`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from command_line import exit_code
+from evaluation.baselines import lengths
+from evaluation.embeddings import read_embeddings
+from evaluation.names import match_names
+from labels.anchors import EmbeddedFaces, centre_similarities, identity_of, load_header, quality_anchor
+from labels.label_table import read_labels, write_labels
+
+SPREAD = 2.5  # standard deviations that one unit of the normal distribution function stands for
+ORDINARY = 1.3  # and how far from its middle the mean original lies: at 0.7, "good", with more room below than above
+
+
+def published_anchors(faces: EmbeddedFaces, kind: str, header: Path | None) -> np.ndarray:
+    """CCS / NNCCS or CCS / (NNCCS + 1) (N,), as generate_labels.py computes them (labels/anchors.py)."""
+    if header is None:
+        return quality_anchor(*centre_similarities(faces, faces.where(are_originals(faces))), kind)
+    classes = load_header(header, faces.embeddings.shape[1], map(identity_of, faces.paths))
+    return quality_anchor(*classes.similarities(faces), kind)
+
+
+def are_originals(faces: EmbeddedFaces) -> np.ndarray:
+    """Which images (N,) are no versions of others."""
+    return np.array(["~" not in path for path in faces.paths])
+
+
+def mixed_anchors(faces: Sequence[EmbeddedFaces], length_share: float) -> np.ndarray:
+    """Quality anchors (N,) in (0, 1) of the same images as each FR model embeds them; paths are Identity/image."""
+    originals = are_originals(faces[0])
+    mixtures = []
+    for model in faces:
+        ccs, _ = centre_similarities(model, model.where(originals))
+        certainty = standardised(lengths(model.embeddings), originals)
+        mixtures.append((1 - length_share) * standardised(ccs, originals) + length_share * certainty)
+    return torch.special.ndtr(torch.from_numpy((np.mean(mixtures, axis=0) + ORDINARY) / SPREAD)).numpy()
+
+
+def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Standard deviations (N,) from the mean, both over the images where `reference` (N,) is true."""
+    return (values - values[reference].mean()) / values[reference].std()
+
+
+def run(args: argparse.Namespace) -> int:
+    labels = read_labels(args.table)
+    if alone := sorted({label.path for label in labels if label.identity is None}):
+        raise ValueError(f"{args.table}: {alone[0]} has no identity; a table of generate_labels.py was expected")
+    names = [label.path for label in labels]
+    faces = []
+    for path in args.embeddings:
+        embeddings = read_embeddings(path)
+        rows = match_names(names, embeddings.names, str(path))
+        own = [f"{label.identity}/{Path(label.path).name}" for label in labels]
+        faces.append(EmbeddedFaces(embeddings.rows[rows], own))
+    if args.anchor == "mixed":
+        anchors = mixed_anchors(faces, args.length_share)
+    elif len(faces) == 1:
+        anchors = published_anchors(faces[0], args.anchor, args.header)
+    else:
+        raise ValueError(f"--anchor {args.anchor} is of one FR model; {len(faces)} files of embeddings were given")
+    write_labels(args.output, (replace(label, quality=q) for label, q in zip(labels, anchors.tolist(), strict=True)))
+    print(f"{args.output}: {len(labels)} rows, anchors from {len(faces)} FR models")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("table", type=Path, help="label table with identities, whose qualities are replaced")
+    parser.add_argument("embeddings", type=Path, nargs="+", help="of all its images, one file for each FR model")
+    parser.add_argument("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
+    parser.add_argument("--anchor", choices=("mixed", "ratio", "shifted"), default="mixed", help="(mixed)")
+    parser.add_argument("--header", type=Path, metavar="FILE", help="for ratio and shifted: the FR model's header")
+    parser.add_argument("--length-share", type=float, default=0.3, metavar="X", help="of the mixture (0.3)")
+    args = parser.parse_args(arguments)
+    if not 0 <= args.length_share <= 1:
+        parser.error(f"--length-share {args.length_share} must lie in [0, 1]")
+    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The training of the default model, in one process and with what the frozen trunk says of each image kept in a file.
+
+`train.py` with the flags of the Makefile trains the same; this is for many trainings on the same images: cross_fit.py
+and ablation.py. The two sizes of the model differ in their start weights only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from config_train import TrainConfig
+from evaluation.pairs import read_pairs
+from methods.clib_fiqa.data import LabelledFaces, read_faces
+from methods.clib_fiqa.frozen import frozen_levels, tower_of
+from methods.clib_fiqa.loop import calibrate, train_epoch
+from methods.clib_fiqa.run import start_run
+from model.checkpoint import read_checkpoint, save_checkpoint
+from model.clib_fiqa import ClibFiqa, expected_quality, marginals
+from model.multi_level import TRUNKS
+from training.images import Images, read_images
+
+CPU = torch.device("cpu")
+SIZES = ("tiny", "small")  # SIZE.safetensors beside the label tables are the start weights (make_start.py)
+RECIPE: dict[str, Any] = {  # as in the Makefile
+    "freeze": "trunk",
+    "dropout": 0.3,
+    "epochs": 12,
+    "calibration_epoch": 6,
+    "lr": 2e-3,
+    "lr_period": 0,
+    "mlp_lr": 1e-3,
+    "focal": "sample",
+    "normalise": "none",
+}
+
+
+def recipe(table: Path, start: Path) -> TrainConfig:
+    """The settings of the default model."""
+    return TrainConfig(**RECIPE, data_list=str(table), clip_model=str(start), device="cpu")
+
+
+def training_faces(config: TrainConfig) -> LabelledFaces:
+    """The faces of the table, with their levels in the place of their pixels."""
+    model = start_run(config, CPU).model
+    faces, _ = read_faces(config.data_list, model.preprocessing, normalise="none", cache="yes", workers=2)
+    faces.images.cached = stored_levels(Path(config.data_list).parent / "train", faces.images, model)
+    return faces
+
+
+def evaluation_levels(data: Path, name: str, config: TrainConfig, folder: Path) -> tuple[list[str], Tensor]:
+    """The images of a pair list of the data folder, as it names them, and their levels (N, L)."""
+    model = start_run(config, CPU).model
+    names = read_pairs(data / "pairs" / f"{name}.tsv").names
+    paths = [str(data / path) for path in names]
+    images, bad = read_images(paths, range(len(paths)), model.preprocessing, "yes", workers=2)
+    if bad:
+        raise ValueError(f"{paths[min(bad)]} cannot be read: {bad[min(bad)]}")
+    return names, stored_levels(folder / name, images, model)[:, 0]
+
+
+def stored_levels(prefix: Path, images: Images, model: ClibFiqa) -> Tensor:
+    """What the trunks say of the images, from a file whose path begins so if there is one, else into it."""
+    tower = tower_of(model)
+    trunks = hashlib.sha256()
+    for name, tensor in tower.state_dict().items():
+        if name.startswith(TRUNKS):
+            trunks.update(tensor.numpy().tobytes())
+    paths = hashlib.sha256("\n".join(images.paths).encode()).hexdigest()
+    file = prefix.with_name(f"{prefix.name}-{trunks.hexdigest()[:8]}-{paths[:8]}.levels")
+    if file.is_file():
+        return read_checkpoint(file)[0]["levels"]
+    levels = frozen_levels(tower, images, CPU)
+    save_checkpoint(file, {"levels": levels}, {})
+    return levels
+
+
+def fit(config: TrainConfig, faces: LabelledFaces) -> ClibFiqa:
+    """What train.py trains of these settings, in eval mode."""
+    run = start_run(config, CPU)
+    while run.epoch < config.epochs:
+        train_epoch(run, faces)
+        if run.epoch == config.calibration_epoch:
+            calibrate(run, faces)
+    return run.model.eval()
+
+
+@torch.no_grad()
+def scores(model: ClibFiqa, levels: Tensor) -> Sequence[float]:
+    """Quality of images by their levels (N, L)."""
+    joint = model.logits_of(tower_of(model).read(levels)).softmax(dim=1)
+    return expected_quality(marginals(joint)["quality"]).tolist()

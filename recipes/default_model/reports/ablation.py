@@ -1,0 +1,154 @@
+"""Which parts of CLIB-FIQA's training earn their place at this scale: the paper's Table 4 on data anyone can obtain.
+
+Every variant is trained with several seeds on LFW's training identities (rows of CelebA are left out) and judged by
+Error-versus-Discard on CelebA and on LFW's test identities, under each FR model. The trunk of the image tower stays
+fixed, so that its numbers are computed once and a run takes a minute.
+
+    python -m recipes.default_model.reports.ablation --tables runs/default --output runs/ablation
+
+Prints a Markdown table of pAUC(0.3) / (FNMR(0) * 0.3), lower is better: the mean over seeds and cells, and the interval
+of the mean over the seeds (Student's t, 95 %). Finished runs are kept: the same command goes on. With `--anchors` the
+variants are tables of quality anchors, to tell which ones make the better CLIB-FIQA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student_t
+
+from command_line import exit_code, keep_freed_memory, positive
+from config_train import PAPER, TrainConfig
+from evaluation.bench import Bootstrap, iso, similarities
+from evaluation.edc import Floats
+from evaluation.embeddings import read_embeddings
+from evaluation.pairs import read_pairs
+from labels.label_table import read_labels
+from methods.clib_fiqa.data import normalise_quality
+from model.checkpoint import sha256_of
+from model.clib_fiqa import ClibFiqa
+from recipes.default_model.recipe import evaluation_levels, fit, recipe, scores, training_faces
+
+SETS = ("celeba_dev", "lfw_test")
+JUDGES = ("foamliu", "faceplugin", "dlib")
+FMRS = (1e-2, 1e-3)
+MIXED, RATIO, SHIFTED, CCS = "train.tsv", "ratio.tsv", "shifted.tsv", "ccs.tsv"  # tables: same rows, other anchors
+PUBLISHED_ANCHORS = {"normalise": "percentile"}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what differs from the recipe
+    "quality only": (MIXED, {"calibration_epoch": 0, "factor_weight": 0.0}),
+    "+ factors": (MIXED, {"calibration_epoch": 0}),
+    "+ confidence calibration (recipe)": (MIXED, {}),
+    "equations of the paper": (MIXED, PAPER),
+    "equations of the code": (MIXED, {"focal": "batch"}),
+    "anchor ratio, min-max (published)": (RATIO, {"normalise": "minmax"}),
+    "anchor ratio, percentiles": (RATIO, PUBLISHED_ANCHORS),
+    "anchor shifted, percentiles": (SHIFTED, PUBLISHED_ANCHORS),
+    "anchor of CCS alone, robust": (CCS, {}),
+}
+
+
+class Bench:
+    """The two evaluation sets: what the trunk says of their images, and how a score is judged."""
+
+    def __init__(self, args: argparse.Namespace, config: TrainConfig) -> None:
+        self.pairs = {name: read_pairs(args.data / "pairs" / f"{name}.tsv") for name in SETS}
+        self.levels = {name: evaluation_levels(args.data, name, config, args.tables)[1] for name in SETS}
+        self.similarities: dict[str, dict[str, Floats]] = {}
+        for name, pairs in self.pairs.items():
+            files = {fr: args.evaluation / name / f"{fr}.npz" for fr in JUDGES}
+            found = {fr: similarities(pairs, read_embeddings(file), str(file)) for fr, file in files.items()}
+            self.similarities[name] = found
+
+    def judge(self, model: ClibFiqa) -> dict[str, float]:
+        """Cell -> relative pAUC(0.3)."""
+        cells: dict[str, float] = {}
+        for name, pairs in self.pairs.items():
+            quality = {"model": np.array(scores(model, self.levels[name]))}
+            outcome = iso(pairs, quality, self.similarities[name], FMRS, (0.3,), Bootstrap(replicates=0))
+            cells |= {f"{name} {row['fr']} {row['fmr']:g}": _number(row["pauc_relative"]) for row in outcome.results}
+        return cells
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
+    """The ablation's, or the recipe with each of the tables of `--anchors`."""
+    if not args.anchors:
+        return VARIANTS
+    pairs = [text.partition("=") for text in args.anchors]
+    if bad := [name for name, _, table in pairs if not table]:
+        raise ValueError(f"--anchors {bad[0]}: NAME=TABLE was expected")
+    return {name: (table, PUBLISHED_ANCHORS) for name, _, table in pairs}
+
+
+def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, float]]]]:
+    """Each variant with the cells of its seeds."""
+    base = recipe(args.tables / MIXED, args.start)
+    folder = args.output / sha256_of(args.start)[:8]  # runs from other start weights are no results of this one
+    folder.mkdir(parents=True, exist_ok=True)
+    labels = read_labels(base.data_list)
+    is_lfw = torch.tensor([not str(label.identity).isdecimal() for label in labels])
+    faces, bench = training_faces(base), Bench(args, base)
+    readable = faces.images.usable[is_lfw[faces.images.usable]]
+    for name, (table, differences) in variants(args).items():
+        rows = read_labels(args.tables / table)
+        anchors = {row.path: row.quality for row in rows}
+        raw = torch.tensor([_number(anchors.get(label.path)) for label in labels], dtype=torch.float64)
+        config, seeds = replace(base, **differences, freeze="trunk"), []
+        faces.quality = normalise_quality(torch.where(is_lfw, raw, torch.nan), config.normalise).float()
+        faces.images.usable = readable[faces.quality[readable].isfinite()]
+        for seed in range(args.seeds):
+            file = folder / f"{name} {seed}.json"
+            if not file.is_file():
+                cells = bench.judge(fit(replace(config, seed=seed), faces))
+                file.write_text(json.dumps(cells, indent=1))
+            seeds.append(json.loads(file.read_text()))
+            print(f"{name}, seed {seed}: {np.mean(list(seeds[-1].values())):.3f}", file=sys.stderr, flush=True)
+        yield name, seeds
+
+
+def table_of(found: Sequence[tuple[str, list[dict[str, float]]]]) -> str:
+    """Markdown: a row a variant; all cells, those of each set, and those under dlib, which helped with no anchor."""
+    columns = {"all": "", "CelebA": "celeba", "LFW": "lfw", "dlib": "dlib"}
+    lines = ["| variant | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, seeds in found:
+        cells = []
+        for part in columns.values():
+            means = [np.mean([value for cell, value in seed.items() if part in cell]) for seed in seeds]
+            half = student_t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
+            cells.append(f"{np.mean(means):.3f} ± {half:.3f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with pairs/ and faces/")
+    parser.add_argument("--tables", type=Path, default=Path("runs/default"), help="folder of the label tables")
+    parser.add_argument("--start", type=Path, default=Path("runs/default/tiny.safetensors"), help="start weights")
+    parser.add_argument("--evaluation", type=Path, default=Path("runs/evaluation"), help="folder of the embeddings")
+    parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder of the finished runs")
+    anchors_help = "instead: the recipe with the anchors of these tables in --tables, whose rows may be fewer"
+    parser.add_argument("--anchors", nargs="+", default=[], metavar="NAME=TABLE", help=anchors_help)
+    parser.add_argument("--seeds", type=positive, default=3, help="two or more (3)")
+    args = parser.parse_args(arguments)
+    if args.seeds < 2:
+        parser.error("--seeds 1 gives no interval: two or more were expected")
+    keep_freed_memory()
+    return exit_code(lambda: print(table_of(list(results(args)))) or 0, stopped="stopped; the same command goes on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Scores of CelebA faces by models that never saw their identities: cross-fitting over folds of identities.
+
+The identities of CelebA are split into folds. For each fold a model is trained by the recipe of the default model on
+all rows of the label table but those of its identities, and scores the fold; in the end every CelebA face has a score.
+The scores of different folds are on one scale, since the anchors are. Whoever may never train (crops.py) is scored all
+the same, since the pair list holds them.
+
+    python -m recipes.default_model.reports.cross_fit --tables runs/default --size small
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from command_line import exit_code, keep_freed_memory, natural
+from evaluation.scores import write_scores
+from labels.label_table import read_labels
+from recipes.default_model.recipe import SIZES, evaluation_levels, fit, recipe, scores, training_faces
+
+SET = "celeba_dev"
+
+
+def fold_of(identities: Sequence[str], folds: int, seed: int) -> dict[str, int]:
+    """Identity -> its fold; folds are of equal size up to one. Raises ValueError for fewer than two folds."""
+    names = sorted(set(identities))
+    if not 2 <= folds <= len(names):
+        raise ValueError(f"{folds} folds of {len(names)} identities: expected from 2 to {len(names)}")
+    order = np.random.default_rng(seed).permutation(names).tolist()
+    return {name: position % folds for position, name in enumerate(order)}
+
+
+def run(args: argparse.Namespace) -> int:
+    config = recipe(args.tables / "train.tsv", args.tables / f"{args.size}.safetensors")
+    images, image_levels = evaluation_levels(args.data, SET, config, args.tables)
+    owner = [PurePosixPath(image).parent.name for image in images]
+    folds = fold_of(owner, args.folds, args.seed)
+    faces = training_faces(config)
+    fold = torch.tensor([folds.get(str(label.identity), -1) for label in read_labels(config.data_list)])
+    held_out = torch.tensor([folds[name] for name in owner])
+    quality = np.empty(len(images))
+    for index in range(args.folds):
+        usable = faces.images.usable[fold[faces.images.usable] != index]
+        model = fit(config, replace(faces, images=replace(faces.images, usable=usable)))
+        rows = (held_out == index).nonzero()[:, 0]
+        quality[rows] = scores(model, image_levels[rows])
+        print(f"fold {index}: trained on {len(usable)} rows, scored {len(rows)} images", file=sys.stderr, flush=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_scores(args.output, [(image, "ok", value) for image, value in zip(images, quality.tolist(), strict=True)])
+    print(f"{len(images)} held-out scores -> {args.output}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, 2 when the call was wrong."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with pairs/ and faces/celeba")
+    parser.add_argument("--tables", type=Path, default=Path("runs/default"), help="train.tsv and start weights")
+    parser.add_argument("--size", choices=SIZES, default="small", help="which start weights (small)")
+    parser.add_argument("--output", type=Path, metavar="FILE.csv", help="(runs/cross_fit/SIZE.csv)")
+    parser.add_argument("--folds", type=natural, default=3, help="(3)")
+    parser.add_argument("--seed", type=natural, default=323, help="of the split (323)")
+    args = parser.parse_args(arguments)
+    args.output = args.output or Path(f"runs/cross_fit/{args.size}.csv")
+    keep_freed_memory()
+    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

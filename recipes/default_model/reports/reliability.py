@@ -1,0 +1,180 @@
+"""Can the factors' probabilities be believed? Labelled faces of people and subjects that the default model never saw.
+
+Prints, as Markdown, for each labelled set: how often the bad and the good side of the factor were seen, the balanced
+accuracy, the expected calibration error, and the confusion matrix. Draws reliability diagrams: of the faces to which
+the model gives a good level's probability near p, is a share near p good?
+
+    python -m recipes.default_model.reports.reliability --weights clib-fiqa --figure docs/reliability.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from faces.pose import pose_class
+from model.prompts import AXES
+from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
+from recipes.default_model.degrade import KINDS, degrade
+from recipes.default_model.train_factors import hash_of, rows, yaw_of
+from scoring import Scorer
+
+BINS = 10
+TABLES = ("occlusion", "illumination", "expression")  # of factors/, named after their factor; split by subject
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Faces with known levels of one factor."""
+
+    factor: str
+    where: str
+    crops: list[np.ndarray]  # N of RGB uint8 (112, 112, 3)
+    levels: np.ndarray  # (N,) index into AXES[factor], the last one is good
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What the model says of a labelled set. The good side of a factor is its best level, the bad side all others."""
+
+    labelled: Labelled
+    probabilities: np.ndarray  # (N, levels)
+
+    @property
+    def good(self) -> np.ndarray:
+        """(N,) whether the true level is the best."""
+        return self.labelled.levels == self.probabilities.shape[1] - 1
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(levels, levels) counts, of true levels (rows) and of most probable ones (columns)."""
+        size = self.probabilities.shape[1]
+        return np.bincount(
+            self.labelled.levels * size + self.probabilities.argmax(axis=1), minlength=size * size
+        ).reshape(size, size)
+
+    def recalls(self) -> tuple[float, float]:
+        """Shares of the bad and of the good side that are seen as such."""
+        seen = self.probabilities.argmax(axis=1) == self.probabilities.shape[1] - 1
+        return float(np.mean(~seen[~self.good])), float(np.mean(seen[self.good]))
+
+    def bins(self) -> list[tuple[float, float, int]]:
+        """Mean probability of the best level, share of good faces and their count, in each bin that has any."""
+        best = self.probabilities[:, -1]
+        number = np.minimum((best * BINS).astype(int), BINS - 1)
+        chosen = (number == i for i in range(BINS))
+        return [(float(best[c].mean()), float(self.good[c].mean()), int(c.sum())) for c in chosen if c.any()]
+
+    def calibration_error(self) -> float:
+        """ECE (Guo et al., ICML 2017) of the best level's probability: mean distance from the diagonal over faces."""
+        return sum(abs(p - share) * count for p, share, count in self.bins()) / len(self.good)
+
+
+def judge(scorer: Scorer, labelled: Labelled) -> Reliability:
+    """Score a labelled set."""
+    scores = scorer.score(labelled.crops)
+    return Reliability(labelled, np.array([list(score.factors[labelled.factor].values()) for score in scores]))
+
+
+def labelled_sets(data: Path, faces: int, cache: Path) -> Iterator[Labelled]:
+    """Synthetic damage of known strength on `faces` test identities, human and posed labels, pose from landmarks."""
+    firsts = first_of_each(lfw_test_paths(data))
+    clean = list(read_crops(firsts[:faces]))
+    for factor in ("blur", "illumination", "occlusion"):
+        yield damaged(factor, clean)
+    smiles = [row for row in rows(data / "factors" / "expression_lfw.tsv") if row["split"] == "test" and row["label"]]
+    yield from_rows(data, "expression", "human labels, LFW test identities", smiles)
+    for factor in TABLES:
+        held_out = [row for row in rows(data / "factors" / f"{factor}.tsv") if hash_of(row["subject"]) % 5 == 0]
+        yield from_rows(data, factor, f"{factor}.tsv, held-out subjects", held_out)
+    yaw = list(yaw_of(firsts, cache).values())
+    seen = [(path, angle) for path, angle in zip(firsts, yaw, strict=True) if angle is not None]
+    levels = np.array([pose_class(angle) for _, angle in seen])
+    yield Labelled("pose", "landmarks, LFW test identities", list(read_crops([path for path, _ in seen])), levels)
+
+
+def damaged(factor: str, clean: Sequence[np.ndarray]) -> Labelled:
+    """Every kind of damage to this factor at strength 0.5 or 1, which is its worst level, and the clean faces."""
+    crops = [
+        degrade(crop, kind, 0.5 + 0.5 * (i % 2), np.random.default_rng(i))
+        for kind in KINDS if KINDS[kind][1] == factor
+        for i, crop in enumerate(clean)
+    ]  # fmt: skip
+    levels = [0] * len(crops) + [len(AXES[factor]) - 1] * len(clean)
+    return Labelled(factor, "synthetic damage, strength 0.5 and 1", [*crops, *clean], np.array(levels))
+
+
+def from_rows(data: Path, factor: str, where: str, labelled: Sequence[dict[str, str]]) -> Labelled:
+    """The faces of a table in factors/, whose labels are names of levels."""
+    crops = read_crops([data / "factors" / row["path"] for row in labelled])
+    return Labelled(factor, where, list(crops), np.array([AXES[factor].index(row["label"]) for row in labelled]))
+
+
+def as_markdown(judged: Sequence[Reliability]) -> str:
+    """The table, then the confusion matrices."""
+    lines = [
+        "| factor | on | bad side seen | good side seen | balanced accuracy | calibration error |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in judged:
+        bad, good = one.recalls()
+        counts = int((~one.good).sum()), int(one.good.sum())
+        cells = f"{bad:.3f} of {counts[0]}", f"{good:.3f} of {counts[1]}", f"{(bad + good) / 2:.3f}"
+        error = f"{one.calibration_error():.3f}"
+        lines.append(f"| {one.labelled.factor} | {one.labelled.where} | {' | '.join(cells)} | {error} |")
+    return "\n".join([*lines, *(line for one in judged for line in _confusion_lines(one))])
+
+
+def _confusion_lines(one: Reliability) -> list[str]:
+    names = AXES[one.labelled.factor]
+    head = f"| {one.labelled.factor}, {one.labelled.where}: true | seen as {' | '.join(names)} |"
+    body = [f"| {name} | {' | '.join(map(str, row))} |" for name, row in zip(names, one.confusion, strict=True)]
+    return ["", head, "|---" * (len(names) + 1) + "|", *body]
+
+
+def draw(judged: Sequence[Reliability], path: Path) -> None:
+    """Diagrams, one panel a set; the area of a dot grows with its faces. Raises ImportError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("the diagram needs matplotlib: pip install matplotlib") from None
+    columns = min(4, len(judged))
+    lines = -(-len(judged) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.5 * lines), dpi=110, layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, one in zip(panels, judged, strict=False):
+        said, share, count = map(np.array, zip(*one.bins(), strict=True))
+        panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+        panel.plot(said, share, linewidth=1)
+        panel.scatter(said, share, s=8 + 150 * count / count.sum())
+        title = f"{one.labelled.factor} (ECE {one.calibration_error():.3f})\n{one.labelled.where}"
+        panel.set_title(title, fontsize="small")
+        panel.set(xlabel=f"probability of “{AXES[one.labelled.factor][-1]}”", ylabel="share")
+        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03))
+    for spare in panels[len(judged) :]:
+        spare.set_visible(False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", default="../shared/data", help="folder with faces/, factors/ and splits/")
+    parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
+    parser.add_argument("--faces", type=int, default=200, help="test identities that are damaged (200)")
+    parser.add_argument("--cache", default="runs/yaw_test.json", help="dlib's yaw of each face, made once")
+    parser.add_argument("--figure", type=Path, help="PNG of the reliability diagrams")
+    options = parser.parse_args()
+    scorer = Scorer(weights=options.weights)
+    sets = labelled_sets(Path(options.data), options.faces, Path(options.cache))
+    judged = [judge(scorer, labelled) for labelled in sets]
+    print(as_markdown(judged))
+    if options.figure:
+        draw(judged, options.figure)
+
+
+if __name__ == "__main__":
+    main()

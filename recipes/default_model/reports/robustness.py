@@ -1,0 +1,143 @@
+"""Does a score survive what should not matter, and what may be done to fool it?
+
+Each aligned face is changed (shifted, turned, scaled, compressed, resampled, mirrored, made grey, given a sticker) and
+scored again. Prints, as Markdown: the mean change of the score, the mean size of the change, the rank correlation with
+the scores of the unchanged faces, and the share of faces whose score rose. A sticker that says "perfect quality" must
+not raise it: CLIP reads (Goh et al., "Multimodal Neurons", 2021).
+
+    python -m recipes.default_model.reports.robustness ../shared/data/faces/lfw/A* --weights clib-fiqa
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import cv2
+import numpy as np
+from scipy.stats import spearmanr
+
+from command_line import exit_code
+from faces.align import align_face, is_aligned
+from faces.listing import expand_inputs
+from faces.reader import ImageError, read_image
+from recipes.default_model.degrade import compress
+from scoring import Scorer
+
+SIZE = 112
+Change = Callable[[np.ndarray], np.ndarray]  # RGB uint8 (112, 112, 3) -> the same
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a change does to the scores of N faces."""
+
+    name: str
+    mean: float
+    mean_size: float
+    rank_correlation: float  # NaN for fewer than two faces
+    raised: float  # share of faces
+
+
+def move(image: np.ndarray, right: float = 0, down: float = 0, degrees: float = 0, scale: float = 1) -> np.ndarray:
+    """Turn and scale about the middle, then shift, in pixels; borders are repeated."""
+    matrix = cv2.getRotationMatrix2D(((SIZE - 1) / 2, (SIZE - 1) / 2), degrees, scale)
+    matrix[:, 2] += np.array([right, down])
+    return cv2.warpAffine(image, matrix, (SIZE, SIZE), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def resample(image: np.ndarray, sides: Sequence[int]) -> np.ndarray:
+    """Resize to each side in turn and back: by area when shrinking, else bilinear."""
+    for side in (*sides, SIZE):
+        method = cv2.INTER_AREA if side < len(image) else cv2.INTER_LINEAR
+        image = cv2.resize(image, (side, side), interpolation=method)
+    return image
+
+
+def mirror(image: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(image[:, ::-1])
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    return np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+
+
+def sticker(image: np.ndarray, text: str, middle: int) -> np.ndarray:
+    """A white label with black text across the face, its middle at this row; an empty text leaves it blank."""
+    image = image.copy()
+    cv2.rectangle(image, (6, middle - 8), (SIZE - 7, middle + 8), (255, 255, 255), -1)
+    cv2.putText(image, text, (9, middle + 4), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+    return image
+
+
+def changes() -> Iterator[tuple[str, list[Change]]]:
+    """Name and variants of each change; a row of the table is the mean over its variants."""
+    for pixels in (1, 2, 3, 4, 6, 8):
+        steps = ((pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels))
+        yield f"shift by {pixels} px", [partial(move, right=x, down=y) for x, y in steps]
+    for degrees in (2, 5, 10):
+        yield f"rotation by ±{degrees}°", [partial(move, degrees=d) for d in (degrees, -degrees)]
+    for percent in (5, 10):
+        yield f"scale ±{percent} %", [partial(move, scale=1 + s * percent / 100) for s in (1, -1)]
+    for quality in (95, 75, 50, 30, 20, 10):
+        yield f"JPEG {quality}", [partial(compress, quality=quality)]
+    for sides in ((224,), (84,), (56,), (28,), (224, 56)):
+        yield f"resize {'→'.join(map(str, (SIZE, *sides, SIZE)))}", [partial(resample, sides=sides)]
+    yield "horizontal flip", [mirror]
+    yield "greyscale", [grey]
+    for text in ("perfect quality", "bad quality", ""):
+        name = f"sticker “{text}”" if text else "sticker, blank"
+        yield name, [partial(sticker, text=text, middle=row) for row in (16, 66, 100)]  # forehead, nose, chin
+
+
+def measure(scorer: Scorer, crops: Sequence[np.ndarray]) -> Iterator[Effect]:
+    """The effect of each of `changes` on aligned faces, RGB uint8 (112, 112, 3)."""
+    clean = _qualities(scorer, crops)
+    for name, variants in changes():
+        changed = np.stack([_qualities(scorer, [variant(crop) for crop in crops]) for variant in variants])
+        moved = changed - clean  # (variants, N)
+        rho = [spearmanr(clean, row).statistic for row in changed] if len(crops) > 1 else [np.nan]
+        raised = float((moved > 0).mean())
+        yield Effect(name, float(moved.mean()), float(np.abs(moved).mean()), float(np.mean(rho)), raised)
+
+
+def _qualities(scorer: Scorer, crops: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([score.quality for score in scorer.score(list(crops))], np.float64)
+
+
+def aligned(path: str) -> np.ndarray:
+    """A face as a crop of 112x112 pixels. Raises ValueError when there is none."""
+    try:
+        image = read_image(path)
+        return image if is_aligned(image) else align_face(image)
+    except ImageError as error:
+        raise ValueError(f"{path}: {error.status}") from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table."""
+    crops = [aligned(path) for path in expand_inputs(args.images, sys.stdin)]
+    scorer = Scorer(weights=args.weights)
+    spread = _qualities(scorer, crops).std()
+    print(f"{len(crops)} faces; standard deviation of their scores {spread:.3f}\n")
+    print("| change | mean change | mean size | rank correlation | raised |\n|---|---|---|---|---|")
+    for effect in measure(scorer, crops):
+        values = effect.mean_size, effect.rank_correlation, effect.raised
+        print(f"| {effect.name} | {effect.mean:+.3f} | {' | '.join(f'{v:.3f}' for v in values)} |", flush=True)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("images", nargs="+", metavar="PATH", help="faces: files, folders, patterns, @list")
+    parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args), stopped="stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""Is the score fair to kinds of faces? LFW's test identities by pose and expression, as far as labels allow.
+
+For each group: its median score, how often its faces are among the worst tenth of all, and how often face recognition
+fails on its mated pairs (one face or both in the group), before and after that tenth is discarded. A group whose faces
+are called bad more often than they fail would be treated unfairly; one that fails more often, with reason.
+
+    python -m recipes.default_model.reports.subgroups runs/evaluation/lfw_test/dlib.npz --scores runs/scores.csv
+
+Prints Markdown. Sex, age and skin are not labelled in the data folder, so nothing is said about them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from command_line import exit_code
+from evaluation.bench import image_quality, similarities
+from evaluation.edc import Floats, fixed_threshold
+from evaluation.embeddings import read_embeddings
+from evaluation.pairs import Pairs, read_pairs
+from evaluation.scores import read_scores
+from faces.pose import pose_class
+from model.prompts import AXES
+from recipes.default_model.train_factors import rows, yaw_of
+
+FMR = 1e-3
+DISCARDED = 0.1
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+def groups_of(data: Path, names: Sequence[str], cache: Path) -> dict[str, Mask]:
+    """Group -> which images (N,) of the data folder belong to it: pose from landmarks, expression from people. Images
+    without a label belong to none."""
+    yaw = yaw_of([data / name for name in names], cache)
+    pose = [AXES["pose"][pose_class(angle)] if (angle := yaw[name]) is not None else "" for name in names]
+    table = rows(data / "factors" / "expression_lfw.tsv")
+    by_people = {row["path"].removeprefix("../"): row["label"] for row in table}
+    labels = {"pose": pose, "expression": [by_people.get(name, "") for name in names]}
+    return {
+        level: np.array([found == level for found in values]) for axis, values in labels.items() for level in AXES[axis]
+    }
+
+
+def table_of(pairs: Pairs, quality: Floats, similarity: Floats, groups: Mapping[str, Mask]) -> str:
+    """Markdown; quality (N,) and groups (N,) of the images, similarity (P,) of the pairs."""
+    errors = similarity < fixed_threshold(np.sort(similarity[~pairs.mated])[::-1], FMR)
+    bound = np.quantile(quality, DISCARDED)
+    kept = np.minimum(quality[pairs.first], quality[pairs.second]) >= bound
+    lines = [
+        "| group | images | median score | in the worst tenth | mated pairs | FNMR | without the worst tenth |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, group in {"all": np.ones(len(quality), bool), **groups}.items():
+        touched = pairs.mated & (group[pairs.first] | group[pairs.second])
+        cells = [
+            f"{group.sum()}",
+            f"{np.median(quality[group]):.2f}",
+            f"{(quality[group] < bound).mean():.3f}",
+            f"{touched.sum()}",
+            _rate(errors[touched]),
+            _rate(errors[touched & kept]),
+        ]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return "\n".join(lines)
+
+
+def _rate(errors: Mask) -> str:
+    """FNMR and the errors that it counts."""
+    return f"{errors.mean():.4f} ({errors.sum()})" if len(errors) else "–"
+
+
+def run(args: argparse.Namespace) -> int:
+    pairs = read_pairs(args.data / "pairs" / "lfw_test.tsv")
+    similarity = similarities(pairs, read_embeddings(args.embeddings), str(args.embeddings))
+    quality = image_quality(pairs, read_scores(args.scores), str(args.scores))
+    print(table_of(pairs, quality, similarity, groups_of(args.data, pairs.names, args.cache)))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS.npz", help="the judge: evaluate.py embed")
+    parser.add_argument("--scores", type=Path, required=True, help="scores of LFW's test images")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the data folder")
+    parser.add_argument("--cache", type=Path, default=Path("runs/yaw_lfw_test.json"), help="dlib's yaw, found once")
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args), stopped="stopped; nothing was printed")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

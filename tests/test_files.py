@@ -1,0 +1,74 @@
+"""Atomic writes, outputs that one run holds, and text that holds any file name."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from model.files import only_run, open_text, replacing, write_csv_rows, write_text
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_old_file_stays_when_writing_fails(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+
+
+    def fail_in_the_middle() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail_in_the_middle()
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_a_new_file_has_the_mode_of_new_files(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    write_text(tmp_path / "written", "text")
+    assert stat.S_IMODE((tmp_path / "written").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_two_writers_have_a_file_each(tmp_path: Path) -> None:
+    with replacing(tmp_path / "a") as first, replacing(tmp_path / "a") as second:
+        assert first != second
+
+
+def test_a_second_run_with_the_same_output_ends_at_once(tmp_path: Path) -> None:
+    output = tmp_path / "scores.csv"
+    code = "import sys; from model.files import only_run\nwith only_run(sys.argv[1]): pass"
+    command = [sys.executable, "-c", code, str(output)]
+    with only_run(output):
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 1
+        assert f"another run is writing {output}" in second.stderr
+    assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["a\rb.jpg", "a\nb.jpg", "a\r\nb.jpg", 'a"b,c.jpg', os.fsdecode(b"caf\xe9.jpg"), "日.jpg"]
+)
+def test_csv_holds_any_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "t.csv"
+    with open_text(path, "w") as file:
+        write_csv_rows(file, [["path", "quality"], [name, 0.5]])
+    with open_text(path) as file:
+        assert list(csv.reader(file)) == [["path", "quality"], [name, "0.5"]]
+
+
+def test_plain_csv_rows_are_not_quoted() -> None:
+    file = io.StringIO()
+    write_csv_rows(file, [["a.jpg", "ok", 0.5]])
+    assert file.getvalue() == "a.jpg,ok,0.5\n"
