@@ -38,6 +38,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
             raise EmbeddingsError(f"{path}: expected one .npy file for each image, found none")
         return Embeddings([file.relative_to(path).as_posix() for file in files], _stack(files), None)
     try:
+        with zipfile.ZipFile(path):  # a single array or a CSV file is none
+            pass
         with np.load(path, allow_pickle=False) as archive:
             names = archive["names"].tolist()
             model = str(archive["model_sha256"]) if "model_sha256" in archive else None
@@ -45,18 +47,36 @@ def read_embeddings(path: str | Path) -> Embeddings:
             rows = archive["embeddings"] if mapped is None else mapped
     except FileNotFoundError:
         raise EmbeddingsError(f"{path} does not exist; make it with `python evaluate.py embed`") from None
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise EmbeddingsError(f"{path}: expected an .npz with names and embeddings ({error})") from None
-    if rows.ndim != 2 or len(rows) != len(names):
-        raise EmbeddingsError(f"{path}: {len(names)} names and embeddings of shape {rows.shape}, expected (names, D)")
+    except EmbeddingsError:
+        raise
+    except (ValueError, KeyError, TypeError, EOFError, OverflowError, zipfile.BadZipFile) as error:
+        # numpy's own message would advise to load the file as a pickle, which can run code
+        raise EmbeddingsError(
+            f"{path} holds no embeddings ({type(error).__name__}): expected an .npz with the arrays names and"
+            " embeddings, as `python evaluate.py embed` writes it, or a folder of .npy files"
+        ) from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise EmbeddingsError(f"{path}: its names are no list of texts")
+    if rows.ndim != 2 or len(rows) != len(names) or rows.dtype.kind not in "fiu":
+        raise EmbeddingsError(
+            f"{path}: {len(names)} names and {rows.dtype} embeddings of shape {rows.shape}; numbers (names, D) were"
+            " expected"
+        )
     return Embeddings(names, rows, model)
 
 
 def _stack(files: list[Path]) -> NDArray[np.floating]:
-    rows = [np.load(file, allow_pickle=False).reshape(-1) for file in files]
+    rows = [_vector(file) for file in files]
     if len({row.shape for row in rows}) > 1:
         raise EmbeddingsError(f"{files[0].parent}: the vectors differ in length")
     return np.stack(rows)
+
+
+def _vector(file: Path) -> NDArray[np.floating]:
+    try:
+        return np.load(file, allow_pickle=False).reshape(-1)
+    except (ValueError, EOFError, AttributeError):  # an .npz by another name has no reshape
+        raise EmbeddingsError(f"{file}: expected the embedding of one image, an array of numbers") from None
 
 
 def _memory_map(path: Path, member: str) -> np.memmap | None:
@@ -76,6 +96,8 @@ def _memory_map(path: Path, member: str) -> np.memmap | None:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(file)
+        if dtype.hasobject:  # mapped, its pointers would be bytes of the file
+            raise EmbeddingsError(f"{path}: the embeddings are of type {dtype}; numbers were expected")
         order: str = "F" if fortran_order else "C"
         return np.memmap(path, dtype, "r", file.tell(), shape, order)  # type: ignore[call-overload]
 

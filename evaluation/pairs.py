@@ -150,10 +150,25 @@ def read_bin(path: str | Path) -> tuple[list[bytes], list[bool]]:
 
     Raises PairListError when it is something else, PlainPickleError when it is not a plain pickle.
     """
-    value = read_plain_pickle(path)
-    if not (isinstance(value, (tuple, list)) and len(value) == 2 and len(value[0]) == 2 * len(value[1])):
-        raise PairListError(f"{path}: expected a list of 2P images and a list of P labels")
-    return [bytes(image) for image in value[0]], [bool(label) for label in value[1]]
+    match read_plain_pickle(path):
+        case (list() | tuple() as images, list() | tuple() as labels) if len(images) == 2 * len(labels):
+            pass
+        case _:
+            raise PairListError(f"{path}: expected a list of 2P images and a list of P labels")
+    if not all(isinstance(label, bool | int | np.bool_ | np.integer) for label in labels):
+        raise PairListError(f"{path}: the labels of the pairs are not True and False")
+    if sum(_size(image, path) for image in images) > Path(path).stat().st_size:  # one image, named again and again
+        raise PairListError(f"{path}: the images are larger than the file")
+    encoded = [image if isinstance(image, bytes) else image.tobytes() for image in images]
+    return encoded, [bool(label) for label in labels]
+
+
+def _size(image: object, path: str | Path) -> int:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+        return image.size
+    if isinstance(image, bytes):
+        return len(image)
+    raise PairListError(f"{path}: an image is of type {type(image).__name__}; the bytes of image files were expected")
 
 
 def _from_bin(path: Path) -> Pairs:

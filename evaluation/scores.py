@@ -21,7 +21,7 @@ def read_scores(path: str | Path) -> dict[str, float]:
     """Name -> quality, higher is better, NaN for an image without an `ok` score; a repeated name keeps its last score.
 
     By suffix: `.jsonl` and `.parquet` with the fields `path`, `status`, `quality`; `.pkl` and `.pickle`, a plain dict
-    as eDifFIQA writes it; anything else is a CSV or TSV whose header names `path` and `quality` (and perhaps
+    or list as eDifFIQA writes it; anything else is a CSV or TSV whose header names `path` and `quality` (and perhaps
     `status`), or lines `path score` as CR-FIQA writes them. Raises ScoreTableError with the line at fault.
     """
     path = Path(path)
@@ -35,13 +35,24 @@ Rows = Iterator[tuple[str, float]]
 
 
 def _value(quality: Any, status: str | None = None) -> float:
-    if status not in (None, "", "ok") or quality in (None, ""):
+    if status not in (None, "", "ok") or quality is None or (isinstance(quality, str) and not quality):
         return math.nan
     try:
         value = float(quality)
-    except (TypeError, ValueError):
-        raise ValueError(f"the quality {str(quality)[:80]!r} is not a number") from None
+    except (TypeError, ValueError, OverflowError):
+        # only text is shown: nested lists that share their parts can be endless as text
+        shown = repr(quality[:80]) if isinstance(quality, str) else f"of type {type(quality).__name__}"
+        raise ValueError(f"the quality {shown} is not a number") from None
     return value if math.isfinite(value) else math.nan
+
+
+def _name(path: Any) -> str:
+    """A path as text; pickles of Python 2 hold it as bytes."""
+    if isinstance(path, bytes):
+        return os.fsdecode(path)
+    if not isinstance(path, str):
+        raise ValueError(f"a path is of type {type(path).__name__}; text was expected")
+    return path
 
 
 def _from_text(path: Path) -> Rows:
@@ -96,8 +107,8 @@ def _from_jsonl(path: Path) -> Rows:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                yield row["path"], _value(row["quality"], row.get("status"))
-            except (ValueError, KeyError, TypeError) as error:
+                yield _name(row["path"]), _value(row["quality"], row.get("status"))
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ScoreTableError(
                     f"{path}, line {number}: expected an object with path and quality ({error})"
                 ) from None
@@ -117,9 +128,16 @@ def _from_parquet(path: Path) -> Rows:
 
 def _from_pickle(path: Path) -> Rows:
     table = read_plain_pickle(path)
-    if not isinstance(table, dict):
-        raise ScoreTableError(f"{path}: expected a dict of path and score, found {type(table).__name__}")
-    yield from zip(map(str, table), map(_value, table.values()), strict=True)
+    rows = table.items() if isinstance(table, dict) else table
+    if not isinstance(table, dict | list) or not all(isinstance(row, tuple | list) and len(row) >= 2 for row in rows):
+        raise ScoreTableError(
+            f"{path}: expected a dict of path and score, or a list of (path, score), found a {type(table).__name__}"
+        )
+    try:
+        for row in rows:
+            yield _name(row[0]), _value(row[1])
+    except ValueError as error:
+        raise ScoreTableError(f"{path}: {error}") from None
 
 
 READERS = {".jsonl": _from_jsonl, ".parquet": _from_parquet, ".pkl": _from_pickle, ".pickle": _from_pickle}
