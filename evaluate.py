@@ -14,6 +14,7 @@ docs/evaluation.md explains the protocols, the formats, and where the sets are o
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -373,6 +374,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 1 when some images could not be used, 2 when the call was wrong, 130 for Ctrl-C."""
     args = parse(arguments)
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     return exit_code(lambda: args.function(args), stopped="stopped; embed and baseline go on with --resume")
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.plain_pickle import read_plain_pickle
 from labels.label_table import is_storable
+from model.files import write_text
 
 BLOCK = 1 << 24  # characters read at once
 
@@ -46,8 +48,8 @@ def read_pairs(path: str | Path) -> Pairs:
     path = Path(path)
     if path.suffix.lower() == ".bin":
         return _from_bin(path)
-    with path.open(encoding="utf-8-sig") as file:
-        head = file.readline().rstrip("\n")
+    with _open(path) as file:
+        head = file.readline().rstrip("\r\n")
     columns = head.split("\t") if "\t" in head else head.split()
     if columns and len(columns) <= 2 and all(column.isdigit() for column in columns):
         return _from_rows(_lfw_rows(path))
@@ -68,16 +70,26 @@ def write_pairs(path: str | Path, rows: Iterable[tuple[str, str, int]]) -> None:
         if not is_storable(a + b):
             raise ValueError(f"{a!r}, {b!r}: a pair list cannot hold a tab or a line end; rename the file")
         lines.append(f"{a}\t{b}\t{same}")
-    Path(path).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_text(path, "\n".join([*lines, ""]))
+
+
+def _open(path: Path) -> IO[str]:
+    """Names that are no UTF-8 survive, and only `\\n` ends a line."""
+    return open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n")
+
+
+def _lines(path: Path) -> list[str]:
+    with _open(path) as file:
+        return [line.rstrip("\r") for line in file.read().split("\n")]
 
 
 def _from_columns(path: Path, separator: str | None, has_header: bool) -> Pairs:
     index: defaultdict[str, int] = defaultdict(count().__next__)  # a new name gets the next number
     first, second, same = [], [], []
-    with path.open(encoding="utf-8-sig") as file:
+    with _open(path) as file:
         if has_header:
             file.readline()
-        while block := file.read(BLOCK) + file.readline():
+        while block := (file.read(BLOCK) + file.readline()).replace("\r\n", "\n"):
             fields = block.split() if separator is None else block.strip("\n").replace("\n", separator).split(separator)
             try:
                 labels = np.fromiter(map(int, fields[2::3]), np.int64)
@@ -96,14 +108,13 @@ def _from_columns(path: Path, separator: str | None, has_header: bool) -> Pairs:
 
 
 def _broken_line(path: Path, separator: str | None, has_header: bool) -> PairListError:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            columns = line.rstrip("\n").split(separator)
-            good = len(columns) == 3 and columns[2].strip().isdigit() and int(columns[2]) in (0, 1)
-            if not good and not (has_header and number == 1):
-                return PairListError(
-                    f"{path}, line {number}: expected two names and 1 (mated) or 0, found {line.strip()[:120]!r}"
-                )
+    for number, line in enumerate(_lines(path), 1):
+        columns = line.split(separator)
+        good = len(columns) == 3 and columns[2].strip().isdecimal() and int(columns[2]) in (0, 1)
+        if not good and not (has_header and number == 1):
+            return PairListError(
+                f"{path}, line {number}: expected two names and 1 (mated) or 0, found {line.strip()[:120]!r}"
+            )
     return PairListError(f"{path}: every line needs two names and 1 (mated) or 0")
 
 
@@ -117,7 +128,7 @@ def _from_rows(rows: Iterator[Row]) -> Pairs:
 
 
 def _lfw_rows(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines()[1:], 2):
+    for number, line in enumerate(_lines(path)[1:], 2):
         match line.split():
             case [name, a, b] if a.isdigit() and b.isdigit():
                 yield _lfw_name(name, a), _lfw_name(name, b), True
@@ -134,7 +145,7 @@ def _lfw_name(identity: str, number: str) -> str:
 
 
 def _two_line_rows(path: Path) -> Iterator[Row]:
-    lines = [line.rsplit(None, 1) for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.rsplit(None, 1) for line in _lines(path) if line.strip()]
     for number, (one, two) in enumerate(zip(lines[0::2], lines[1::2], strict=False)):
         if len(one) != 2 or len(two) != 2 or one[1] != two[1] or not one[1].isdigit():
             raise PairListError(

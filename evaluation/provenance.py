@@ -17,7 +17,7 @@ def sha256_of_input(path: str | Path) -> str:
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
         lines = (f"{sha256_of_input(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
     with path.open("rb") as file:  # not model.checkpoint's function: importing torch takes longer than a small run
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.plain_pickle import read_plain_pickle
+from model.files import open_text, replacing, write_csv_rows
 
 
 class ScoreTableError(ValueError):
@@ -56,7 +57,7 @@ def _name(path: Any) -> str:
 
 
 def _from_text(path: Path) -> Rows:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with open_text(path) as file:
         head = file.readline()
         file.seek(0)
         separator = "\t" if "\t" in head else ","
@@ -64,7 +65,7 @@ def _from_text(path: Path) -> Rows:
         if {"path", "quality"} <= set(columns):
             yield from _from_table(path, file, separator, columns)
         else:
-            yield from _from_lines(path, file)
+            yield from _from_lines(path, file.read().split("\n"))  # a carriage return may be part of a name
 
 
 def _from_table(path: Path, file: Iterable[str], separator: str, columns: list[str]) -> Rows:
@@ -103,7 +104,7 @@ def _is_number(text: str) -> bool:
 
 
 def _from_jsonl(path: Path) -> Rows:
-    with path.open(encoding="utf-8") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
@@ -147,9 +148,6 @@ def write_scores(path: str | Path, rows: Iterable[tuple[str, str, float]]) -> No
     """Write `path,status,quality` rows as CSV, atomically; the quality of a row that is not `ok` is empty."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "status", "quality"))
-        writer.writerows((name, status, f"{quality:.8g}" if status == "ok" else "") for name, status, quality in rows)
-    os.replace(partial, path)
+    with replacing(path) as temporary, open_text(temporary, "w") as file:
+        write_csv_rows(file, [("path", "status", "quality")])
+        write_csv_rows(file, ((name, status, f"{q:.8g}" if status == "ok" else "") for name, status, q in rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ def expand_inputs(args: Sequence[str], stdin: Iterable[str]) -> Iterator[str]:
     for arg in args:
         if arg.startswith("@") and not os.path.exists(arg[1:]):
             raise FileNotFoundError(f"{arg}: there is no list file {arg[1:]!r}; a picture of that name is ./{arg}")
+    if "-" in args and isinstance(stdin, io.TextIOWrapper):
+        stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")  # as a file of names
     return (path for arg in args for path in _expand(arg, stdin))
 
 
@@ -36,7 +39,7 @@ def _expand(arg: str, stdin: Iterable[str]) -> Iterator[str]:
     if arg == "-":
         yield from _lines(stdin)
     elif arg.startswith("@"):
-        with open(arg[1:], encoding="utf-8-sig", errors="surrogateescape") as lines:
+        with open(arg[1:], encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
             yield from _lines(lines)
     elif os.path.isdir(arg):
         yield from _images_below(arg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +89,17 @@ def test_rows_without_a_direction_are_errors_when_used(value: float) -> None:
     with pytest.raises(EmbeddingsError, match="row 3"):
         pair_similarities(rows, np.array([1, 3]), np.array([2, 4]))
     assert pair_similarities(rows, np.array([1]), np.array([2])).shape == (1,)
+
+
+def test_names_that_are_no_utf8_survive(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.jpg"), "a\rb.jpg"]
+    np.savez(tmp_path / "e.npz", names=np.array(names), embeddings=ROWS[:2])
+    assert read_embeddings(tmp_path / "e.npz").names == names
+
+
+def test_a_table_is_no_embeddings_file(tmp_path: Path) -> None:
+    """numpy's own message would advise to unpickle it."""
+    (tmp_path / "s.csv").write_text("path,quality\na,1\n")
+    with pytest.raises(EmbeddingsError, match=r"holds no embeddings .*evaluate\.py embed") as caught:
+        read_embeddings(tmp_path / "s.csv")
+    assert "pickle" not in str(caught.value)

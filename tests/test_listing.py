@@ -105,3 +105,8 @@ def test_standard_input_may_be_endless() -> None:
             yield f"{number}.jpg\n"
 
     assert list(itertools.islice(expand_inputs(["-"], lines()), 3)) == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_standard_input_keeps_any_name() -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9.jpg\r\na\rb.jpg\n"), encoding="ascii")
+    assert list(expand_inputs(["-"], stdin)) == [os.fsdecode(b"caf\xe9.jpg"), "a\rb.jpg"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
 from pathlib import Path
@@ -178,3 +179,13 @@ def test_connected_identities_are_those_of_scipy() -> None:
         ours = pairs_module._connected(1000, a, b)
         theirs = connected_components(coo_array((np.ones(edges), (a, b)), (1000, 1000)), directed=False)[1]
         assert len(set(zip(ours.tolist(), theirs.tolist(), strict=True))) == len(set(ours)) == len(set(theirs))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_names_that_are_no_utf8(tmp_path: Path, end: str) -> None:
+    names = [os.fsdecode(b"x/caf\xe9.jpg"), "x/\u2028\x85.jpg"]
+    for content in (f"{names[0]}\t{names[1]}\t1\n", f"{names[0]} 1\n{names[1]} 1\n"):
+        (tmp_path / "p.tsv").write_bytes(os.fsencode(content.replace("\n", end)))
+        assert read_pairs(tmp_path / "p.tsv").names[0] == names[0]
+    pairs_module.write_pairs(tmp_path / "p.tsv", [(names[0], names[1], 1)])
+    assert read_pairs(tmp_path / "p.tsv").names == names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from evaluation.plain_pickle import PlainPickleError
 from evaluation.scores import ScoreTableError, read_scores, write_scores
+from model.files import open_text, write_csv_rows
 
 NAN = math.nan
 TABLES = {
@@ -96,3 +98,38 @@ def test_a_pickle_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "b.pkl").write_bytes(pickle.dumps({"a": ScoreTableError("x")}))
     with pytest.raises(PlainPickleError):
         read_scores(tmp_path / "b.pkl")
+
+
+NAMES = ["a\rb.jpg", "a\nb.jpg", "a\r\nb.jpg", 'a"b,c.jpg', os.fsdecode(b"caf\xe9.jpg"), "日.jpg", " a .jpg"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_survives(tmp_path: Path, name: str) -> None:
+    """In what baseline writes, and in the columns of inference.py."""
+    write_scores(tmp_path / "baseline.csv", [(name, "ok", 0.5), ("z", "no_face", NAN)])
+    with open_text(tmp_path / "inference.csv", "w") as file:
+        write_csv_rows(file, [("path", "status", "quality"), (name, "ok", 0.5), ("z", "empty", "")])
+    (tmp_path / "inference.jsonl").write_text(json.dumps({"path": name, "status": "ok", "quality": 0.5}) + "\n")
+    for file in ("baseline.csv", "inference.csv", "inference.jsonl"):
+        assert next(iter(read_scores(tmp_path / file).items())) == (name, 0.5)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "\n" not in name])
+def test_any_name_without_a_line_end_survives_in_lines(tmp_path: Path, name: str) -> None:
+    with open_text(tmp_path / "lines.txt", "w") as file:
+        file.write(f"{name} 0.5\nz 0.25\r\n")
+    assert read_scores(tmp_path / "lines.txt") == {name: 0.5, "z": 0.25}
+
+
+def test_pickles_of_lists_and_of_python_2(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([("a, b.jpg", 0.5, 1), ("c.jpg", NAN, 1), ("d.jpg", 0.25, 2)]))
+    check(read_scores(tmp_path / "a.pkl"))
+    (tmp_path / "b.pkl").write_bytes(pickle.dumps({b"caf\xe9": 0.5}))
+    assert read_scores(tmp_path / "b.pkl") == {os.fsdecode(b"caf\xe9"): 0.5}
+
+
+@pytest.mark.parametrize("row", ['{"path": ["x"], "quality": 1}', '{"path": "x", "quality": ' + "[" * 100_000])
+def test_odd_json_names_the_line(tmp_path: Path, row: str) -> None:
+    (tmp_path / "a.jsonl").write_text(row)
+    with pytest.raises(ScoreTableError, match="line 1"):
+        read_scores(tmp_path / "a.jsonl")
