@@ -7,7 +7,6 @@ method, so that what makes a draw hard for all of them cancels out in a differen
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from evaluation.bench import Result
 from evaluation.bootstrap import interval
 from evaluation.edc import Floats
 from evaluation.tables import Table, as_markdown, uses_model
+from model.files import replacing, write_text
 
 REPLICATES = "replicates.npy"  # beside results.json: float32 (results, R)
-ENOUGH_ERRORS = 100  # a cell with fewer tells of harm at most
+ENOUGH_ERRORS = 100  # cells with fewer errors can only reveal clear damage
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,8 @@ def write_replicates(folder: Path, replicates: Sequence[Floats]) -> None:
     if not len(replicates) or not len(replicates[0]):
         path.unlink(missing_ok=True)
         return
-    partial = folder / f"{REPLICATES}.partial"
-    with partial.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.array(replicates, np.float32))
-    os.replace(partial, path)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[EdcRun]:
@@ -92,9 +90,12 @@ def _read_run(folder: Path, name: str) -> EdcRun:
             f"{folder} holds no results.json with {REPLICATES}: make them with evaluate.py edc --output {folder}"
             " (protocol iso, --bootstrap above 0)"
         )
-    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
-    replicates = np.load(folder / REPLICATES)
-    if len(replicates) != len(results):
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
+        replicates = np.load(folder / REPLICATES)
+    except (ValueError, TypeError, KeyError, EOFError) as error:
+        raise ValueError(f"{folder} is damaged ({type(error).__name__}); run evaluate.py edc again") from None
+    if replicates.ndim != 2 or len(replicates) != len(results):
         raise ValueError(f"{folder}: {len(replicates)} rows of replicates and {len(results)} results; run edc again")
     return EdcRun(name, results, replicates.astype(np.float64))
 
@@ -233,6 +234,6 @@ def write_comparison(found: Sequence[Difference], method: str, limit: float, fol
     ]
     record = {"method": method, "limit": limit, "pooled": pooled(found), "cells": cells}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "differences.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(folder / "differences.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     text = "\n\n".join(map(as_markdown, comparison_tables(found, method, limit)))
-    (folder / "differences.md").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "differences.md", text + "\n")

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from evaluation.baselines import lengths, mirrored, unit
 from evaluation.embeddings import Embeddings
+from faces.align import aligned
 from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of
 from labels.factors import embed_faces
 from labels.measure import Columns, measure, start_parts
 from labels.recognition import Recognizer
+from model.files import replacing
 from model.preprocessing import Preprocessing
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # faces (N, S, S, 3) -> quality (N,)
@@ -34,6 +36,7 @@ class Extraction:
 
     output: Path
     settings: Mapping[str, Any]  # what the result depends on, besides the images; resuming needs the same
+    align: str  # which images are aligned first: auto, yes or no, as `faces.align.aligned` has it
     batch_size: int
     workers: int
     resume: bool
@@ -49,30 +52,33 @@ def with_flip(recognizer: Recognizer) -> Recognizer:
     return replace(recognizer, embed=embed)
 
 
-def embed_images(names: Sequence[str], recognizer: Recognizer, run: Extraction) -> list[tuple[str, str]]:
-    """Write the `.npz` of names, embeddings and model_sha256, and give (name, status) of the images without a row.
+def embed_images(names: Sequence[str], recognizer: Recognizer, run: Extraction) -> tuple[list[tuple[str, str]], int]:
+    """Write the `.npz` of names, embeddings and model_sha256. Returns (name, status) of the images without a row, and
+    how many images were aligned.
 
     Raises ValueError when no image can be read.
     """
-    columns = _columns(names, recognizer.preprocessing.resize, partial(embed_faces, recognizer), run)
+    columns = _columns(names, recognizer.preprocessing, partial(embed_faces, recognizer), run)
     ok = columns["status"] == "ok"
     if not ok.any():
         raise ValueError(f"none of {len(names)} images could be read; {names[0]} is {columns['status'][0]}")
-    unfinished = run.output.with_name(f"{run.output.name}.partial")
-    with unfinished.open("wb") as file:  # np.savez does not compress, so that the matrix can be memory-mapped
-        np.savez(
+    with replacing(run.output) as temporary, temporary.open("wb") as file:
+        np.savez(  # not compressed, so that the matrix can be memory-mapped
             file,
             names=np.array(names)[ok],
             embeddings=columns["embeddings"][ok],
             model_sha256=np.array(recognizer.sha256),
         )
-    os.replace(unfinished, run.output)
     remove_parts(run)
-    return [(name, status) for name, status in zip(names, columns["status"].tolist(), strict=True) if status != "ok"]
+    skipped = [(name, status) for name, status in zip(names, columns["status"].tolist(), strict=True) if status != "ok"]
+    return skipped, int(columns["aligned"].sum())
 
 
-def score_images(names: Sequence[str], preprocessing: Preprocessing, score: Score, run: Extraction) -> list[Row]:
-    """The rows of a baseline; faces are resized as `preprocessing` says before they are scored."""
+def score_images(
+    names: Sequence[str], preprocessing: Preprocessing, score: Score, run: Extraction
+) -> tuple[list[Row], int]:
+    """The rows of a baseline, and how many images were aligned; faces are resized as `preprocessing` says before they
+    are scored."""
 
     def compute(loaded: Sequence[Loaded[np.ndarray]]) -> Columns:
         faces = [item.value for item in loaded if item.value is not None]
@@ -81,14 +87,15 @@ def score_images(names: Sequence[str], preprocessing: Preprocessing, score: Scor
             quality[[item.value is not None for item in loaded]] = score(np.stack(faces))
         return {"status": np.array([item.status for item in loaded]), "quality": quality}
 
-    columns = _columns(names, preprocessing.resize, compute, run)
-    return list(zip(names, columns["status"].tolist(), columns["quality"].tolist(), strict=True))
+    columns = _columns(names, preprocessing, compute, run)
+    rows = zip(names, columns["status"].tolist(), columns["quality"].tolist(), strict=True)
+    return list(rows), int(columns["aligned"].sum())
 
 
-def oracle(names: Sequence[str], recognizer: Recognizer, run: Extraction) -> list[Row]:
-    """The ceiling, from images; see `oracle_of`."""
-    columns = _columns(names, recognizer.preprocessing.resize, partial(embed_faces, recognizer), run)
-    return oracle_of(names, columns["embeddings"], columns["status"])
+def oracle(names: Sequence[str], recognizer: Recognizer, run: Extraction) -> tuple[list[Row], int]:
+    """The ceiling, from images, and how many of them were aligned; see `oracle_of`."""
+    columns = _columns(names, recognizer.preprocessing, partial(embed_faces, recognizer), run)
+    return oracle_of(names, columns["embeddings"], columns["status"]), int(columns["aligned"].sum())
 
 
 def oracle_of(names: Sequence[str], embeddings: NDArray[np.floating], status: NDArray[np.str_]) -> list[Row]:
@@ -127,20 +134,52 @@ def _parts(run: Extraction) -> Path:
     return Path(f"{run.output}.parts")
 
 
+@dataclass(frozen=True)
+class _Face:
+    """A face as the network takes it, RGB uint8 (S, S, 3), and whether it was aligned before."""
+
+    pixels: np.ndarray
+    aligned: bool
+
+
+def _prepare(preprocessing: Preprocessing, align: str, rgb: np.ndarray) -> _Face:
+    """A worker's share of an image (H, W, 3). Raises ImageError (no_face)."""
+    face = aligned(rgb, align)
+    return _Face(preprocessing.resize(face), face is not rgb)
+
+
 def _columns(
     names: Sequence[str],
-    prepare: Callable[[np.ndarray], Any],
-    compute: Callable[[Sequence[Loaded[Any]]], Columns],
+    preprocessing: Preprocessing,
+    compute: Callable[[Sequence[Loaded[np.ndarray]]], Columns],
     run: Extraction,
 ) -> Columns:
-    """The columns that `compute` makes of batches of what `prepare` makes of the images.
+    """The columns that `compute` makes of batches of faces, and the column `aligned`.
 
-    Raises ValueError when there are no images, or when the interrupted run had other settings.
+    Raises ValueError when there are no images, or when the interrupted run had other settings or images.
     """
     if not names:
         raise ValueError("no images were found in what was given; name files, folders, patterns, @list or -")
-    run.output.parent.mkdir(parents=True, exist_ok=True)
-    images = hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
-    settings = {**run.settings, "batch_size": run.batch_size, "images": images}
+
+    def with_aligned(loaded: Sequence[Loaded[_Face]]) -> Columns:
+        faces = [Loaded(item.path, item.status, item.value.pixels if item.value else None) for item in loaded]
+        turned = [item.value is not None and item.value.aligned for item in loaded]
+        return {**compute(faces), "aligned": np.array(turned)}
+
+    settings = {**run.settings, "align": run.align, "batch_size": run.batch_size, "images": listing_sha256(names)}
     parts = start_parts(_parts(run), settings, run.resume)
-    return measure(Path(), names, prepare, compute, parts / "faces", run.batch_size, run.workers)
+    prepare = partial(_prepare, preprocessing, run.align)
+    return measure(Path(), names, prepare, with_aligned, parts / "faces", run.batch_size, run.workers)
+
+
+def listing_sha256(names: Sequence[str]) -> str:
+    """sha256 hex of the paths with their sizes and times of change: another one when an image was replaced."""
+    listing = hashlib.sha256()
+    for name in names:
+        try:
+            found = os.stat(name)
+            state = f"{found.st_size}\t{found.st_mtime_ns}"
+        except (OSError, ValueError):  # missing, or no path at all: its row says so
+            state = "missing"
+        listing.update(f"{name}\t{state}\n".encode(errors="surrogateescape"))
+    return listing.hexdigest()

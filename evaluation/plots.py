@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from evaluation.bench import Setting
 from evaluation.edc import Curve, Floats, partial_area
+from model.files import replacing, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -105,10 +106,11 @@ def save(figures: Mapping[str, Figure], folder: Path) -> list[str]:
     """Write each figure as PNG and SVG, and give the SVG elements for an HTML page."""
     elements = []
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", bbox_inches="tight")
+        with replacing(folder / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", bbox_inches="tight")
         stream = io.StringIO()
         figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
-        (folder / f"{name}.svg").write_text(stream.getvalue(), encoding="utf-8")
+        write_text(folder / f"{name}.svg", stream.getvalue())
         elements.append(stream.getvalue()[stream.getvalue().index("<svg") :])
     return elements
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from evaluation.names import match_names, stem_of
 from evaluation.pairs import Pairs, read_bin, read_pairs, write_pairs
-from faces.align import align_face, is_aligned
+from faces.align import aligned
 from faces.listing import IMAGE_SUFFIXES, list_images
 from faces.workers import load_batches
 from labels.label_table import write_skipped
@@ -121,6 +121,5 @@ def _write_crops(
 
 def _crop(rgb: np.ndarray, align: str) -> np.ndarray | None:
     """The aligned crop, or None when the file is to be taken as it is. Raises ImageError (no_face)."""
-    if align == "no" or (align == "auto" and is_aligned(rgb)):
-        return None
-    return align_face(rgb)
+    crop = aligned(rgb, align)
+    return None if crop is rgb else crop

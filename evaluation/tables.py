@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from evaluation.bench import Result
+from model.files import open_text, replacing, write_csv_rows, write_text
 
 DEFAULT_LIMIT = 0.3
 
@@ -116,12 +117,13 @@ def as_latex(table: Table) -> str:
 
 def write_tables(results: Sequence[Result], folder: Path) -> None:
     """Write `tables.csv` (every number, one line a result), `tables.md` and `tables.tex`."""
-    with (folder / "tables.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(results[0]))
-        writer.writeheader()
-        for result in results:
-            interval = result["pauc_relative_ci"]
-            writer.writerow(result | {"pauc_relative_ci": f"{interval[0]} {interval[1]}" if interval else ""})
+    with replacing(folder / "tables.csv") as temporary, open_text(temporary, "w") as file:
+        write_csv_rows(file, [list(results[0]), *map(_csv_row, results)])
     found = tables(results)
-    (folder / "tables.md").write_text("\n\n".join(map(as_markdown, found)) + "\n", encoding="utf-8")
-    (folder / "tables.tex").write_text("\n\n".join(map(as_latex, found)) + "\n", encoding="utf-8")
+    write_text(folder / "tables.md", "\n\n".join(map(as_markdown, found)) + "\n")
+    write_text(folder / "tables.tex", "\n\n".join(map(as_latex, found)) + "\n")
+
+
+def _csv_row(result: Result) -> list[Any]:
+    interval = result["pauc_relative_ci"]
+    return list((result | {"pauc_relative_ci": f"{interval[0]} {interval[1]}" if interval else ""}).values())

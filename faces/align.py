@@ -21,6 +21,7 @@ ARCFACE_POINTS = np.array([
 # size, at four times the cost. A face found early is larger than any that only a later step would show.
 DETECTION_SIDES = (320, 640, 1280, 2560)
 LARGEST_ENLARGEMENT = 4.0
+ALIGN = ("auto", "yes", "no")   # which images `aligned` aligns
 SURE = 0.5   # dlib's score from which a detection is hardly ever wrong; doubtful ones count only where none is sure
 
 
@@ -33,6 +34,17 @@ def align_face(rgb: np.ndarray, size: int = SIZE) -> np.ndarray:
 def is_aligned(rgb: np.ndarray) -> bool:
     """Whether the image (H, W, 3) is taken as an aligned crop: whether it is 112x112."""
     return rgb.shape[:2] == (SIZE, SIZE)
+
+
+def aligned(rgb: np.ndarray, align: str) -> np.ndarray:
+    """The face in an RGB uint8 image (H, W, 3), brought to the template: uint8 (112, 112, 3), or the image itself.
+
+    align: "no" takes every image as it is, "yes" aligns every one, "auto" those that are not 112x112. Raises ImageError
+    with the status no_face when dlib finds none.
+    """
+    if align == "no" or (align == "auto" and is_aligned(rgb)):
+        return rgb
+    return align_face(rgb)
 
 
 def five_points(rgb: np.ndarray) -> np.ndarray:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from skimage.data import astronaut
 
 import evaluate
 from evaluation.embeddings import read_embeddings
 from evaluation.scores import read_scores
+from faces.align import align_face
 from model.checkpoint import save_checkpoint, sha256_of
+from model.files import only_run
 from model.iresnet import IResNet
 
 KEYS = [
     "method", "fr", "fmr", "limit", "threshold", "fnmr0", "errors", "pauc",
     "pauc_relative", "pauc_minus_best", "pauc_relative_ci", "resolvable",
 ]  # fmt: skip
+AS_THEY_ARE = ["--align", "no", "--workers", "0", "--device", "cpu"]  # these faces are noise of 32x32 pixels
 METHODS = ("GOOD", "TIED", "RANDOM")
 
 
@@ -217,8 +224,6 @@ def test_a_list_of_mated_pairs_only_is_an_error(tmp_path: Path, capsys: pytest.C
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A very small CR-FIQA, whose dropout and quality head the baselines have to cope with."""
-    import torch
-
     torch.manual_seed(0)
     net = IResNet(layers=(1, 1, 1, 1), widths=(4, 4, 4, 4), embedding=8, dropout=0.4, image_size=32)
     path = tmp_path_factory.mktemp("fr") / "small.safetensors"
@@ -240,7 +245,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_embed(faces: Path, network: Path, tmp_path: Path) -> None:
     output = tmp_path / "e.npz"
-    flags = ["embed", str(faces), "--fr", str(network), "--output", str(output), "--workers", "0", "--device", "cpu"]
+    flags = ["embed", str(faces), "--fr", str(network), "--output", str(output), *AS_THEY_ARE]
     assert evaluate.main(flags) == 1  # one picture is broken
     found = read_embeddings(output)
     assert isinstance(found.rows, np.memmap)
@@ -264,7 +269,7 @@ def test_embed_resumes(faces: Path, network: Path, tmp_path: Path, monkeypatch: 
     from labels import factors, measure
 
     monkeypatch.setattr(measure, "PART_BATCHES", 1)
-    flags = ["embed", str(faces), "--fr", str(network), "--workers", "0", "--device", "cpu", "--batch-size", "2"]
+    flags = ["embed", str(faces), "--fr", str(network), *AS_THEY_ARE, "--batch-size", "2"]
     assert evaluate.main([*flags, "--output", str(tmp_path / "whole.npz")]) == 1
 
     with monkeypatch.context() as patch:
@@ -291,7 +296,7 @@ def test_embed_resumes(faces: Path, network: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("name", evaluate.BASELINES)
 def test_every_baseline_has_a_row_for_each_image(faces: Path, network: Path, tmp_path: Path, name: str) -> None:
     output = tmp_path / "scores.csv"
-    flags = ["baseline", name, str(faces), "--fr", str(network), "--workers", "0", "--device", "cpu"]
+    flags = ["baseline", name, str(faces), "--fr", str(network), *AS_THEY_ARE]
     assert evaluate.main([*flags, "--output", str(output), "--batch-size", "3"]) == 1
     scores = read_scores(output)
     assert list(scores) == [f"{faces}/{i}.png" for i in ("a/1", "a/2", "b/1", "b/2", "c/1", "c/2")]
@@ -305,7 +310,7 @@ def test_every_baseline_has_a_row_for_each_image(faces: Path, network: Path, tmp
 
 @pytest.mark.parametrize("name", ["norm", "oracle"])
 def test_embeddings_take_the_place_of_images(faces: Path, network: Path, tmp_path: Path, name: str) -> None:
-    model = [str(faces), "--fr", str(network), "--workers", "0", "--device", "cpu"]
+    model = [str(faces), "--fr", str(network), *AS_THEY_ARE]
     assert evaluate.main(["embed", *model, "--output", str(tmp_path / "e.npz")]) == 1
     assert evaluate.main(["baseline", name, *model, "--output", str(tmp_path / "images.csv")]) == 1
     stored = ["--embeddings", str(tmp_path / "e.npz"), "--output", str(tmp_path / "stored.csv")]
@@ -321,3 +326,113 @@ def test_baselines_say_what_they_need(faces: Path, tmp_path: Path, capsys: pytes
     (tmp_path / "empty").mkdir()
     assert evaluate.main(["baseline", "sobel", str(tmp_path / "empty"), "--output", str(tmp_path / "s.csv")]) == 2
     assert "no images were found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "fr", "message"),
+    [
+        ("serfiq", None, "a checkpoint of an IResNet"),
+        ("serfiq", "dlib", "not dlib"),
+        ("faceqan", "x.onnx", "no .onnx"),
+        ("flip", None, ".onnx, a checkpoint, or dlib"),
+    ],
+)
+def test_each_baseline_names_the_models_that_it_takes(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, fr: str | None, message: str
+) -> None:
+    flags = ["--fr", fr] if fr else []
+    assert evaluate.main(["baseline", name, str(faces), *flags, "--output", str(tmp_path / "s.csv")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert ("or dlib" in error) is (name == "flip")
+
+
+def test_help_says_what_each_baseline_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate.main(["baseline", "--help"])
+    shown = capsys.readouterr().out
+    for name, (what, _) in evaluate.BASELINES.items():
+        assert re.search(rf"^  {name} +{re.escape(what)}$", shown, re.MULTILINE)
+
+
+def test_an_fmr_without_pairs_says_how_many_it_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = small_bench(tmp_path, "a/1.jpg,ok,0.1\na/2.jpg,ok,0.2\nb/1.jpg,ok,0.3\nb/2.jpg,ok,0.9\n")
+    assert evaluate.main([*flags, "--fmr", "0.5", "1e-6"]) == 0
+    assert "FMR 1e-06 needs 1,000,000 non-mated pairs, the list has 2" in capsys.readouterr().err
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("command", [["embed"], ["baseline", "norm"], ["baseline", "grafiqs"]])
+@pytest.mark.parametrize("change", ["model", "image", "nothing"])
+def test_resuming_notices_another_model_and_other_images(
+    faces: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    command: list[str], change: str,
+) -> None:  # fmt: skip
+    shutil.copytree(faces, tmp_path / "faces")
+    shutil.copy(network, tmp_path / "fr.safetensors")
+    flags = [*command, str(tmp_path / "faces"), "--fr", str(tmp_path / "fr.safetensors"), *AS_THEY_ARE]
+    flags += ["--batch-size", "2", "--output", str(tmp_path / "out.npz")]
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.extract.measure", stop)
+        assert evaluate.main(flags) == 130
+    if change == "model":
+        torch.manual_seed(1)
+        other = IResNet(layers=(1, 1, 1, 1), widths=(4, 4, 4, 4), embedding=8, dropout=0.4, image_size=32)
+        save_checkpoint(tmp_path / "fr.safetensors", other.state_dict(), {"system": "cr-fiqa"})
+    if change == "image":  # of the same size in bytes
+        image = tmp_path / "faces/a/1.png"
+        os.utime(image, ns=(0, image.stat().st_mtime_ns + 1))
+    changed = {"model": "fr", "image": "images", "nothing": None}[change]
+    assert evaluate.main([*flags, "--resume"]) == (2 if changed else 1)
+    assert (f"cannot resume: {changed} changed" in capsys.readouterr().err) is bool(changed)
+
+
+def test_an_output_has_one_run(
+    bench: list[str], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs.tsv").write_text("a\tb\t1\n")
+    calls = [
+        [*bench],
+        ["embed", str(faces), "--fr", "dlib"],
+        ["baseline", "sobel", str(faces)],
+        ["pairs", str(faces)],
+        ["prepare", str(faces), "--pairs", str(tmp_path / "pairs.tsv")],
+        ["compare", str(tmp_path), "--against", "x"],
+    ]
+    with only_run(tmp_path / "out"):
+        for call in calls:
+            assert evaluate.main([*call, "--output", str(tmp_path / "out")]) == 2
+            assert "another run is writing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_photographs_are_aligned_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(astronaut()).save(photos / "a.png")
+    Image.fromarray(align_face(astronaut())).save(photos / "b.png")  # an aligned crop of the same face
+    Image.fromarray(np.full((200, 300, 3), 128, np.uint8)).save(photos / "c.png")
+    flags = [str(photos), "--workers", "0", "--device", "cpu"]
+    assert evaluate.main(["embed", *flags, "--fr", "dlib", "--output", str(tmp_path / "e.npz")]) == 1
+    assert "2 embeddings" in (shown := capsys.readouterr().out)
+    assert "1 images were no crops of 112x112" in shown
+    assert Path(f"{tmp_path}/e.npz.skipped.tsv").read_text() == f"path\tstatus\n{photos}/c.png\tno_face\n"
+    photo, crop = read_embeddings(tmp_path / "e.npz").rows
+    np.testing.assert_array_equal(photo, crop)
+
+    assert evaluate.main(["baseline", "sobel", *flags, "--output", str(tmp_path / "s.csv")]) == 1
+    scores = list(read_scores(tmp_path / "s.csv").values())
+    assert scores[0] == scores[1]
+    assert np.isnan(scores[2])
+    assert evaluate.main(["baseline", "sobel", *flags, "--align", "no", "--output", str(tmp_path / "s.csv")]) == 0
+    assert "112x112" not in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_name_that_is_no_utf8_ends_nothing(faces: Path, tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"caf\xe9\r.png")
+    shutil.copy(faces / "a/1.png", name)
+    assert evaluate.main(["baseline", "sobel", str(name), *AS_THEY_ARE, "--output", f"{name}.csv"]) == 0
+    assert list(read_scores(f"{name}.csv")) == [str(name)]
