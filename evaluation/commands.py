@@ -123,10 +123,10 @@ def edc(args: argparse.Namespace) -> int:
             " and a --bootstrap above 0"
         )
     pairs = read_pairs(args.pairs)
-    _note_unresolvable(args.fmr, int((~pairs.mated).sum()))
     qualities = {name: image_quality(pairs, read_scores(file), file) for name, file in args.scores.items()}
     embeddings = {name: read_embeddings(file) for name, file in args.embeddings.items()}
     similarity = {name: similarities(pairs, rows, args.embeddings[name]) for name, rows in embeddings.items()}
+    _note_unresolvable(args.fmr, int((~pairs.mated).sum()))
     if args.protocol == "iso":
         outcome = iso(pairs, qualities, similarity, args.fmr, args.limits, Bootstrap(args.bootstrap, args.seed))
     else:
