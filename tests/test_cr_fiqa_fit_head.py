@@ -10,7 +10,7 @@ import torch
 from cr_fiqa_parts import tiny_network
 
 from labels.anchors import EmbeddedFaces
-from methods.cr_fiqa.fit_head import anchors_of, main, ridge
+from methods.cr_fiqa.fit_head import anchors_of, below_common_folder, main, ridge
 from model.checkpoint import read_checkpoint
 from model.iresnet import IResNet
 
@@ -90,3 +90,20 @@ def test_wrong_calls_end_with_a_message(
     with pytest.raises(SystemExit):
         main([*files, "--output", str(output), "--variance-floor", "1"])
     assert not output.exists()
+
+
+def test_folders_of_one_leaf_name_are_two_identities() -> None:
+    assert below_common_folder(["/d/a/x/1.jpg", "/d/b/x/1.jpg"]) == ["a/x/1.jpg", "b/x/1.jpg"]
+    assert below_common_folder(["a/x/1.jpg", "b/x/1.jpg"]) == ["a/x/1.jpg", "b/x/1.jpg"]
+    assert below_common_folder(["./d//a/1.jpg", "d/b/2.jpg"]) == ["a/1.jpg", "b/2.jpg"]
+    with pytest.raises(ValueError, match="absolute"):
+        below_common_folder(["/d/a/1.jpg", "d/b/2.jpg"])
+
+
+def test_leaf_names_do_not_collide(
+    files: tuple[str, str], tmp_path: Path, faces: EmbeddedFaces, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"/x/{path.split('/')[0]}/images/{Path(path).name}" for path in faces.paths]
+    np.savez(files[1], names=names, embeddings=faces.embeddings)
+    assert main([*files, "--output", str(tmp_path / "fitted.pth")]) == 0
+    assert "96 faces of 8 identities" in capsys.readouterr().out

@@ -16,6 +16,7 @@ the least error on held-out identities.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePath
@@ -68,12 +69,22 @@ def predict_held_out(
     return predicted
 
 
+def below_common_folder(names: Sequence[str]) -> list[str]:
+    """The names relative to the folder that they have in common, so that `a/x/1.jpg` and `b/x/1.jpg` stay two
+    identities. Raises ValueError for a mixture of absolute and relative names."""
+    folders = {os.path.dirname(os.path.normpath(name)) for name in names}
+    if len({os.path.isabs(folder) for folder in folders}) > 1:
+        raise ValueError("some names are absolute and some relative, so the identities have no common folder")
+    root = os.path.commonpath(folders)
+    return [PurePath(os.path.normpath(name)).relative_to(root).as_posix() for name in names]
+
+
 def run(args: argparse.Namespace) -> int:
     tensors, metadata = read_checkpoint(args.backbone)
     given = read_embeddings(args.embeddings)
     if given.model_sha256 not in (None, sha256_of(args.backbone)):
         raise ValueError(f"{args.embeddings} are of another network than {args.backbone}")
-    faces = EmbeddedFaces(given.rows, ["/".join(PurePath(name).parts[-2:]) for name in given.names])
+    faces = EmbeddedFaces(given.rows, below_common_folder(given.names))
     photos = count_photos(faces.paths)
     if sum(count > 1 for count in photos.values()) < FOLDS:
         raise ValueError(f"{args.embeddings}: at least {FOLDS} identities of two photographs or more were expected")
@@ -97,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 when the call was wrong."""
+    """Exit code 0, 2 when the call was wrong, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbone", type=Path, metavar="BACKBONE", help="of train.py, with a quality head or none")
     parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS.npz", help="its embeddings of faces of identities")

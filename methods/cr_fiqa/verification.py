@@ -31,27 +31,48 @@ class PairSet:
     images: Tensor
 
 
-def read_pair_set(path: str | Path, folder: str, preprocessing: Preprocessing, workers: int) -> PairSet:
-    """A pair list and its images, whose names are relative to `folder`, else to the list's folder or the one above.
+def find_images(path: str | Path, folder: str, flag: str = "--verify-images") -> tuple[Pairs, list[str]]:
+    """A pair list and the files of its images; a `.bin` holds its images itself, and the second list is empty.
 
-    Raises ValueError when an image cannot be read, or the list lacks mated or non-mated pairs.
+    Names are relative to `folder`, else to the list's folder or the one above. `flag` is the command's flag for that
+    folder. Raises ValueError when there are too few pairs of a kind, or when a file does not exist.
     """
     path = Path(path)
     pairs = read_pairs(path)
-    if min(pairs.mated.sum(), (~pairs.mated).sum()) < FOLDS:
-        raise ValueError(f"--verify {path}: ten mated and ten non-mated pairs are needed, or more")
+    mated = int(pairs.mated.sum())
+    if min(mated, len(pairs.mated) - mated) < FOLDS:
+        raise ValueError(
+            f"{path} holds {mated} mated and {len(pairs.mated) - mated} non-mated pairs; at least {FOLDS} of each are"
+            " needed, one for each fold"
+        )
     if path.suffix.lower() == ".bin":
-        images = [preprocessing.resize(read_image(content)) for content in read_bin(path)[0]]
-        return PairSet(path.stem, pairs, torch.from_numpy(np.stack(images)))
+        return pairs, []
     roots = [Path(folder)] if folder else [path.parent, path.parent.parent]
     root = next((root for root in roots if (root / pairs.names[0]).is_file()), None)
     if root is None:
-        raise ValueError(f"--verify {path}: there is no {pairs.names[0]} below {roots[0]}; give --verify-images")
-    names = [str(root / name) for name in pairs.names]
+        raise ValueError(
+            f"{path}: there is no {pairs.names[0]} below {roots[0]}; give {flag}, the folder that its names start from"
+        )
+    files = [root / name for name in pairs.names]
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise ValueError(f"{path}: {len(missing)} of {len(files)} images do not exist, for example {missing[0]}")
+    return pairs, list(map(str, files))
+
+
+def read_pair_set(
+    path: str | Path, folder: str, preprocessing: Preprocessing, workers: int, flag: str = "--verify-images"
+) -> PairSet:
+    """A pair list and its images; see `find_images`. Raises ValueError for what it refuses, and when an image cannot be
+    read."""
+    path = Path(path)
+    pairs, names = find_images(path, folder, flag)
+    if not names:
+        images = [preprocessing.resize(read_image(content)) for content in read_bin(path)[0]]
+        return PairSet(path.stem, pairs, torch.from_numpy(np.stack(images)))
     loaded = [image for batch in load_batches(names, preprocessing.resize, BATCH, workers) for image in batch]
     for image in loaded:
         if image.value is None:
-            raise ImageError(image.status, f"--verify {path}: {image.path} is {image.status}")
+            raise ImageError(image.status, f"{path}: {image.path} is {image.status}")
     return PairSet(path.stem, pairs, torch.from_numpy(np.stack([i.value for i in loaded if i.value is not None])))
 
 
