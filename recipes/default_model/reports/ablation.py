@@ -14,17 +14,19 @@ variants are tables of quality anchors, to tell which ones make the better CLIB-
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy.stats import t as student_t
+from torch import Tensor
 
 from command_line import exit_code, keep_freed_memory, positive
 from config_train import PAPER, TrainConfig
@@ -34,9 +36,9 @@ from evaluation.embeddings import read_embeddings
 from evaluation.pairs import read_pairs
 from labels.label_table import read_labels
 from methods.clib_fiqa.data import normalise_quality
-from model.checkpoint import sha256_of
 from model.clib_fiqa import ClibFiqa
-from recipes.default_model.recipe import evaluation_levels, fit, recipe, scores, training_faces
+from model.files import write_text
+from recipes.default_model.recipe import evaluation_levels, fit, hash_of_tensors, recipe, scores, training_faces
 
 SETS = ("celeba_dev", "lfw_test")
 JUDGES = ("foamliu", "faceplugin", "dlib")
@@ -68,6 +70,14 @@ class Bench:
             found = {fr: similarities(pairs, read_embeddings(file), str(file)) for fr, file in files.items()}
             self.similarities[name] = found
 
+    def fingerprint(self) -> bytes:
+        """Changes with the images, the pairs and the embeddings that judge."""
+        parts = [hash_of_tensors(self.levels).encode()]
+        for name, pairs in self.pairs.items():
+            arrays = [pairs.first, pairs.second, pairs.mated, *self.similarities[name].values()]
+            parts += [array.tobytes() for array in arrays]
+        return b"".join(parts)
+
     def judge(self, model: ClibFiqa) -> dict[str, float]:
         """Cell -> relative pAUC(0.3)."""
         cells: dict[str, float] = {}
@@ -95,12 +105,14 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
 def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """Each variant with the cells of its seeds."""
     base = recipe(args.tables / MIXED, args.start)
-    folder = args.output / sha256_of(args.start)[:8]  # runs from other start weights are no results of this one
-    folder.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     labels = read_labels(base.data_list)
     is_lfw = torch.tensor([not str(label.identity).isdecimal() for label in labels])
     faces, bench = training_faces(base), Bench(args, base)
     readable = faces.images.usable[is_lfw[faces.images.usable]]
+    inputs = hashlib.sha256(bench.fingerprint())
+    inputs.update(hash_of_tensors({"levels": cast(Tensor, faces.images.cached), "usable": readable}).encode())
+    inputs.update(Path(base.data_list).read_bytes() + args.start.read_bytes())
     for name, (table, differences) in variants(args).items():
         rows = read_labels(args.tables / table)
         anchors = {row.path: row.quality for row in rows}
@@ -109,13 +121,20 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, floa
         faces.quality = normalise_quality(torch.where(is_lfw, raw, torch.nan), config.normalise).float()
         faces.images.usable = readable[faces.quality[readable].isfinite()]
         for seed in range(args.seeds):
-            file = folder / f"{name} {seed}.json"
+            seeded = replace(config, seed=seed)
+            file = args.output / f"{name} {seed} {key_of(seeded, args.tables / table, inputs.digest())}.json"
             if not file.is_file():
-                cells = bench.judge(fit(replace(config, seed=seed), faces))
-                file.write_text(json.dumps(cells, indent=1))
+                cells = bench.judge(fit(seeded, faces))
+                write_text(file, json.dumps(cells, indent=1))
             seeds.append(json.loads(file.read_text()))
             print(f"{name}, seed {seed}: {np.mean(list(seeds[-1].values())):.3f}", file=sys.stderr, flush=True)
         yield name, seeds
+
+
+def key_of(config: TrainConfig, table: Path, inputs: bytes) -> str:
+    """Names a finished run: a hash of its settings, of the table with its anchors, and of everything else it reads."""
+    settings = repr(replace(config, data_list="", clip_model=""))  # their bytes count, and not where they lie
+    return hashlib.sha256(settings.encode() + table.read_bytes() + inputs).hexdigest()[:16]
 
 
 def table_of(found: Sequence[tuple[str, list[dict[str, float]]]]) -> str:
