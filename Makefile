@@ -24,7 +24,7 @@ test: setup-dev                  ## every test
 
 lint: setup-dev                  ## style and types
 	$(PY) -m ruff check .
-	$(PY) -m mypy model faces labels scoring training evaluation methods recipes samples *.py
+	$(PY) -m mypy model faces labels scoring training evaluation methods recipes samples docs *.py
 
 # The networks in weights/, remade from the data folder (docs/default_model.md): hours on two cores.
 DATA ?= ../shared/data
@@ -62,7 +62,10 @@ cross-fit:
 	for size in $(SIZES); do \
 		$(PY) -m recipes.default_model.reports.cross_fit --data $(DATA) --tables $(RECIPE) --size $$size || exit 1; done
 ablation:
-	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE)
+	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results
+
+docs-tables: setup-dev            ## render the tables of the docs from results/*.json
+	$(PY) -m docs.render_tables
 
 clean:
 	rm -rf .venv

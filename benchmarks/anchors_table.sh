@@ -67,7 +67,7 @@ named() {  # NAME@JUDGE=TABLE of each table
     --scores "regressed@foamliu=$output/regressed.csv" "fitted@foamliu=$output/fitted.csv" $(named)
 
 # Of the CLIB-FIQA that each of them trains, on people that no anchor saw.
-"$python" -m recipes.default_model.reports.ablation --data "$data" --tables "$tables" --output "$output/trained" --anchors \
+"$python" -m recipes.default_model.reports.ablation --data "$data" --tables "$tables" --output "$output/trained" --results results --anchors \
     header-ratio=anchors-header-ratio.tsv header-shifted=anchors-header-shifted.tsv \
     cr-fiqa-shifted=anchors-cr-fiqa-shifted.tsv foamliu-ratio=anchors-foamliu-ratio.tsv \
     foamliu-shifted=anchors-foamliu-shifted.tsv faceplugin-shifted=anchors-faceplugin-shifted.tsv \
