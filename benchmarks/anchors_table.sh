@@ -65,6 +65,7 @@ named() {  # NAME@JUDGE=TABLE of each table
 "$python" evaluate.py edc --pairs "$output/pairs.tsv" --output "$output/edc" --fmr 1e-2 1e-3 --limits 0.3 \
     --embeddings "foamliu=$output/foamliu.npz" "faceplugin=$output/faceplugin.npz" "dlib=$output/dlib.npz" \
     --scores "regressed@foamliu=$output/regressed.csv" "fitted@foamliu=$output/fitted.csv" $(named)
+"$python" -m recipes.default_model.reports.edc_tables "anchors_edc=$output/edc" --results results
 
 # Of the CLIB-FIQA that each of them trains, on people that no anchor saw.
 "$python" -m recipes.default_model.reports.ablation --data "$data" --tables "$tables" --output "$output/trained" --results results --anchors \

@@ -95,3 +95,10 @@ awk -F '\t' -v data="$data/" 'NR == FNR { few[$1]; next } FNR == 1 || (data $1 i
 baseline faceqan@foamliu faceqan --fr "$foamliu.safetensors" --batch-size 2
 # shellcheck disable=SC2046
 judge "$folder/pairs.tsv" "$all" $(tables "$all") $(tables "$folder")
+
+# The tables of the docs (`make docs-tables` renders them).
+report() { "$python" -m recipes.default_model.reports.edc_tables --results results "$@"; }
+report "edc_celeba=$output/celeba_dev" "edc_lfw=$output/lfw_test" "edc_lfw_unseen=$output/lfw_unseen" \
+    "edc_celeba_few=$output/celeba_few" --excerpt comparison --weights clib-fiqa clib-fiqa-tiny
+report "edc_differences=$output/celeba_dev,$output/lfw_test,$output/lfw_unseen" --against clib-fiqa-small@foamliu \
+    --weights clib-fiqa clib-fiqa-tiny

@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,20 +23,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from command_line import exit_code, natural, positive
 from faces.reader import read_image
 from recipes.default_model.crops import celeba_paths, crop_paths, identities
 from recipes.default_model.degrade import KINDS, degrade
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="../shared/data", help="folder with faces/ and splits/")
-    parser.add_argument("--output", default="runs/default", help="folder to fill")
-    parser.add_argument("--copies", type=int, default=2, help="damaged versions of each image (2)")
-    parser.add_argument("--min-images", type=int, default=3, help="identities with fewer images give centres only (3)")
-    parser.add_argument("--seed", type=int, default=323)
-    options = parser.parse_args()
-    data, output = Path(options.data), Path(options.output)
+def run(options: argparse.Namespace) -> int:
+    data, output = options.data, options.output
     clean = crop_paths(data, sorted(identities(data) + identities(data, held_out=True))) + celeba_paths(data)
     for path in tqdm(clean, desc="clean", unit="image"):
         copy_to(path, output / "clean")
@@ -49,6 +45,7 @@ def main() -> None:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["path", "blur", "illumination", "occlusion", "kinds"])
         writer.writerows(row for rows in made for row in rows)
+    return 0
 
 
 def copy_to(path: Path, folder: Path) -> None:
@@ -85,5 +82,18 @@ def damage_once_or_twice(image: np.ndarray, rng: np.random.Generator) -> tuple[n
     return image, blur, illumination, occlusion, done
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with faces/ and splits/")
+    parser.add_argument("--output", type=Path, default=Path("runs/default"), help="folder to fill")
+    parser.add_argument("--copies", type=natural, default=2, help="damaged versions of each image (2)")
+    help_text = "identities with fewer images give centres only (3)"
+    parser.add_argument("--min-images", type=positive, default=3, help=help_text)
+    parser.add_argument("--seed", type=natural, default=323)
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args), stopped="stopped; the output folder is not complete")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
