@@ -28,6 +28,15 @@ def test_the_tables_of_the_docs_are_those_of_the_results(path: Path) -> None:
     assert len(names_in(text)) == text.count("<!-- table: ") == text.count("<!-- end -->")
 
 
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_table_of_numbers_stands_beside_the_results(path: Path) -> None:
+    text = render_tables.MARKED.sub("", path.read_text(encoding="utf-8"))
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        cells = [cell.strip(" *") for line in table.splitlines()[2:] for cell in line.split("|")[2:-1]]
+        numbers = [cell for cell in cells if re.match(r"[-+−]?\d+(\.\d+)?( |$)", cell)]
+        assert len(numbers) < 0.4 * len(cells), f"put it into results/*.json: {table.splitlines()[0]}"
+
+
 def test_no_result_is_shown_twice() -> None:
     shown = Counter(name for path in documents() for name in names_in(path.read_text(encoding="utf-8")))
     assert shown
