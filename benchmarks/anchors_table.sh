@@ -4,8 +4,8 @@
 #     benchmarks/anchors_table.sh BACKBONE.pth [DATA [TABLES [OUTPUT]]]    default: ../shared/data runs/default runs/anchors
 #
 # BACKBONE is {step}backbone.pth of methods.cr_fiqa.train, with {step}header.pth and {step}classes.txt beside it, and
-# fitted.pth of methods.cr_fiqa.fit_head. TABLES is what `make tables` leaves; benchmarks/evaluation_table.sh must have
-# run too. What exists in OUTPUT is kept.
+# fitted.pth of methods.cr_fiqa.fit_head. TABLES is the folder that `make tables` writes. benchmarks/evaluation_table.sh must
+# have run before. Files that exist in OUTPUT are kept.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

@@ -3,10 +3,10 @@
 #
 #     benchmarks/evaluation_table.sh [DATA [OUTPUT]]        default: ../shared/data runs/evaluation
 #
-# An hour and a half on two cores; what exists in OUTPUT is kept, so a second call is quick: after new weights give another
-# OUTPUT, or delete their scores. Before it: `make cross-fit`, since the shipped models know CelebA, and CR-FIQA's
-# training and fit_head (docs/anchors.md). A method that uses an FR model (or was trained with its help) is named
-# METHOD@MODEL, and the tables keep it apart where that model judges.
+# It takes an hour and a half on two cores. Files that exist in OUTPUT are kept, so a second call is quick. After a change of
+# weights give another OUTPUT, or delete their scores. Run `make cross-fit` before it, because the shipped models were
+# trained on CelebA, and the training and fit_head of CR-FIQA (docs/anchors.md). A method that uses an FR model, or was
+# trained with its help, is named METHOD@MODEL. The tables keep it apart where that model judges.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

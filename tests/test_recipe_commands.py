@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.default_model import anchors, known_labels, make_faces, make_start, percentiles, train_factors
+from recipes.default_model import anchors, make_faces, make_start, percentiles, train_factors
 from recipes.default_model.reports import (
     ablation,
     cross_fit,
@@ -22,7 +22,6 @@ from recipes.default_model.reports import (
 CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (train_factors.main, ["--data", "nothing"]),
     (make_faces.main, ["--data", "nothing", "--output", "out"]),
-    (known_labels.main, ["labels.tsv", "damage.tsv", "out.tsv"]),
     (anchors.main, ["labels.tsv", "fr.npz", "--output", "out.tsv"]),
     (make_start.main, ["--trunk", "fr.safetensors", "--output", "out.safetensors"]),
     (percentiles.main, ["weights.safetensors", "faces", "--set", "a set"]),

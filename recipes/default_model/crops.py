@@ -1,4 +1,4 @@
-"""The faces of the default model: which identities train it, which measure it, and their crops in memory."""
+"""The faces of the default model: the identities that train it, those that measure it, and their crops."""
 
 from __future__ import annotations
 

@@ -12,28 +12,30 @@ from __future__ import annotations
 
 import argparse
 import csv
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import torch
 
-from command_line import exit_code
 from faces.workers import load_batches
 from labels.label_table import Label, read_labels, resolve, write_labels
 from model import load
 from model.fast import accelerate
 
 
-def run(options: argparse.Namespace) -> int:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("labels", help="table of generate_labels.py")
+    parser.add_argument("damage", help="damage.tsv of make_faces.py")
+    parser.add_argument("output", help="table for train.py, in the same folder as the first")
+    parser.add_argument("--mfn", default="mfn", help="factor network (default: the one in weights/)")
+    options = parser.parse_args()
     with open(options.damage, newline="", encoding="utf-8") as file:
         damage = {row["path"]: row for row in csv.DictReader(file, delimiter="\t")}
     labels = read_labels(options.labels)
     originals = judge_blur([label for label in labels if "~" not in label.path], options.labels, options.mfn)
     write_labels(options.output, [with_known(label, originals, damage) for label in labels])
     print(f"{Path(options.output)}: {len(labels)} rows, {len(labels) - len(originals)} of them damaged versions")
-    return 0
 
 
 def name(label: Label) -> str:
@@ -65,16 +67,5 @@ def with_known(label: Label, originals: dict[str, Label], damage: dict[str, dict
     return replace(label, pose=original.pose, expression=original.expression, status=original.status, **worse)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0; 1 when an image cannot be read; 2 when the call was wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("labels", help="table of generate_labels.py")
-    parser.add_argument("damage", help="damage.tsv of make_faces.py")
-    parser.add_argument("output", help="table for train.py, in the same folder as the first")
-    parser.add_argument("--mfn", default="mfn", help="factor network (default: the one in weights/)")
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

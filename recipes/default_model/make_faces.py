@@ -1,4 +1,4 @@
-"""Lay out the faces that the default model learns from: clean training identities, and damaged versions of them.
+"""Make the folder of faces that the default model learns from: training identities, and damaged versions of them.
 
     OUTPUT/clean/<Identity>/<Image>.jpg           all LFW training and CelebA identities, for class centres
     OUTPUT/faces/<Identity>/<Image>.jpg           identities with at least --min-images images
@@ -68,7 +68,10 @@ def make_versions(index: int, path: Path, folder: Path, copies: int, seed: int) 
 
 
 def damage_once_or_twice(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int, int, int, list[str]]:
-    """One kind of damage, or two in three of ten, with a strength uniform in [0, 1], and the classes that result."""
+    """The damaged image, its blur, illumination and occlusion classes, and what was done.
+
+    One kind of damage in seven of ten cases, else two; strengths are uniform in [0, 1].
+    """
     kinds = rng.choice(list(KINDS), 2 if rng.uniform() < 0.3 else 1, replace=False).tolist()
     blur, illumination, occlusion, done = 2, 1, 1, []
     for kind in sorted(kinds, key=lambda kind: KINDS[kind][1] != "occlusion"):  # what is before the face comes first

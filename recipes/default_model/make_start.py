@@ -1,9 +1,8 @@
-"""The start of the default model: a small CLIP whose image tower already knows faces.
+"""The start weights of the default model: a small CLIP whose image tower reads a trained face recognition network.
 
-The image tower reads all levels of a face recognition network (Apache-2.0, github foamliu/MobileFaceNet); its reading
-layers and the text tower, a small CLIP transformer, have random weights, which `train.py --freeze trunk` trains. With
-`--factor-trunk` it reads the trunk of a factor network (MFN) too.
-OpenAI's RN50 takes the place of this file wherever it can be had.
+The image tower reads all levels of that network (Apache-2.0, github foamliu/MobileFaceNet). The layers that read them
+and the text tower, a small CLIP transformer, have random weights, which `train.py --freeze trunk` trains. With
+`--factor-trunk` the tower reads the trunk of a factor network (MFN) too. OpenAI's RN50 can take the place of this file.
 
     python -m recipes.default_model.make_start --trunk ../shared/data/fr/mobilefacenet_foamliu.safetensors \\
         --output runs/default/tiny.safetensors

@@ -1,7 +1,7 @@
 """Train the small factor network (MFN) that `generate_labels.py` uses, since the published one's training is lost.
 
 CLIB-FIQA (CVPR 2024) labels expression, illumination and occlusion with a MobileFaceNet of five heads trained on
-WIDER FACE. This one learns the same five heads from what is at hand:
+WIDER FACE. This one learns the same five heads from data that can be obtained:
 
 * expression from human labels on LFW's training identities and the posed Yale faces,
 * illumination from Yale's side lights and from synthetic darkness, over-exposure, side light and coloured light,

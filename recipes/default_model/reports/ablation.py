@@ -61,7 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what diffe
 
 
 class Bench:
-    """The two evaluation sets: what the trunk says of their images, and how a score is judged."""
+    """The two evaluation sets: the levels of their images, and how a score is judged."""
 
     def __init__(self, args: argparse.Namespace, config: TrainConfig) -> None:
         self.pairs = {name: read_pairs(args.data / "pairs" / f"{name}.tsv") for name in SETS}

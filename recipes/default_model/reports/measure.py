@@ -1,4 +1,4 @@
-"""What the default model does on people it never saw: LFW's test identities.
+"""Two measurements of the default model on people it never saw, LFW's test identities.
 
 Prints two tables: the rank correlation of its scores with quality anchors of three FR models, and the share of faces
 that score above their damaged version, for each kind and strength. reliability.py measures the factors.

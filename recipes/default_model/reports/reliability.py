@@ -45,7 +45,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Reliability:
-    """What the model says of a labelled set. The good side of a factor is its best level, the bad side all others."""
+    """Predictions for a labelled set. The good side of a factor is its best level, the bad side all others."""
 
     labelled: Labelled
     probabilities: np.ndarray  # (N, levels)

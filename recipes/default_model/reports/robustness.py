@@ -1,4 +1,4 @@
-"""Does a score survive what should not matter, and what may be done to fool it?
+"""Does the score stay the same under changes that should not matter, and under attempts to raise it?
 
 Each aligned face is changed (shifted, turned, scaled, compressed, resampled, mirrored, made grey, given a sticker) and
 scored again. Prints the mean change of the score, the mean size of the change, the rank correlation with the scores of

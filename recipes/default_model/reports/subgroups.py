@@ -1,8 +1,8 @@
 """Is the score fair to kinds of faces? LFW's test identities by pose and expression, as far as labels allow.
 
 For each group: its median score, how often its faces are among the worst tenth of all, and how often face recognition
-fails on its mated pairs (one face or both in the group), before and after that tenth is discarded. A group whose faces
-are called bad more often than they fail would be treated unfairly; one that fails more often, with reason.
+fails on its mated pairs (one face or both in the group), before and after that tenth is discarded. A group that is
+discarded more often although its pairs do not fail more often is treated unfairly.
 
     python -m recipes.default_model.reports.subgroups runs/evaluation/lfw_test/dlib.npz --scores runs/scores.csv
 

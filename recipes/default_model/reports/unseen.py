@@ -1,9 +1,9 @@
-"""Damage that no training has seen, to judge quality scores by: other kinds than those of degrade.py.
+"""A test set with kinds of damage that no training used: other kinds than those of degrade.py.
 
-Every tenth face of LFW's test identities gets one of twelve kinds with a strength uniform in [0, 1]; the others stay
-as they are. Were it every second, many non-mated pairs would share a kind and look alike, and at FMR 1e-3 the threshold
-would rise until nearly all mated pairs fail. Names are kept, so that pairs/lfw_test.tsv, embeddings and scores of the
-folder fit together.
+Every tenth face of LFW's test identities gets one of twelve kinds with a strength uniform in [0, 1]. The others stay as
+they are. With every second face damaged, many non-mated pairs would share a kind of damage and look alike: the
+threshold at FMR 1e-3 would rise, and nearly all mated pairs would fail. Names are kept, so pairs/lfw_test.tsv can be
+used with embeddings and scores of the new folder.
 
     python -m recipes.default_model.reports.unseen --data ../shared/data --output runs/unseen
 """
