@@ -1,11 +1,14 @@
-# make demo · make test · make lint: each does its own set-up in .venv
+# `make help` lists the targets. Each one sets up what it needs in .venv.
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: setup setup-dev demo test lint clean
+.PHONY: help setup setup-dev demo test lint docs-tables weights tables cross-fit ablation clean
 
-setup: .venv/core.stamp          ## what scoring, labelling and training need
-setup-dev: .venv/dev.stamp       ## and the extras and the developers' tools
+help:                            ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
+
+setup: .venv/core.stamp          ## install what scoring, labelling and training need
+setup-dev: .venv/dev.stamp       ## install the extras and the tools of developers too
 
 .venv/core.stamp: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
@@ -19,21 +22,21 @@ setup-dev: .venv/dev.stamp       ## and the extras and the developers' tools
 demo: setup                      ## score the sample faces with the default model
 	$(PY) inference.py samples
 
-test: setup-dev                  ## every test
+test: setup-dev                  ## run every test
 	$(PY) -m pytest
 
-lint: setup-dev                  ## style and types
+lint: setup-dev                  ## check style and types
 	$(PY) -m ruff check .
-	$(PY) -m mypy model faces labels scoring training evaluation methods recipes samples *.py
+	$(PY) -m mypy model faces labels scoring training evaluation methods recipes samples docs *.py
 
-# The networks in weights/, remade from the data folder (docs/default_model.md): hours on two cores.
+# The targets below read the data folder DATA (docs/data.md). docs/default_model.md explains their steps.
 DATA ?= ../shared/data
 RECIPE := runs/default
 SIZES := tiny small
 TRAIN := --data-list $(RECIPE)/train.tsv --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \
 	--focal sample --epochs 12 --calibration-epoch 6 --batch-size 256 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
-.PHONY: weights tables cross-fit ablation
-weights: tables
+
+weights: tables                  ## make the networks in weights/ again, and measure them: hours on two cores
 	for size in $(SIZES); do weights=weights/clib_fiqa_$$size.safetensors; \
 		$(PY) train.py --clip-model $(RECIPE)/$$size.safetensors --checkpoints $(RECIPE)/$$size $(TRAIN) && \
 		cp $(RECIPE)/$$size/clib_fiqa.safetensors $$weights && \
@@ -41,7 +44,7 @@ weights: tables
 		$(PY) -m recipes.default_model.reports.measure --data $(DATA) --weights $$weights && \
 		$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --weights $$weights || exit 1; done
 
-tables: setup-dev                ## faces, damaged versions of them, and their labels
+tables: setup-dev                ## make what the default model learns from: faces, damaged versions, labels
 	$(PY) -m recipes.default_model.train_factors --data $(DATA) --output weights/mfn_small.safetensors
 	$(PY) -m recipes.default_model.make_faces --data $(DATA) --output $(RECIPE)
 	$(PY) generate_labels.py --data $(RECIPE)/faces --centres $(RECIPE)/clean --fr $(DATA)/fr/mobilefacenet_foamliu.onnx \
@@ -57,12 +60,14 @@ tables: setup-dev                ## faces, damaged versions of them, and their l
 		--factor-trunk weights/mfn_small.safetensors --output $(RECIPE)/small.safetensors
 	while read -r name; do ls $(DATA)/faces/lfw/$$name/* || exit 1; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 
-# CelebA faces scored by models that never saw their identities, for the evaluation (after `make tables`).
-cross-fit:
+cross-fit: setup-dev             ## score CelebA with models that never saw its identities (after `make tables`)
 	for size in $(SIZES); do \
 		$(PY) -m recipes.default_model.reports.cross_fit --data $(DATA) --tables $(RECIPE) --size $$size || exit 1; done
-ablation:
-	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE)
+ablation: setup-dev              ## train variants of the recipe and compare them (after `make tables`)
+	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results
 
-clean:
+docs-tables: setup-dev            ## render the tables of the docs from results/*.json
+	$(PY) -m docs.render_tables
+
+clean:                           ## remove .venv
 	rm -rf .venv

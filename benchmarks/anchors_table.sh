@@ -4,8 +4,8 @@
 #     benchmarks/anchors_table.sh BACKBONE.pth [DATA [TABLES [OUTPUT]]]    default: ../shared/data runs/default runs/anchors
 #
 # BACKBONE is {step}backbone.pth of methods.cr_fiqa.train, with {step}header.pth and {step}classes.txt beside it, and
-# fitted.pth of methods.cr_fiqa.fit_head. TABLES is what `make tables` leaves; benchmarks/evaluation_table.sh must have
-# run too. What exists in OUTPUT is kept.
+# fitted.pth of methods.cr_fiqa.fit_head. TABLES is the folder that `make tables` writes. benchmarks/evaluation_table.sh must
+# have run before. Files that exist in OUTPUT are kept.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -65,9 +65,10 @@ named() {  # NAME@JUDGE=TABLE of each table
 "$python" evaluate.py edc --pairs "$output/pairs.tsv" --output "$output/edc" --fmr 1e-2 1e-3 --limits 0.3 \
     --embeddings "foamliu=$output/foamliu.npz" "faceplugin=$output/faceplugin.npz" "dlib=$output/dlib.npz" \
     --scores "regressed@foamliu=$output/regressed.csv" "fitted@foamliu=$output/fitted.csv" $(named)
+"$python" -m recipes.default_model.reports.edc_tables "anchors_edc=$output/edc" --results results
 
 # Of the CLIB-FIQA that each of them trains, on people that no anchor saw.
-"$python" -m recipes.default_model.reports.ablation --data "$data" --tables "$tables" --output "$output/trained" --anchors \
+"$python" -m recipes.default_model.reports.ablation --data "$data" --tables "$tables" --output "$output/trained" --results results --anchors \
     header-ratio=anchors-header-ratio.tsv header-shifted=anchors-header-shifted.tsv \
     cr-fiqa-shifted=anchors-cr-fiqa-shifted.tsv foamliu-ratio=anchors-foamliu-ratio.tsv \
     foamliu-shifted=anchors-foamliu-shifted.tsv faceplugin-shifted=anchors-faceplugin-shifted.tsv \

@@ -2,8 +2,8 @@
 
     python benchmarks/default_model.py ../shared/data/faces/lfw       # a minute or two on two cores
 
-Aim on two quiet cores: 300 images a second with the tiny size. Start-up does not count; the best of several rounds, in
-which everything measured takes its turn, is the nearest to a quiet machine.
+The aim is 300 images a second with the tiny size on two quiet cores. Start-up is not counted. All variants run in turn,
+several times, and the best round of each is reported: it is the closest to a quiet machine.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
 #
 #     benchmarks/evaluation_table.sh [DATA [OUTPUT]]        default: ../shared/data runs/evaluation
 #
-# An hour and a half on two cores; what exists in OUTPUT is kept, so a second call is quick: after new weights give another
-# OUTPUT, or delete their scores. Before it: `make cross-fit`, since the shipped models know CelebA, and CR-FIQA's
-# training and fit_head (docs/anchors.md). A method that uses an FR model (or was trained with its help) is named
-# METHOD@MODEL, and the tables keep it apart where that model judges.
+# It takes an hour and a half on two cores. Files that exist in OUTPUT are kept, so a second call is quick. After a change of
+# weights give another OUTPUT, or delete their scores. Run `make cross-fit` before it, because the shipped models were
+# trained on CelebA, and the training and fit_head of CR-FIQA (docs/anchors.md). A method that uses an FR model, or was
+# trained with its help, is named METHOD@MODEL. The tables keep it apart where that model judges.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -95,3 +95,10 @@ awk -F '\t' -v data="$data/" 'NR == FNR { few[$1]; next } FNR == 1 || (data $1 i
 baseline faceqan@foamliu faceqan --fr "$foamliu.safetensors" --batch-size 2
 # shellcheck disable=SC2046
 judge "$folder/pairs.tsv" "$all" $(tables "$all") $(tables "$folder")
+
+# The tables of the docs (`make docs-tables` renders them).
+report() { "$python" -m recipes.default_model.reports.edc_tables --results results "$@"; }
+report "edc_celeba=$output/celeba_dev" "edc_lfw=$output/lfw_test" "edc_lfw_unseen=$output/lfw_unseen" \
+    "edc_celeba_few=$output/celeba_few" --excerpt comparison --weights clib-fiqa clib-fiqa-tiny
+report "edc_differences=$output/celeba_dev,$output/lfw_test,$output/lfw_unseen" --against clib-fiqa-small@foamliu \
+    --weights clib-fiqa clib-fiqa-tiny

@@ -91,6 +91,21 @@ def test_levels_are_computed_once(flags: list[str], tmp_path: Path, monkeypatch:
         cross_fit.main(flags)
 
 
+def test_other_pixels_under_the_same_path_have_levels_of_their_own(flags: list[str], tmp_path: Path) -> None:
+    assert cross_fit.main(flags) == 0
+    first = (tmp_path / "out" / "scores.csv").read_text()
+    faces = tmp_path / "data" / "faces" / "celeba"
+    for path in sorted(faces.glob("*/a.png")):
+        Image.fromarray(np.array(Image.open(path))[::-1].copy()).save(path)
+    assert cross_fit.main(flags) == 0
+    second = (tmp_path / "out" / "scores.csv").read_text()
+    assert second != first
+    for file in (tmp_path / "tables").glob("*.levels"):
+        file.unlink()
+    assert cross_fit.main(flags) == 0
+    assert (tmp_path / "out" / "scores.csv").read_text() == second
+
+
 def test_what_goes_wrong_is_said(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cross_fit.main([*flags, "--folds", "5"]) == 2
     assert "5 folds of 4 identities" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -42,18 +43,46 @@ def faces(tmp_path: Path) -> Path:
 
 
 def test_from_a_folder_of_faces_to_scores(faces: Path) -> None:
-    """The README's generate_labels, train and inference lines as they stand, with fewer epochs."""
+    """The README's lines from generate_labels.py to evaluate.py as they stand, with fewer epochs."""
     commands = [line for block in blocks("") for line in block.splitlines() if line.startswith("python ")]
-    assert [command.split()[1] for command in commands] == ["generate_labels.py", "train.py", "inference.py"]
+    scripts = ["generate_labels.py", "train.py", "inference.py", *["evaluate.py"] * 3]
+    assert [command.split()[1] for command in commands] == scripts
     for command in commands:
         words = shlex.split(command)[1:]
         words[0] = str(ROOT / words[0])
         line = " ".join(words).replace("--epochs 8 --calibration-epoch 3", "--epochs 2 --calibration-epoch 1")
+        line = line.replace("pairs faces", "pairs faces --non-mated 9")
         result = subprocess.run([sys.executable, *line.split()], cwd=faces, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     rows = (faces / "runs" / "scores.csv").read_text().splitlines()
     assert len(rows) == 1 + 6
     assert all(row.split(",")[1] == "ok" for row in rows[1:])
+    found = json.loads((faces / "runs" / "edc" / "results.json").read_text())["results"]
+    assert {row["method"] for row in found} == {"mine"}
+    assert (faces / "runs" / "edc" / "report.html").is_file()
+
+
+def test_make_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):(?!=)", text, flags=re.MULTILINE))
+    printed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in printed.splitlines()} == targets
+    assert {"help", "demo", "test", "lint", "docs-tables"} <= targets
+    assert targets <= set(" ".join(re.findall(r"^\.PHONY: (.*)$", text, flags=re.MULTILINE)).split())
+
+
+def test_links_of_the_docs_lead_somewhere() -> None:
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "weights/README.md")]
+    for page in [*pages, *(ROOT / "docs").glob("*.md"), *ROOT.glob("methods/*/README.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            assert link.startswith("http") or target.exists() or target == ROOT / "scoring" / "methods.py", (page, link)
+
+
+def test_the_index_names_every_page_of_the_docs() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages <= set(re.findall(r"\]\(([^)]+)\)", index))
 
 
 def test_make_is_there() -> None:

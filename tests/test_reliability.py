@@ -14,9 +14,10 @@ from recipes.default_model import crops as crops_module
 from recipes.default_model.reports.reliability import (
     Labelled,
     Reliability,
-    as_markdown,
+    confusion_table,
     damaged,
     draw,
+    factor_rows,
     from_rows,
     judge,
 )
@@ -47,9 +48,11 @@ def test_three_levels_have_a_good_and_a_bad_side() -> None:
     one = Reliability(Labelled("pose", "x", [], levels), np.eye(3)[seen] * 0.8 + 0.05)
     assert one.confusion.tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 3]]
     assert one.recalls() == (0.75, 0.75)
-    text = as_markdown([one])
-    assert "| pose | x | 0.750 of 4 | 0.750 of 4 | 0.750 | " in text
-    assert "| slight angle | 0 | 1 | 1 |" in text
+    assert list(factor_rows([one])) == [["pose", "x", [0.75, 4], [0.75, 4], 0.75, one.calibration_error()]]
+    assert next(factor_rows([one], [[one]]))[-1] == [0.75, one.calibration_error()]
+    columns, rows = confusion_table(one)
+    assert [column.name for column in columns[1:]] == [f"seen as {name}" for name in AXES["pose"]]
+    assert rows[1] == ["slight angle", 0, 1, 1]
 
 
 def test_the_default_model_sees_the_damage_of_samples(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from faces.listing import list_images
 from faces.reader import read_image
 from recipes.default_model.reports import robustness
+from recipes.default_model.reports.results import as_markdown, read_result
 from recipes.default_model.reports.robustness import Effect, changes, grey, measure, mirror, move, resample, sticker
 from scoring import Score, Scorer
 
@@ -72,13 +73,16 @@ def test_the_default_model_on_the_samples(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_command_prints_a_table(
-    crops: list[np.ndarray], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(robustness, "changes", lambda: iter([("greyscale", [grey])]))
-    assert robustness.main([str(SAMPLES)]) == 0
+    assert robustness.main([str(SAMPLES), "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("6 faces; standard deviation")
-    assert len({line.count("|") for line in lines[2:]}) == 1
-    assert lines[4].startswith("| greyscale | ")
+    assert len({line.count("|") for line in lines[4:7]}) == 1
+    assert lines[6].startswith("| greyscale | ")
+    result = read_result(tmp_path / "robustness.json")
+    assert as_markdown(result).splitlines() == lines[4:7]
+    assert result.weights.keys() == {"clib-fiqa"}
     assert robustness.main([str(SAMPLES / "README.md")]) == 2
     assert capsys.readouterr().err.endswith("README.md: not_an_image\n")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from evaluation.pairs import Pairs
-from recipes.default_model.reports.subgroups import table_of
+from recipes.default_model.reports.subgroups import group_rows
 
 
 def test_a_group_counts_the_pairs_that_it_touches() -> None:
@@ -16,7 +17,7 @@ def test_a_group_counts_the_pairs_that_it_touches() -> None:
     quality = np.linspace(0.1, 0.9, 10)
     similarity = np.array([0.1, 0.2, 0.9, 0.9, *[0.3] * 8])
     groups = {"bad": np.arange(10) < 2, "good": np.arange(10) >= 4}
-    _, _, everyone, bad, good = table_of(pairs, quality, similarity, groups).splitlines()
-    assert everyone == "| all | 10 | 0.50 | 0.100 | 4 | 0.5000 (2) | 0.3333 (1) |"
-    assert bad == "| bad | 2 | 0.14 | 0.500 | 1 | 1.0000 (1) | – |"
-    assert good == "| good | 6 | 0.68 | 0.000 | 2 | 0.0000 (0) | 0.0000 (0) |"
+    everyone, bad, good = group_rows(pairs, quality, similarity, groups)
+    assert everyone == ["all", 10, pytest.approx(0.5), 0.1, 4, [0.5, 2], [pytest.approx(1 / 3), 1]]
+    assert bad == ["bad", 2, pytest.approx(0.1 + 0.4 / 9), 0.5, 1, [1.0, 1], None]
+    assert good == ["good", 6, pytest.approx(0.1 + 5.2 / 9), 0.0, 2, [0.0, 0], [0.0, 0]]

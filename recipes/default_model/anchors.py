@@ -1,16 +1,16 @@
-"""Quality anchors of several face recognition (FR) models: how well a face fits its class, and how sure they are.
+"""Quality anchors from the embeddings of one or more face recognition (FR) models.
 
-Replaces the qualities of a label table, from embeddings of its images. `--anchor mixed` (default) takes two numbers of
-each model: CCS, the cosine to the centre of the other photographs of the same person, and the length of the embedding.
-CCS is what recognition needs but noisy, since it depends on the other photographs; the length is what the network
-itself makes of the image, and steady. Both are taken in standard deviations from the mean over originals (images
-without `~` in their names), mixed, averaged over the models, and brought into (0, 1) by the normal distribution
-function, so that wrong identities and hopeless images cannot outweigh the rest. Why so: docs/default_model.md.
+Replaces the qualities of a label table. `--anchor mixed` (default) takes two numbers from each model: CCS, the cosine
+to the centre of the other photographs of the same person, and the L2 norm of the embedding (its length). CCS measures
+what recognition needs, but it depends on the other photographs and is noisy. The length depends on the image alone and
+is less noisy. Both are standardised by the mean and standard deviation of the originals (images without `~` in their
+names), mixed, and averaged over the models. The normal distribution function maps the result to (0, 1), which bounds
+the influence of wrong identities and unusable images. Reasons: docs/default_model.md.
 
     python evaluate.py embed runs/default/faces --fr FR.onnx --output runs/default/fr.npz      # for each FR model
     python -m recipes.default_model.anchors runs/default/faces.tsv runs/default/fr.npz --output runs/default/anchors.tsv
 
-`ratio` and `shifted` are those of generate_labels.py, of one model, against class centres or those of its `--header`.
+`ratio` and `shifted` are the anchors of generate_labels.py, from one model, with class centres or with its `--header`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from evaluation.names import match_names
 from labels.anchors import EmbeddedFaces, centre_similarities, identity_of, load_header, quality_anchor
 from labels.label_table import read_labels, write_labels
 
-SPREAD = 2.5  # standard deviations that one unit of the normal distribution function stands for
-ORDINARY = 1.3  # and how far from its middle the mean original lies: at 0.7, "good", with more room below than above
+SPREAD = 2.5  # standard deviations in one unit of the argument of the normal distribution function
+ORDINARY = 1.3  # shift in standard deviations, which puts the mean original at 0.7, "good"
 
 
 def published_anchors(faces: EmbeddedFaces, kind: str, header: Path | None) -> np.ndarray:
@@ -44,12 +44,12 @@ def published_anchors(faces: EmbeddedFaces, kind: str, header: Path | None) -> n
 
 
 def are_originals(faces: EmbeddedFaces) -> np.ndarray:
-    """Which images (N,) are no versions of others."""
+    """Which images (N,) are originals, and no damaged versions of others."""
     return np.array(["~" not in path for path in faces.paths])
 
 
 def mixed_anchors(faces: Sequence[EmbeddedFaces], length_share: float) -> np.ndarray:
-    """Quality anchors (N,) in (0, 1) of the same images as each FR model embeds them; paths are Identity/image."""
+    """Quality anchors (N,) in (0, 1). `faces` holds the same N images for each FR model; paths are IDENTITY/IMAGE."""
     originals = are_originals(faces[0])
     mixtures = []
     for model in faces:

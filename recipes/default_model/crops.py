@@ -1,4 +1,4 @@
-"""The faces of the default model: which identities train it, which measure it, and their crops in memory."""
+"""The faces of the default model: the identities that train it, those that measure it, and their crops."""
 
 from __future__ import annotations
 
@@ -14,8 +14,21 @@ NEVER_TRAIN = {"7218"}  # a CelebA identity who is also an LFW test identity (do
 
 def identities(data: Path, held_out: bool = False) -> list[str]:
     """LFW's training identities; every tenth is held out from training, to choose by. Test identities are not here."""
-    names = (data / "splits" / "lfw_train_identities.txt").read_text().split()
-    return [name for index, name in enumerate(sorted(names)) if (index % 10 == 9) == held_out]
+    names = split(data, "train")
+    return [name for index, name in enumerate(names) if (index % 10 == 9) == held_out]
+
+
+def split(data: Path, name: str) -> list[str]:
+    """LFW's identities of a split, `train` or `test`, sorted. Raises ValueError where there is no data folder."""
+    file = data_file(data, f"splits/lfw_{name}_identities.txt")
+    return sorted(file.read_text(encoding="utf-8").split())
+
+
+def data_file(data: Path, name: str) -> Path:
+    """A file of the data folder. Raises ValueError, which says what to do, where it is missing."""
+    if not (data / name).is_file():
+        raise ValueError(f"{data / name}: no such file; --data must name the data folder that docs/data.md describes")
+    return data / name
 
 
 def crop_paths(data: Path, names: list[str]) -> list[Path]:
@@ -26,14 +39,15 @@ def crop_paths(data: Path, names: list[str]) -> list[Path]:
 def celeba_paths(data: Path) -> list[Path]:
     """The CelebA crops that may train, sorted: without the LFW test identity among them, and without probable label
     errors and duplicates."""
-    suspects = {line.split()[0] for line in (data / "faces" / "celeba_suspects.txt").read_text().splitlines() if line}
+    lines = data_file(data, "faces/celeba_suspects.txt").read_text(encoding="utf-8").splitlines()
+    suspects = {line.split()[0] for line in lines if line}
     paths = [path for path in list_images(data / "faces" / "celeba") if path.parent.name not in NEVER_TRAIN]
     return [path for path in paths if path.relative_to(data).as_posix() not in suspects]
 
 
 def lfw_test_paths(data: Path) -> list[Path]:
     """All aligned crops of LFW's test identities, which nothing learns from, sorted."""
-    return crop_paths(data, sorted((data / "splits" / "lfw_test_identities.txt").read_text().split()))
+    return crop_paths(data, split(data, "test"))
 
 
 def first_of_each(paths: list[Path]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Lay out the faces that the default model learns from: clean training identities, and damaged versions of them.
+"""Make the folder of faces that the default model learns from: training identities, and damaged versions of them.
 
     OUTPUT/clean/<Identity>/<Image>.jpg           all LFW training and CelebA identities, for class centres
     OUTPUT/faces/<Identity>/<Image>.jpg           identities with at least --min-images images
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import csv
 import shutil
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,20 +23,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from command_line import exit_code, natural, positive
 from faces.reader import read_image
 from recipes.default_model.crops import celeba_paths, crop_paths, identities
 from recipes.default_model.degrade import KINDS, degrade
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="../shared/data", help="folder with faces/ and splits/")
-    parser.add_argument("--output", default="runs/default", help="folder to fill")
-    parser.add_argument("--copies", type=int, default=2, help="damaged versions of each image (2)")
-    parser.add_argument("--min-images", type=int, default=3, help="identities with fewer images give centres only (3)")
-    parser.add_argument("--seed", type=int, default=323)
-    options = parser.parse_args()
-    data, output = Path(options.data), Path(options.output)
+def run(options: argparse.Namespace) -> int:
+    data, output = options.data, options.output
     clean = crop_paths(data, sorted(identities(data) + identities(data, held_out=True))) + celeba_paths(data)
     for path in tqdm(clean, desc="clean", unit="image"):
         copy_to(path, output / "clean")
@@ -49,6 +45,7 @@ def main() -> None:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["path", "blur", "illumination", "occlusion", "kinds"])
         writer.writerows(row for rows in made for row in rows)
+    return 0
 
 
 def copy_to(path: Path, folder: Path) -> None:
@@ -71,7 +68,10 @@ def make_versions(index: int, path: Path, folder: Path, copies: int, seed: int) 
 
 
 def damage_once_or_twice(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int, int, int, list[str]]:
-    """One kind of damage, or two in three of ten, with a strength uniform in [0, 1], and the classes that result."""
+    """The damaged image, its blur, illumination and occlusion classes, and what was done.
+
+    One kind of damage in seven of ten cases, else two; strengths are uniform in [0, 1].
+    """
     kinds = rng.choice(list(KINDS), 2 if rng.uniform() < 0.3 else 1, replace=False).tolist()
     blur, illumination, occlusion, done = 2, 1, 1, []
     for kind in sorted(kinds, key=lambda kind: KINDS[kind][1] != "occlusion"):  # what is before the face comes first
@@ -85,5 +85,18 @@ def damage_once_or_twice(image: np.ndarray, rng: np.random.Generator) -> tuple[n
     return image, blur, illumination, occlusion, done
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with faces/ and splits/")
+    parser.add_argument("--output", type=Path, default=Path("runs/default"), help="folder to fill")
+    parser.add_argument("--copies", type=natural, default=2, help="damaged versions of each image (2)")
+    help_text = "identities with fewer images give centres only (3)"
+    parser.add_argument("--min-images", type=positive, default=3, help=help_text)
+    parser.add_argument("--seed", type=natural, default=323)
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args), stopped="stopped; the output folder is not complete")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,9 +1,8 @@
-"""The start of the default model: a small CLIP whose image tower already knows faces.
+"""The start weights of the default model: a small CLIP whose image tower reads a trained face recognition network.
 
-The image tower reads all levels of a face recognition network (Apache-2.0, github foamliu/MobileFaceNet); its reading
-layers and the text tower, a small CLIP transformer, have random weights, which `train.py --freeze trunk` trains. With
-`--factor-trunk` it reads the trunk of a factor network (MFN) too.
-OpenAI's RN50 takes the place of this file wherever it can be had.
+The image tower reads all levels of that network (Apache-2.0, github foamliu/MobileFaceNet). The layers that read them
+and the text tower, a small CLIP transformer, have random weights, which `train.py --freeze trunk` trains. With
+`--factor-trunk` the tower reads the trunk of a factor network (MFN) too. OpenAI's RN50 can take the place of this file.
 
     python -m recipes.default_model.make_start --trunk ../shared/data/fr/mobilefacenet_foamliu.safetensors \\
         --output runs/default/tiny.safetensors
@@ -15,10 +14,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from command_line import exit_code, natural, positive
 from model import load
 from model.checkpoint import save_checkpoint
 from model.face_trunk import FaceTrunk
@@ -28,24 +30,14 @@ from model.multi_level import MultiLevelTower
 VOCABULARY, CONTEXT = 49408, 77
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--trunk", default="../shared/data/fr/mobilefacenet_foamliu.safetensors")
-    parser.add_argument("--output", default="runs/default/tiny.safetensors")
-    parser.add_argument("--factor-trunk", default="", help="MFN whose trunk is read too (the small size)")
-    parser.add_argument("--hidden", type=int, default=512, help="width of the layer that reads the trunks (512)")
-    parser.add_argument("--shared", type=int, default=128, help="dimensions of the shared space (128)")
-    parser.add_argument("--width", type=int, default=64, help="width of the text transformer (64)")
-    parser.add_argument("--layers", type=int, default=1, help="its depth (1)")
-    parser.add_argument("--seed", type=int, default=323)
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)
     trunk = load(options.trunk)
     if not isinstance(trunk, FaceTrunk):
-        parser.error(f"--trunk {options.trunk} holds a {type(trunk).__name__}; a FaceTrunk was expected")
+        raise ValueError(f"--trunk {options.trunk} holds a {type(trunk).__name__}; a FaceTrunk was expected")
     factors = load(options.factor_trunk) if options.factor_trunk else None
     if factors is not None and not isinstance(factors, FactorNetwork):
-        parser.error(f"--factor-trunk {options.factor_trunk} holds a {type(factors).__name__}; an MFN was expected")
+        raise ValueError(f"--factor-trunk {options.factor_trunk} holds a {type(factors).__name__}; an MFN was expected")
     factor_trunk = factors.base_backbone if factors else None
     tower = MultiLevelTower(trunk, options.hidden, options.shared, factor_trunk=factor_trunk)
     tensors = {f"visual.{key}": value for key, value in tower.state_dict().items()}
@@ -53,6 +45,7 @@ def main() -> None:
     save_checkpoint(options.output, tensors, {"preprocessing": tower.preprocessing.to_json()})
     count = sum(t.numel() for t in tower.state_dict().values())
     print(f"{options.output}: image tower {count:,} numbers, shared space {options.shared}")
+    return 0
 
 
 def text_tower(width: int, layers: int, embedding: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -91,5 +84,20 @@ def text_tower(width: int, layers: int, embedding: int, generator: torch.Generat
     return tensors
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--trunk", default="../shared/data/fr/mobilefacenet_foamliu.safetensors")
+    parser.add_argument("--output", default="runs/default/tiny.safetensors")
+    parser.add_argument("--factor-trunk", default="", help="MFN whose trunk is read too (the small size)")
+    parser.add_argument("--hidden", type=positive, default=512, help="width of the layer that reads the trunks (512)")
+    parser.add_argument("--shared", type=positive, default=128, help="dimensions of the shared space (128)")
+    parser.add_argument("--width", type=positive, default=64, help="width of the text transformer (64)")
+    parser.add_argument("--layers", type=positive, default=1, help="its depth (1)")
+    parser.add_argument("--seed", type=natural, default=323)
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

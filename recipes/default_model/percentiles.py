@@ -1,10 +1,10 @@
-"""Store in a checkpoint where a quality stands among those of a named set of images (model/percentiles.py).
+"""Store the quantiles of a checkpoint's qualities on a named set of images in that checkpoint (model/percentiles.py).
 
     python -m recipes.default_model.percentiles weights/clib_fiqa_small.safetensors @runs/lfw_test.txt \\
         --set "LFW test identities"
 
-The file is written anew with the same tensors. The set should be what people know, and no image of it should have
-been trained on: networks score what they learned from too well.
+The file is written again with the same tensors. The set should be well known. None of its images should have been used
+in training, because networks score their training images too high.
 """
 
 from __future__ import annotations

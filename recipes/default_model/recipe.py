@@ -1,13 +1,14 @@
-"""The training of the default model, in one process and with what the frozen trunk says of each image kept in a file.
+"""The training of the default model in one process, with the features of the frozen trunks stored in a file.
 
-`train.py` with the flags of the Makefile trains the same; this is for many trainings on the same images: cross_fit.py
-and ablation.py. The two sizes of the model differ in their start weights only.
+These features are called levels (model/multi_level.py). `train.py` with the flags of the Makefile trains the same
+model. This module is for many trainings on the same images: cross_fit.py and ablation.py. The two sizes of the model
+differ only in their start weights.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +66,37 @@ def evaluation_levels(data: Path, name: str, config: TrainConfig, folder: Path) 
 
 
 def stored_levels(prefix: Path, images: Images, model: ClibFiqa) -> Tensor:
-    """What the trunks say of the images, from a file whose path begins so if there is one, else into it."""
+    """The levels (N, 2, L) of the images: read from a file whose path begins with `prefix`, or computed and stored.
+
+    The name of the file holds hashes of the trunks and of the images' pixels, so that changed images under the same
+    paths get levels of their own.
+    """
     tower = tower_of(model)
-    trunks = hashlib.sha256()
-    for name, tensor in tower.state_dict().items():
-        if name.startswith(TRUNKS):
-            trunks.update(tensor.numpy().tobytes())
-    paths = hashlib.sha256("\n".join(images.paths).encode()).hexdigest()
-    file = prefix.with_name(f"{prefix.name}-{trunks.hexdigest()[:8]}-{paths[:8]}.levels")
+    trunks = {name: tensor for name, tensor in tower.state_dict().items() if name.startswith(TRUNKS)}
+    file = prefix.with_name(f"{prefix.name}-{hash_of_tensors(trunks)[:8]}-{hash_of_images(images)[:16]}.levels")
     if file.is_file():
         return read_checkpoint(file)[0]["levels"]
     levels = frozen_levels(tower, images, CPU)
     save_checkpoint(file, {"levels": levels}, {})
     return levels
+
+
+def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def hash_of_images(images: Images) -> str:
+    """sha256 of the number of rows, of the numbers of the usable rows and of their pixels."""
+    digest = hashlib.sha256(str(len(images.paths)).encode())
+    for rows, pixels in images.in_order(64):
+        digest.update(rows.numpy().data)
+        digest.update(pixels.numpy().data)
+    return digest.hexdigest()
 
 
 def fit(config: TrainConfig, faces: LabelledFaces) -> ClibFiqa:

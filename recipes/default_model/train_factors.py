@@ -1,7 +1,7 @@
 """Train the small factor network (MFN) that `generate_labels.py` uses, since the published one's training is lost.
 
 CLIB-FIQA (CVPR 2024) labels expression, illumination and occlusion with a MobileFaceNet of five heads trained on
-WIDER FACE. This one learns the same five heads from what is at hand:
+WIDER FACE. This one learns the same five heads from data that can be obtained:
 
 * expression from human labels on LFW's training identities and the posed Yale faces,
 * illumination from Yale's side lights and from synthetic darkness, over-exposure, side light and coloured light,
@@ -19,7 +19,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -30,10 +32,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from command_line import exit_code, natural, positive
 from faces.dlib_models import find_landmarks
 from faces.pose import euler_angles
 from faces.reader import read_image
 from model.checkpoint import read_checkpoint, save_checkpoint
+from model.files import write_text
 from model.mobilefacenet import HEADS, FactorNetwork
 from model.preprocessing import FACE_PREPROCESSING
 from recipes.default_model.crops import crop_paths, identities, read_crops
@@ -43,8 +47,7 @@ UNKNOWN, COVERED = -1, -2  # no label; occluded, but how much is not known
 SIDE_YAW = 25.0  # degrees
 
 
-def main() -> None:
-    options = parse_options()
+def run(options: argparse.Namespace) -> int:
     cv2.setNumThreads(0)  # its thread pool does not survive the fork of the workers
     torch.manual_seed(options.seed)
     data = Path(options.data)
@@ -72,21 +75,22 @@ def main() -> None:
             accuracy = balanced_accuracy(network, held_out_crops, held_out_labels)
             tqdm.write(json.dumps({"step": step + 1, "loss": round(running, 4), **accuracy}))
             save(network, options, accuracy, time.time() - started)
+    return 0
 
 
-def parse_options() -> argparse.Namespace:
+def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="../shared/data", help="folder with faces/, factors/, fr/ and splits/")
     parser.add_argument("--output", default="weights/mfn_small.safetensors", help="where the network goes")
-    parser.add_argument("--cache", default="runs/yaw.json", help="dlib's yaw of each crop, made once")
-    parser.add_argument("--epochs", type=int, default=5, help="passes of --samples (5)")
-    parser.add_argument("--samples", type=int, default=6400, help="training samples a pass (6400)")
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=1, help="processes that make samples")
+    parser.add_argument("--cache", default="runs/yaw.json", help="dlib's yaw of each crop, found once")
+    parser.add_argument("--epochs", type=positive, default=5, help="passes of --samples (5)")
+    parser.add_argument("--samples", type=positive, default=6400, help="training samples a pass (6400)")
+    parser.add_argument("--batch-size", type=positive, default=64)
+    parser.add_argument("--workers", type=natural, default=1, help="processes that make samples")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="about 1.5 times faster")
-    parser.add_argument("--seed", type=int, default=323)
-    return parser.parse_args()
+    parser.add_argument("--seed", type=natural, default=323)
+    return parser.parse_args(arguments)
 
 
 def start_network(trunk_file: Path) -> FactorNetwork:
@@ -172,7 +176,7 @@ def yaw_of(paths: list[Path], cache: Path) -> dict[str, float | None]:
     with ProcessPoolExecutor() as pool:
         angles = list(tqdm(pool.map(_yaw, paths, chunksize=32), total=len(paths), desc="pose", unit="image"))
     cache.parent.mkdir(parents=True, exist_ok=True)
-    cache.write_text(json.dumps(dict(zip(keys, angles, strict=True))))
+    write_text(cache, json.dumps(dict(zip(keys, angles, strict=True))))
     return json.loads(cache.read_text())
 
 
@@ -285,5 +289,11 @@ def save(network: FactorNetwork, options: argparse.Namespace, accuracy: dict[str
     save_checkpoint(options.output, network.state_dict(), metadata)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 when the training failed; 2 when the call was wrong."""
+    options = parse_options(arguments)
+    return exit_code(lambda: run(options), stopped="stopped; the network of the last finished pass is in --output")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

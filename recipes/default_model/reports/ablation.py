@@ -1,30 +1,32 @@
 """Which parts of CLIB-FIQA's training earn their place at this scale: the paper's Table 4 on data anyone can obtain.
 
 Every variant is trained with several seeds on LFW's training identities (rows of CelebA are left out) and judged by
-Error-versus-Discard on CelebA and on LFW's test identities, under each FR model. The trunk of the image tower stays
-fixed, so that its numbers are computed once and a run takes a minute.
+Error-versus-Discard on CelebA and on LFW's test identities, under each FR model. The trunk of the image tower is
+frozen, so its features are computed once and a run takes a minute.
 
     python -m recipes.default_model.reports.ablation --tables runs/default --output runs/ablation
 
-Prints a Markdown table of pAUC(0.3) / (FNMR(0) * 0.3), lower is better: the mean over seeds and cells, and the interval
-of the mean over the seeds (Student's t, 95 %). Finished runs are kept: the same command goes on. With `--anchors` the
-variants are tables of quality anchors, to tell which ones make the better CLIB-FIQA.
+Prints a table of pAUC(0.3) / (FNMR(0) * 0.3), lower is better: the mean over seeds and cells, and the interval of the
+mean over the seeds (Student's t, 95 %). Finished runs are kept, so the same command continues an interrupted ablation.
+With `--anchors` the variants are tables of quality anchors, to tell which ones make the better CLIB-FIQA.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from scipy.stats import t as student_t
+from torch import Tensor
 
 from command_line import exit_code, keep_freed_memory, positive
 from config_train import PAPER, TrainConfig
@@ -34,14 +36,16 @@ from evaluation.embeddings import read_embeddings
 from evaluation.pairs import read_pairs
 from labels.label_table import read_labels
 from methods.clib_fiqa.data import normalise_quality
-from model.checkpoint import sha256_of
 from model.clib_fiqa import ClibFiqa
-from recipes.default_model.recipe import evaluation_levels, fit, recipe, scores, training_faces
+from model.files import write_text
+from recipes.default_model.recipe import evaluation_levels, fit, hash_of_tensors, recipe, scores, training_faces
+from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
 
 SETS = ("celeba_dev", "lfw_test")
 JUDGES = ("foamliu", "faceplugin", "dlib")
 FMRS = (1e-2, 1e-3)
 MIXED, RATIO, SHIFTED, CCS = "train.tsv", "ratio.tsv", "shifted.tsv", "ccs.tsv"  # tables: same rows, other anchors
+PARTS = {"all cells": "", "CelebA": "celeba", "LFW": "lfw", "under dlib": "dlib"}  # dlib helped with no anchor
 PUBLISHED_ANCHORS = {"normalise": "percentile"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what differs from the recipe
     "quality only": (MIXED, {"calibration_epoch": 0, "factor_weight": 0.0}),
@@ -57,7 +61,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what diffe
 
 
 class Bench:
-    """The two evaluation sets: what the trunk says of their images, and how a score is judged."""
+    """The two evaluation sets: the levels of their images, and how a score is judged."""
 
     def __init__(self, args: argparse.Namespace, config: TrainConfig) -> None:
         self.pairs = {name: read_pairs(args.data / "pairs" / f"{name}.tsv") for name in SETS}
@@ -67,6 +71,14 @@ class Bench:
             files = {fr: args.evaluation / name / f"{fr}.npz" for fr in JUDGES}
             found = {fr: similarities(pairs, read_embeddings(file), str(file)) for fr, file in files.items()}
             self.similarities[name] = found
+
+    def fingerprint(self) -> bytes:
+        """Changes with the images, the pairs and the embeddings that judge."""
+        parts = [hash_of_tensors(self.levels).encode()]
+        for name, pairs in self.pairs.items():
+            arrays = [pairs.first, pairs.second, pairs.mated, *self.similarities[name].values()]
+            parts += [array.tobytes() for array in arrays]
+        return b"".join(parts)
 
     def judge(self, model: ClibFiqa) -> dict[str, float]:
         """Cell -> relative pAUC(0.3)."""
@@ -95,12 +107,14 @@ def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
 def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """Each variant with the cells of its seeds."""
     base = recipe(args.tables / MIXED, args.start)
-    folder = args.output / sha256_of(args.start)[:8]  # runs from other start weights are no results of this one
-    folder.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     labels = read_labels(base.data_list)
     is_lfw = torch.tensor([not str(label.identity).isdecimal() for label in labels])
     faces, bench = training_faces(base), Bench(args, base)
     readable = faces.images.usable[is_lfw[faces.images.usable]]
+    inputs = hashlib.sha256(bench.fingerprint())
+    inputs.update(hash_of_tensors({"levels": cast(Tensor, faces.images.cached), "usable": readable}).encode())
+    inputs.update(Path(base.data_list).read_bytes() + args.start.read_bytes())
     for name, (table, differences) in variants(args).items():
         rows = read_labels(args.tables / table)
         anchors = {row.path: row.quality for row in rows}
@@ -109,27 +123,40 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, floa
         faces.quality = normalise_quality(torch.where(is_lfw, raw, torch.nan), config.normalise).float()
         faces.images.usable = readable[faces.quality[readable].isfinite()]
         for seed in range(args.seeds):
-            file = folder / f"{name} {seed}.json"
+            seeded = replace(config, seed=seed)
+            file = args.output / f"{name} {seed} {key_of(seeded, args.tables / table, inputs.digest())}.json"
             if not file.is_file():
-                cells = bench.judge(fit(replace(config, seed=seed), faces))
-                file.write_text(json.dumps(cells, indent=1))
+                cells = bench.judge(fit(seeded, faces))
+                write_text(file, json.dumps(cells, indent=1))
             seeds.append(json.loads(file.read_text()))
             print(f"{name}, seed {seed}: {np.mean(list(seeds[-1].values())):.3f}", file=sys.stderr, flush=True)
         yield name, seeds
 
 
-def table_of(found: Sequence[tuple[str, list[dict[str, float]]]]) -> str:
-    """Markdown: a row a variant; all cells, those of each set, and those under dlib, which helped with no anchor."""
-    columns = {"all": "", "CelebA": "celeba", "LFW": "lfw", "dlib": "dlib"}
-    lines = ["| variant | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+def key_of(config: TrainConfig, table: Path, inputs: bytes) -> str:
+    """Names a finished run: a hash of its settings, of the table with its anchors, and of everything else it reads."""
+    settings = repr(replace(config, data_list="", clip_model=""))  # their bytes count, and not where they lie
+    return hashlib.sha256(settings.encode() + table.read_bytes() + inputs).hexdigest()[:16]
+
+
+def variant_rows(found: Iterable[tuple[str, list[dict[str, float]]]]) -> Iterator[list[Cell]]:
+    """A row a variant: for each of PARTS the mean over the seeds and half of its 95 % interval (Student's t)."""
     for name, seeds in found:
-        cells = []
-        for part in columns.values():
+        cells: list[Cell] = [name]
+        for part in PARTS.values():
             means = [np.mean([value for cell, value in seed.items() if part in cell]) for seed in seeds]
             half = student_t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
-            cells.append(f"{np.mean(means):.3f} ± {half:.3f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            cells.append([float(np.mean(means)), float(half)])
+        yield cells
+
+
+def report(args: argparse.Namespace) -> int:
+    columns = [Column("variant"), *(Column(name, "{:.3f} ± {:.3f}", "min" if args.anchors else "") for name in PARTS)]
+    what = f"Mean pAUC(0.3) / (FNMR(0) * 0.3) and the 95 % interval of the mean over {args.seeds} seeds"
+    script = "benchmarks/anchors_table.sh" if args.anchors else "make ablation"
+    output = Output(args.results, script)
+    output.add("anchors_trained" if args.anchors else "ablation", what, columns, variant_rows(results(args)))
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,11 +170,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     anchors_help = "instead: the recipe with the anchors of these tables in --tables, whose rows may be fewer"
     parser.add_argument("--anchors", nargs="+", default=[], metavar="NAME=TABLE", help=anchors_help)
     parser.add_argument("--seeds", type=positive, default=3, help="two or more (3)")
+    add_results_option(parser)
     args = parser.parse_args(arguments)
     if args.seeds < 2:
         parser.error("--seeds 1 gives no interval: two or more were expected")
     keep_freed_memory()
-    return exit_code(lambda: print(table_of(list(results(args)))) or 0, stopped="stopped; the same command goes on")
+    return exit_code(lambda: report(args), stopped="stopped; the same command goes on")
 
 
 if __name__ == "__main__":

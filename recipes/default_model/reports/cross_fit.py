@@ -1,9 +1,9 @@
 """Scores of CelebA faces by models that never saw their identities: cross-fitting over folds of identities.
 
 The identities of CelebA are split into folds. For each fold a model is trained by the recipe of the default model on
-all rows of the label table but those of its identities, and scores the fold; in the end every CelebA face has a score.
-The scores of different folds are on one scale, since the anchors are. Whoever may never train (crops.py) is scored all
-the same, since the pair list holds them.
+all rows of the label table except those of its identities, and scores the fold. In the end every CelebA face has a
+score. Scores of different folds are on one scale, because the anchors are. The identity that must never train
+(crops.py) is scored too, because it is in the pair list.
 
     python -m recipes.default_model.reports.cross_fit --tables runs/default --size small
 """

@@ -1,29 +1,35 @@
 """Can the factors' probabilities be believed? Labelled faces of people and subjects that the default model never saw.
 
-Prints, as Markdown, for each labelled set: how often the bad and the good side of the factor were seen, the balanced
-accuracy, the expected calibration error, and the confusion matrix. Draws reliability diagrams: of the faces to which
-the model gives a good level's probability near p, is a share near p good?
+Prints for each labelled set: how often the bad and the good side of the factor were seen, the balanced accuracy, the
+expected calibration error, and the confusion matrix. Draws reliability diagrams: among the faces whose good level has a
+probability near p, is a share near p good?
 
-    python -m recipes.default_model.reports.reliability --weights clib-fiqa --figure docs/reliability.png
+    python -m recipes.default_model.reports.reliability --beside clib-fiqa-tiny \\
+        --figure docs/reliability.png --results results
 """
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from command_line import exit_code, positive
 from faces.pose import pose_class
 from model.prompts import AXES
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
 from recipes.default_model.degrade import KINDS, degrade
+from recipes.default_model.reports.results import Cell, Column, Output, add_results_option, name_of
 from recipes.default_model.train_factors import hash_of, rows, yaw_of
 from scoring import Scorer
 
 BINS = 10
+SIDE = "{:.3f} of {}"  # a recall and the faces of that side
 TABLES = ("occlusion", "illumination", "expression")  # of factors/, named after their factor; split by subject
 
 
@@ -39,7 +45,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Reliability:
-    """What the model says of a labelled set. The good side of a factor is its best level, the bad side all others."""
+    """Predictions for a labelled set. The good side of a factor is its best level, the bad side all others."""
 
     labelled: Labelled
     probabilities: np.ndarray  # (N, levels)
@@ -61,6 +67,10 @@ class Reliability:
         """Shares of the bad and of the good side that are seen as such."""
         seen = self.probabilities.argmax(axis=1) == self.probabilities.shape[1] - 1
         return float(np.mean(~seen[~self.good])), float(np.mean(seen[self.good]))
+
+    def balanced_accuracy(self) -> float:
+        """Mean of both recalls."""
+        return sum(self.recalls()) / 2
 
     def bins(self) -> list[tuple[float, float, int]]:
         """Mean probability of the best level, share of good faces and their count, in each bin that has any."""
@@ -114,26 +124,22 @@ def from_rows(data: Path, factor: str, where: str, labelled: Sequence[dict[str, 
     return Labelled(factor, where, list(crops), np.array([AXES[factor].index(row["label"]) for row in labelled]))
 
 
-def as_markdown(judged: Sequence[Reliability]) -> str:
-    """The table, then the confusion matrices."""
-    lines = [
-        "| factor | on | bad side seen | good side seen | balanced accuracy | calibration error |",
-        "|---|---|---|---|---|---|",
-    ]
-    for one in judged:
+def factor_rows(judged: Sequence[Reliability], others: Sequence[Sequence[Reliability]] = ()) -> Iterator[list[Cell]]:
+    """A row for each set: recalls with the counts of both sides, balanced accuracy and calibration error; then balanced
+    accuracy and calibration error of the other models, whose sets are the same."""
+    for one, *rest in zip(judged, *others, strict=True):
         bad, good = one.recalls()
-        counts = int((~one.good).sum()), int(one.good.sum())
-        cells = f"{bad:.3f} of {counts[0]}", f"{good:.3f} of {counts[1]}", f"{(bad + good) / 2:.3f}"
-        error = f"{one.calibration_error():.3f}"
-        lines.append(f"| {one.labelled.factor} | {one.labelled.where} | {' | '.join(cells)} | {error} |")
-    return "\n".join([*lines, *(line for one in judged for line in _confusion_lines(one))])
+        sides = [bad, int((~one.good).sum())], [good, int(one.good.sum())]
+        numbers = [one.balanced_accuracy(), one.calibration_error()]
+        more = [[other.balanced_accuracy(), other.calibration_error()] for other in rest]
+        yield [one.labelled.factor, one.labelled.where, *sides, *numbers, *more]
 
 
-def _confusion_lines(one: Reliability) -> list[str]:
+def confusion_table(one: Reliability) -> tuple[list[Column], list[list[Cell]]]:
+    """Counts of true levels (rows) and of the most probable ones (columns)."""
     names = AXES[one.labelled.factor]
-    head = f"| {one.labelled.factor}, {one.labelled.where}: true | seen as {' | '.join(names)} |"
-    body = [f"| {name} | {' | '.join(map(str, row))} |" for name, row in zip(names, one.confusion, strict=True)]
-    return ["", head, "|---" * (len(names) + 1) + "|", *body]
+    columns = [Column(f"{one.labelled.factor}, {one.labelled.where}: true"), *(Column(f"seen as {n}") for n in names)]
+    return columns, [[name, *map(int, row)] for name, row in zip(names, one.confusion, strict=True)]
 
 
 def draw(judged: Sequence[Reliability], path: Path) -> None:
@@ -160,21 +166,39 @@ def draw(judged: Sequence[Reliability], path: Path) -> None:
     figure.savefig(path)
 
 
-def main() -> None:
+def report(args: argparse.Namespace) -> int:
+    sets = list(labelled_sets(args.data, args.faces, args.cache))
+    judged, *others = [[judge(Scorer(weights=w), one) for one in sets] for w in (args.weights, *args.beside)]
+    beside = ["--beside", *args.beside] if args.beside else []
+    command = " ".join(["python -m recipes.default_model.reports.reliability", *beside])
+    output = Output(args.results, command, [args.weights, *args.beside])
+    columns = [Column("factor"), Column("on"), Column("bad side seen", SIDE), Column("good side seen", SIDE)]
+    columns += [Column("balanced accuracy", "{:.3f}"), Column("calibration error", "{:.3f}")]
+    columns += [Column(f"`{name_of(weights)}`", "{:.3f}, {:.3f}") for weights in args.beside]
+    what = "Factors on labelled faces: recalls of both sides, balanced accuracy of the best level, calibration error"
+    output.add("reliability", what, columns, factor_rows(judged, others))
+    for one in judged:
+        where = re.sub(r"\W+", "_", one.labelled.where.lower())
+        output.add(f"confusion_{one.labelled.factor}_{where}", "Counts of faces by their levels", *confusion_table(one))
+    if args.figure:
+        draw(judged, args.figure)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", default="../shared/data", help="folder with faces/, factors/ and splits/")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="with faces/, factors/ and splits/")
     parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
-    parser.add_argument("--faces", type=int, default=200, help="test identities that are damaged (200)")
-    parser.add_argument("--cache", default="runs/yaw_test.json", help="dlib's yaw of each face, made once")
+    parser.add_argument("--beside", nargs="*", default=[], metavar="WEIGHTS", help="other models, a column each")
+    parser.add_argument("--faces", type=positive, default=200, help="test identities that are damaged (200)")
+    cache = Path("runs/yaw_test.json")
+    parser.add_argument("--cache", type=Path, default=cache, help="dlib's yaw of each face, found once")
     parser.add_argument("--figure", type=Path, help="PNG of the reliability diagrams")
-    options = parser.parse_args()
-    scorer = Scorer(weights=options.weights)
-    sets = labelled_sets(Path(options.data), options.faces, Path(options.cache))
-    judged = [judge(scorer, labelled) for labelled in sets]
-    print(as_markdown(judged))
-    if options.figure:
-        draw(judged, options.figure)
+    add_results_option(parser)
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: report(args), stopped="stopped; nothing was measured to its end")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,8 +1,8 @@
-"""Does a score survive what should not matter, and what may be done to fool it?
+"""Does the score stay the same under changes that should not matter, and under attempts to raise it?
 
 Each aligned face is changed (shifted, turned, scaled, compressed, resampled, mirrored, made grey, given a sticker) and
-scored again. Prints, as Markdown: the mean change of the score, the mean size of the change, the rank correlation with
-the scores of the unchanged faces, and the share of faces whose score rose. A sticker that says "perfect quality" must
+scored again. Prints the mean change of the score, the mean size of the change, the rank correlation with the scores of
+the unchanged faces, and the share of faces whose score rose. A sticker that says "perfect quality" must
 not raise it: CLIP reads (Goh et al., "Multimodal Neurons", 2021).
 
     python -m recipes.default_model.reports.robustness ../shared/data/faces/lfw/A* --weights clib-fiqa
@@ -11,6 +11,8 @@ not raise it: CLIP reads (Goh et al., "Multimodal Neurons", 2021).
 from __future__ import annotations
 
 import argparse
+import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from faces.align import align_face, is_aligned
 from faces.listing import expand_inputs
 from faces.reader import ImageError, read_image
 from recipes.default_model.degrade import compress
+from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
 from scoring import Scorer
 
 SIZE = 112
@@ -117,17 +120,22 @@ def aligned(path: str) -> np.ndarray:
         raise ValueError(f"{path}: {error.status}") from None
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the table."""
+def report(args: argparse.Namespace) -> int:
     crops = [aligned(path) for path in expand_inputs(args.images, sys.stdin)]
     scorer = Scorer(weights=args.weights)
-    spread = _qualities(scorer, crops).std()
-    print(f"{len(crops)} faces; standard deviation of their scores {spread:.3f}\n")
-    print("| change | mean change | mean size | rank correlation | raised |\n|---|---|---|---|---|")
-    for effect in measure(scorer, crops):
-        values = effect.mean_size, effect.rank_correlation, effect.raised
-        print(f"| {effect.name} | {effect.mean:+.3f} | {' | '.join(f'{v:.3f}' for v in values)} |", flush=True)
+    print(f"{len(crops)} faces; standard deviation of their scores {_qualities(scorer, crops).std():.3f}\n")
+    heads = {"mean change": "{:+.3f}", "mean size": "{:.3f}", "rank correlation": "{:.3f}", "raised": "{:.3f}"}
+    columns = [Column("change"), *(Column(name, form) for name, form in heads.items())]
+    what = f"Change of the score under changes of the image, {len(crops)} faces"
+    command = f"python -m recipes.default_model.reports.robustness {shlex.join(args.images)}"
+    output = Output(args.results, command, [args.weights])
+    output.add("robustness", what, columns, (row_of(effect) for effect in measure(scorer, crops)))
     return 0
+
+
+def row_of(effect: Effect) -> list[Cell]:
+    rho = None if math.isnan(effect.rank_correlation) else effect.rank_correlation
+    return [effect.name, effect.mean, effect.mean_size, rho, effect.raised]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,8 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", nargs="+", metavar="PATH", help="faces: files, folders, patterns, @list")
     parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
+    add_results_option(parser)
     args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped")
+    return exit_code(lambda: report(args), stopped="stopped; the finished rows are above")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Is the score fair to kinds of faces? LFW's test identities by pose and expression, as far as labels allow.
 
 For each group: its median score, how often its faces are among the worst tenth of all, and how often face recognition
-fails on its mated pairs (one face or both in the group), before and after that tenth is discarded. A group whose faces
-are called bad more often than they fail would be treated unfairly; one that fails more often, with reason.
+fails on its mated pairs (one face or both in the group), before and after that tenth is discarded. A group that is
+discarded more often although its pairs do not fail more often is treated unfairly.
 
     python -m recipes.default_model.reports.subgroups runs/evaluation/lfw_test/dlib.npz --scores runs/scores.csv
 
-Prints Markdown. Sex, age and skin are not labelled in the data folder, so nothing is said about them.
+Sex, age and skin are not labelled in the data folder, so nothing is said about them.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,6 +28,8 @@ from evaluation.pairs import Pairs, read_pairs
 from evaluation.scores import read_scores
 from faces.pose import pose_class
 from model.prompts import AXES
+from recipes.default_model.crops import data_file
+from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
 from recipes.default_model.train_factors import rows, yaw_of
 
 FMR = 1e-3
@@ -49,39 +51,36 @@ def groups_of(data: Path, names: Sequence[str], cache: Path) -> dict[str, Mask]:
     }
 
 
-def table_of(pairs: Pairs, quality: Floats, similarity: Floats, groups: Mapping[str, Mask]) -> str:
-    """Markdown; quality (N,) and groups (N,) of the images, similarity (P,) of the pairs."""
+def group_rows(pairs: Pairs, quality: Floats, similarity: Floats, groups: Mapping[str, Mask]) -> Iterator[list[Cell]]:
+    """A row for all images and for each group. quality (N,), groups (N,) of images; similarity (P,) of pairs."""
     errors = similarity < fixed_threshold(np.sort(similarity[~pairs.mated])[::-1], FMR)
     bound = np.quantile(quality, DISCARDED)
     kept = np.minimum(quality[pairs.first], quality[pairs.second]) >= bound
-    lines = [
-        "| group | images | median score | in the worst tenth | mated pairs | FNMR | without the worst tenth |",
-        "|---|---|---|---|---|---|---|",
-    ]
     for name, group in {"all": np.ones(len(quality), bool), **groups}.items():
         touched = pairs.mated & (group[pairs.first] | group[pairs.second])
-        cells = [
-            f"{group.sum()}",
-            f"{np.median(quality[group]):.2f}",
-            f"{(quality[group] < bound).mean():.3f}",
-            f"{touched.sum()}",
-            _rate(errors[touched]),
-            _rate(errors[touched & kept]),
-        ]
-        lines.append(f"| {' | '.join([name, *cells])} |")
-    return "\n".join(lines)
+        own = quality[group]
+        scores = [float(np.median(own)), float((own < bound).mean())] if len(own) else [None, None]
+        yield [name, len(own), *scores, int(touched.sum()), _rate(errors[touched]), _rate(errors[touched & kept])]
 
 
-def _rate(errors: Mask) -> str:
+def _rate(errors: Mask) -> Cell:
     """FNMR and the errors that it counts."""
-    return f"{errors.mean():.4f} ({errors.sum()})" if len(errors) else "–"
+    return [float(errors.mean()), int(errors.sum())] if len(errors) else None
 
 
-def run(args: argparse.Namespace) -> int:
-    pairs = read_pairs(args.data / "pairs" / "lfw_test.tsv")
+def report(args: argparse.Namespace) -> int:
+    pairs = read_pairs(data_file(args.data, "pairs/lfw_test.tsv"))
     similarity = similarities(pairs, read_embeddings(args.embeddings), str(args.embeddings))
     quality = image_quality(pairs, read_scores(args.scores), str(args.scores))
-    print(table_of(pairs, quality, similarity, groups_of(args.data, pairs.names, args.cache)))
+    groups = groups_of(args.data, pairs.names, args.cache)
+    rate = "{:.4f} ({})"
+    columns = [Column("group"), Column("images"), Column("median score", "{:.2f}")]
+    columns += [Column("in the worst tenth", "{:.3f}"), Column("mated pairs")]
+    columns += [Column("FNMR", rate), Column("without the worst tenth", rate)]
+    what = f"LFW's test identities by pose and expression: scores, and errors of {args.embeddings.stem} at FMR {FMR:g}"
+    command = f"python -m recipes.default_model.reports.subgroups {args.embeddings} --scores {args.scores}"
+    output = Output(args.results, command, [args.weights] if args.weights else [])
+    output.add("subgroups", what, columns, group_rows(pairs, quality, similarity, groups))
     return 0
 
 
@@ -90,10 +89,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS.npz", help="the judge: evaluate.py embed")
     parser.add_argument("--scores", type=Path, required=True, help="scores of LFW's test images")
+    parser.add_argument("--weights", default="", help="the model that made them, to be named in --results")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the data folder")
     parser.add_argument("--cache", type=Path, default=Path("runs/yaw_lfw_test.json"), help="dlib's yaw, found once")
+    add_results_option(parser)
     args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; nothing was printed")
+    return exit_code(lambda: report(args), stopped="stopped; nothing was printed")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Damage that no training has seen, to judge quality scores by: other kinds than those of degrade.py.
+"""A test set with kinds of damage that no training used: other kinds than those of degrade.py.
 
-Every tenth face of LFW's test identities gets one of twelve kinds with a strength uniform in [0, 1]; the others stay
-as they are. Were it every second, many non-mated pairs would share a kind and look alike, and at FMR 1e-3 the threshold
-would rise until nearly all mated pairs fail. Names are kept, so that pairs/lfw_test.tsv, embeddings and scores of the
-folder fit together.
+Every tenth face of LFW's test identities gets one of twelve kinds with a strength uniform in [0, 1]. The others stay as
+they are. With every second face damaged, many non-mated pairs would share a kind of damage and look alike: the
+threshold at FMR 1e-3 would rise, and nearly all mated pairs would fail. Names are kept, so pairs/lfw_test.tsv can be
+used with embeddings and scores of the new folder.
 
     python -m recipes.default_model.reports.unseen --data ../shared/data --output runs/unseen
 """
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from command_line import positive
+from command_line import exit_code, natural, positive
 from faces.reader import read_image
 from recipes.default_model.crops import lfw_test_paths
 
@@ -142,13 +143,7 @@ def damage(index: int, path: Path, folder: Path, seed: int, every: int) -> tuple
     return name, kind, strength
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with faces/ and splits/")
-    parser.add_argument("--output", type=Path, default=Path("runs/unseen"), help="folder to fill")
-    parser.add_argument("--every", type=positive, default=10, help="one face in so many is damaged (10)")
-    parser.add_argument("--seed", type=int, default=323)
-    options = parser.parse_args()
+def run(options: argparse.Namespace) -> int:
     paths = lfw_test_paths(options.data)
     work = partial(damage, folder=options.output / "lfw", seed=options.seed, every=options.every)
     with ProcessPoolExecutor() as pool:
@@ -158,6 +153,7 @@ def main() -> None:
         writer.writerow(["path", "kind", "strength"])
         writer.writerows(rows)
     print(f"{options.output / 'lfw'}: {len(rows)} faces, {sum(bool(kind) for _, kind, _ in rows)} of them damaged")
+    return 0
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -168,5 +164,16 @@ def _clip(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with faces/ and splits/")
+    parser.add_argument("--output", type=Path, default=Path("runs/unseen"), help="folder to fill")
+    parser.add_argument("--every", type=positive, default=10, help="one face in so many is damaged (10)")
+    parser.add_argument("--seed", type=natural, default=323)
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args), stopped="stopped; the output folder is not complete")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Every script of the recipe and of its reports says in one line what is missing, and ends with exit code 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recipes.default_model import anchors, make_faces, make_start, percentiles, train_factors
+from recipes.default_model.reports import (
+    ablation,
+    cross_fit,
+    edc_tables,
+    measure,
+    reliability,
+    robustness,
+    subgroups,
+    unseen,
+)
+
+CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
+    (train_factors.main, ["--data", "nothing"]),
+    (make_faces.main, ["--data", "nothing", "--output", "out"]),
+    (anchors.main, ["labels.tsv", "fr.npz", "--output", "out.tsv"]),
+    (make_start.main, ["--trunk", "fr.safetensors", "--output", "out.safetensors"]),
+    (percentiles.main, ["weights.safetensors", "faces", "--set", "a set"]),
+    (measure.main, ["--data", "nothing"]),
+    (reliability.main, ["--data", "nothing"]),
+    (robustness.main, ["faces"]),
+    (subgroups.main, ["fr.npz", "--scores", "scores.csv", "--data", "nothing"]),
+    (cross_fit.main, ["--data", "nothing", "--tables", "nothing"]),
+    (ablation.main, ["--data", "nothing", "--tables", "nothing", "--start", "start.safetensors", "--output", "out"]),
+    (unseen.main, ["--data", "nothing", "--output", "out"]),
+    (edc_tables.main, ["edc_lfw=nothing"]),
+]
+
+
+@pytest.mark.parametrize(("main", "call"), CALLS, ids=lambda value: getattr(value, "__module__", "").split(".")[-1])
+def test_what_is_missing_is_said_in_one_line(
+    main: Callable[[list[str]], int],
+    call: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(call) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert len(error.splitlines()) == 1
+    assert any(word in error for word in (*call, "nothing/")), error
