@@ -93,6 +93,12 @@ WEIGHTS = (
 )
 
 
+def is_known(name_or_path: str | Path) -> bool:
+    """Whether `find_weights` knows what is meant: an existing file, or a known name or file name."""
+    names = {name for known in WEIGHTS for name in (known.name, known.file)}
+    return str(name_or_path) in names or any(path.is_file() for path in (Path(name_or_path), FOLDER / name_or_path))
+
+
 def find_weights(name_or_path: str | Path) -> Path:
     """An existing path, or a known name or file name in `weights/`; WeightsError says what to do. Never downloads."""
     if Path(name_or_path).is_file():

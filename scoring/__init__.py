@@ -1,5 +1,6 @@
 """Scoring face images: `Scorer("clib-fiqa").score("face.jpg")` gives a `Score` with its reasons."""
 
-from .scorer import Score, Scorer
+from .score import Score
+from .scorer import Scorer
 
 __all__ = ["Score", "Scorer"]

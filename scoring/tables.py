@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from labels.label_table import write_skipped
 from model.prompts import AXES, FACTORS
 
-from .scorer import Score
+from .score import Score
 
 Row: TypeAlias = dict[str, Any]
 COLUMNS = ("path", "status", "quality", *FACTORS)

@@ -21,7 +21,8 @@ from recipe_tensors import save_tiny_clib_fiqa
 import inference
 from model.fast import PRECISIONS
 from model.prompts import FACTORS, joint_prompts
-from scoring.scorer import ALIGN, METHODS
+from scoring.face_crops import ALIGN
+from scoring.methods import METHODS
 
 ROOT = Path(inference.__file__).parent
 

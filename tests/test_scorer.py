@@ -26,6 +26,7 @@ from model.fast import PRECISIONS, accelerate, pick_precision
 from model.iresnet import IResNet
 from model.prompts import AXES, FACTORS, joint_prompts
 from scoring import Score, Scorer
+from scoring.contract import Batch, Columns
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +154,14 @@ def shared_astronaut() -> np.ndarray:
 
 def test_numbers_that_are_none_are_a_status(weights: Path) -> None:
     scorer = Scorer(weights=weights, precision="fp32")
-    healthy = scorer._predict
+    healthy = scorer.predict
 
-    def second_image_overflows(images: torch.Tensor):
-        quality, axes = healthy(images)
-        quality[1] = torch.inf
-        return quality, axes
+    def second_image_overflows(batch: Batch) -> Columns:
+        columns = healthy(batch)
+        columns.quality[1] = torch.inf
+        return columns
 
-    scorer._predict = second_image_overflows
+    scorer.predict = second_image_overflows
     scores = scorer.score([face(0), face(1), face(2)])
     assert [score.status for score in scores] == ["ok", "non_finite", "ok"]
     assert scores[1] == Score(None, "non_finite")
