@@ -35,19 +35,20 @@ def channels(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def exit_code(run: Callable[[], int], stopped: str) -> int:
+def exit_code(run: Callable[[], int], stopped: str, hint: Callable[[BaseException], str] = lambda error: "") -> int:
     """What `run` returns, or the exit code of the error that ended it; the error is one line on stderr.
 
     All scripts share this mapping. 0: done. 1: some rows failed, or the run failed (a diverged training, a device, a
-    full disk, an image that vanished). 2: the call was wrong. 130: Ctrl-C, which says `stopped`.
+    full disk, an image that vanished). 2: the call was wrong. 130: Ctrl-C, which says `stopped`. `hint` adds to the
+    line what the user can do next.
     """
     try:
         return run()
-    except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"{stopped}{hint(error)}", file=sys.stderr)
         return 130
     except (OSError, ValueError, ImportError, RuntimeError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{hint(error)}", file=sys.stderr)
         return code_of(error)
 
 

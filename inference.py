@@ -22,11 +22,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import keep_freed_memory, natural, positive
+from command_line import exit_code, keep_freed_memory, natural, positive
 
 if TYPE_CHECKING:
     from model.percentiles import Percentiles
@@ -39,12 +40,23 @@ FEW = 64  # so few images are read before worker processes would have started
 def run(args: argparse.Namespace) -> int:
     """Score the images of the command line: one as a sentence, several as a table, or into a file; the exit code."""
     from faces.listing import expand_inputs
-    from scoring import Scorer
+
+    if not args.output:
+        return score_images(args, expand_inputs(args.images, sys.stdin))
+    from model.files import only_run
     from scoring.tables import check_table_name
 
-    if args.output:
-        check_table_name(args.output)
-    paths: Iterable[str] = expand_inputs(args.images, sys.stdin)
+    check_table_name(args.output)
+    paths = expand_inputs(args.images, sys.stdin)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with only_run(args.output):  # from before the model is loaded to the end of the table
+        return score_images(args, paths)
+
+
+def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
+    """Score the images at these paths; the exit code."""
+    from scoring import Scorer
+
     if "-" not in args.images:
         paths = list(paths)
     total = len(paths) if isinstance(paths, list) else None  # what standard input lists is not waited for
@@ -70,15 +82,18 @@ def run(args: argparse.Namespace) -> int:
 
 def print_sentence(score: Score, percentiles: Percentiles | None) -> int:
     """What the published script prints of its one image, and how it compares; a failure goes to stderr."""
+    if score.status != "ok":
+        from scoring.tables import readable_name
+
+        print(f"{readable_name(str(score.path))}: {score.status}", file=sys.stderr)
     if score.quality is None:
-        print(f"{score.path}: {score.status}", file=sys.stderr)
         return 1
     if score.sentence:
         print(score.sentence)
     if percentiles:
         print(f"higher than {score.percentile:.0f} % of {percentiles.set} ({percentiles.images} images)")
     print(f"quality prediction = {score.quality:.4f}")
-    return 0
+    return int(score.status != "ok")
 
 
 def print_table(scores: Iterable[Score]) -> Counter[str]:
@@ -99,7 +114,7 @@ def write_table(scorer: Scorer, paths: Iterable[str], total: int | None, args: a
 
     from scoring.tables import Journal
 
-    journal = Journal(args.output, scorer.settings, args.resume)
+    journal = Journal(args.output, scorer.settings, args.resume, scorer.batch_size)
     paths = journal.unfinished(paths)
     scores = scorer.stream(paths, args.workers)
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" images", disable=None))
@@ -122,9 +137,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output")
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
-    add("--device", default="auto", help="auto (default), cpu, cuda, mps")
+    add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on CUDA, else fp32")
-    add("--batch-size", type=positive, default=16, metavar="N", help="images a network sees at once (default: 16)")
+    add("--batch-size", type=positive, metavar="N", help="images a network sees at once (CPU: 16, CUDA: 256, mps: 64)")
     add("--workers", type=natural, metavar="N", help=f"processes that read images (default: {WORKERS}; few images: 0)")
     args = parser.parse_args(arguments)
     if args.resume and not args.output:
@@ -132,26 +147,33 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def run_until_closed(args: argparse.Namespace) -> int:
+    """`run`; whoever reads the printed table may stop at any line, which is no error to report."""
+    try:
+        return run(args)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def resume_hint(output: Path | None, error: BaseException) -> str:
+    """Where the finished rows of an interrupted run are; empty when the call itself was wrong."""
+    if output is None or isinstance(error, ValueError | ImportError | BlockingIOError):
+        return ""
+    journal = Path(f"{output}.partial")
+    if not journal.is_file():
+        return ""
+    return f"; finished rows are in {journal}, and the same command with --resume goes on"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 or 1 as the scores are, 2 after an error, 130 after Ctrl-C; finished rows are never lost."""
+    """Exit code 0 or 1 as the scores are, and those of `command_line.exit_code`; finished rows are never lost."""
     args = parse(arguments)
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
-    try:
-        return run(args)
-    except BrokenPipeError:  # whoever read the table has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        code, message = 130, "stopped"
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        code, message = 2, f"error: {error}"
-    if args.output and Path(f"{args.output}.partial").is_file():
-        message += f"; finished rows are in {args.output}.partial, and the same command with --resume goes on"
-    print(message, file=sys.stderr)
-    return code
+    return exit_code(lambda: run_until_closed(args), "stopped", partial(resume_hint, args.output))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,11 @@ class Percentiles:
 
     def percentile(self, quality: float) -> float:
         """The share of the set that scores below `quality`, in percent, from 0 to 100."""
-        return float(np.interp(quality, self.quality, np.linspace(0, 100, POINTS)))
+        return float(self.percentiles(np.array([quality]))[0])
+
+    def percentiles(self, quality: np.ndarray) -> np.ndarray:
+        """`percentile` of each quality of a column: (N,) -> (N,)."""
+        return np.interp(quality, self.quality, np.linspace(0, 100, POINTS))
 
     def threshold(self, discard: float) -> float:
         """The quality below which the share `discard`, in [0, 1], of the set lies."""

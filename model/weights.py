@@ -1,20 +1,33 @@
-"""The known weight files: which they are, where they come from, and how to get them.
-
-`python -m model.weights` lists them, `python -m model.weights RN50` downloads one of which a direct link is known.
-"""
+"""The known weight files: which they are, where they come from, and how to get them."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from .checkpoint import sha256_of
 
+HELP = """The known weight files: which they are, where they come from, and how to get them.
+
+    python -m model.weights           list them: name, file, state, licence, origin
+    python -m model.weights RN50      download one that has a direct link; a broken download continues
+
+A state is one of
+    checked        the file is in weights/ and its sha256 is the known one
+    OTHER SHA256   the file is in weights/, but it is another one, or damaged
+    here           the file is in weights/; its sha256 is not known
+    to download    `python -m model.weights NAME` fetches it
+    by hand        get it from its origin and put it into weights/ under this file name
+
+The names are also what --weights and Scorer(...) take.
+"""
 FOLDER = Path(__file__).parents[1] / "weights"
 TIMEOUT = 30  # seconds without an answer
 CHUNK = 1 << 20
@@ -26,7 +39,10 @@ class WeightsError(OSError):
 
 @dataclass(frozen=True)
 class KnownWeights:
-    """A file of weights. `url` is a direct link, `origin` the place where a person finds it."""
+    """A file of weights. `url` is a direct link, `origin` the place where a person finds it.
+
+    `system` is a key of `model.loading.SYSTEMS`, `image_size` the side in pixels of the images that the network takes.
+    """
 
     name: str
     file: str
@@ -34,6 +50,8 @@ class KnownWeights:
     licence: str
     sha256: str | None = None
     url: str | None = None
+    system: str = ""
+    image_size: int | None = None
 
 
 DRIVE = "https://drive.google.com"
@@ -50,6 +68,8 @@ WEIGHTS = (
         SHIPPED,
         SHIPPED_LICENCE,
         sha256="64dc6f8ed23f951806f274b5fd1d09ad7f3c1e8ab51fe793dd87c1c150d18fe4",
+        system="clib-fiqa",
+        image_size=112,
     ),
     KnownWeights(
         "clib-fiqa-tiny",
@@ -57,6 +77,8 @@ WEIGHTS = (
         SHIPPED,
         SHIPPED_LICENCE,
         sha256="27a90ad79eebc83d70ccd95f55d978c1815807cb78be740dfa127364737bc980",
+        system="clib-fiqa",
+        image_size=112,
     ),
     KnownWeights(
         "mfn",
@@ -64,6 +86,8 @@ WEIGHTS = (
         SHIPPED,
         SHIPPED_LICENCE,
         sha256="b690a99a11800e08704ea3174bf68195ee4a94e4fe0c016acf8c511c7cbb24e0",
+        system="mfn",
+        image_size=112,
     ),
     KnownWeights(
         "RN50",
@@ -73,24 +97,36 @@ WEIGHTS = (
         sha256="afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
         url="https://openaipublic.azureedge.net/clip/models/"
         "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt",
+        system="clip",
+        image_size=224,
     ),
     KnownWeights(
         "clib-fiqa-r50",
         "CLIB-FIQA_R50.pth",
         f"{DRIVE}/file/d/18-Bkno_CWDaT9EA-FbnJ1oDcg1RDkPTt (linked by github oufuzhao/CLIB-FIQA)",
         "MIT",
+        system="clib-fiqa",
+        image_size=224,
     ),
     KnownWeights(
         "mfn-factors",
         "MFN_Factors.pth",
         f"{DRIVE}/drive/folders/18Su86Hw2pO5LBDD2eqzHJT82qTlV2gI7 (linked by github oufuzhao/CLIB-FIQA)",
         "MIT",
+        system="mfn",
+        image_size=112,
     ),
-    KnownWeights("cr-fiqa-l", "181952backbone.pth", CR_FIQA_L, "CC BY-NC 4.0"),
-    KnownWeights("cr-fiqa-l-header", "181952header.pth", HEADER, "CC BY-NC 4.0"),
-    KnownWeights("cr-fiqa-s", "32572backbone.pth", CR_FIQA_S, "CC BY-NC 4.0"),
-    KnownWeights("cr-fiqa-s-header", "32572header.pth", HEADER, "CC BY-NC 4.0"),
+    KnownWeights("cr-fiqa-l", "181952backbone.pth", CR_FIQA_L, "CC BY-NC 4.0", system="cr-fiqa", image_size=112),
+    KnownWeights("cr-fiqa-l-header", "181952header.pth", HEADER, "CC BY-NC 4.0", system="arcface-header"),
+    KnownWeights("cr-fiqa-s", "32572backbone.pth", CR_FIQA_S, "CC BY-NC 4.0", system="cr-fiqa", image_size=112),
+    KnownWeights("cr-fiqa-s-header", "32572header.pth", HEADER, "CC BY-NC 4.0", system="arcface-header"),
 )
+
+
+def is_known(name_or_path: str | Path) -> bool:
+    """Whether `find_weights` knows what is meant: an existing file, or a known name or file name."""
+    names = {name for known in WEIGHTS for name in (known.name, known.file)}
+    return str(name_or_path) in names or any(path.is_file() for path in (Path(name_or_path), FOLDER / name_or_path))
 
 
 def find_weights(name_or_path: str | Path) -> Path:
@@ -174,13 +210,18 @@ def _state(known: KnownWeights) -> str:
     return "checked" if sha256_of(path) == known.sha256 else "OTHER SHA256"
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """List the known weights and check those present, or download those named. Exit code 2 after an error."""
-    if not arguments:  # in one piece, so that a reader such as `head` may leave
+    parser = argparse.ArgumentParser(
+        "python -m model.weights", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="weights to download (default: list all)")
+    names = parser.parse_args(arguments).names
+    if not names:  # in one piece, so that a reader such as `head` may leave
         lines = (f"{w.name:17} {w.file:28} {_state(w):12} {w.licence:15} {w.origin}" for w in WEIGHTS)
         print("\n".join(lines))
     try:
-        for name in arguments:
+        for name in names:
             match = [known for known in WEIGHTS if known.name == name]
             print(download(match[0]) if match else find_weights(name))
     except WeightsError as error:
@@ -190,4 +231,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

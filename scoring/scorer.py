@@ -1,124 +1,91 @@
-"""From images to scores and reasons: CLIB-FIQA (Ou et al., CVPR 2024) and CR-FIQA (Boutros et al., CVPR 2023)."""
+"""From images to scores and reasons: one interface for all methods."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from faces.align import align_face, is_aligned
 from faces.reader import ImageError, read_image, to_rgb
 from faces.workers import Loaded, load_batches
 from model.checkpoint import sha256_of
-from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from model.device import pick_device
-from model.fast import PRECISIONS, accelerate, pick_precision
-from model.iresnet import IResNet
+from model.fast import PRECISIONS, pick_precision
 from model.percentiles import Percentiles
-from model.preprocessing import Preprocessing
-from model.prompts import AXES, JOINT_SHAPE, joint_prompts
-from model.weights import find_weights
+from model.prompts import AXES
+from model.weights import WEIGHTS, find_weights, is_known
 
+from .contract import Batch, Columns, Prepared
+from .face_crops import ALIGN
+from .methods import DEFAULT_METHOD, METHODS
+from .score import Score
 from .text_cache import load_network
 
-Picture: TypeAlias = str | Path | bytes | np.ndarray | Image.Image
+Picture: TypeAlias = str | Path | bytes | np.ndarray | Tensor | Image.Image
 Pictures: TypeAlias = list[Picture] | list[str] | list[Path] | list[np.ndarray] | tuple[Picture, ...]
-Prediction: TypeAlias = tuple[Tensor, dict[str, Tensor]]  # quality (N,), and for each axis probabilities (N, levels)
 
-ALIGN = ("auto", "yes", "no")
-
-
-@dataclass(frozen=True, repr=False)
-class Score:
-    """What a system says about one image. `quality` is higher for better faces; None unless `status` is "ok".
-
-    `status` is "ok" or the reason of the failure: one of `faces.reader.ImageError`, or non_finite when the network
-    gave no number. `factors` maps blur, occlusion, pose, expression and illumination to their levels' probabilities,
-    from worst to best; `quality_distribution` holds those of bad, poor, fair, good, perfect. A system without reasons
-    leaves them empty and None. `percentile`: the share, in percent, that scores below it of the set that is named in
-    `Scorer.percentiles`; None when the weights hold no such table.
-    """
-
-    path: str | None
-    status: str = "ok"
-    quality: float | None = None
-    factors: dict[str, dict[str, float]] = field(default_factory=dict)
-    quality_distribution: tuple[float, ...] | None = None
-    percentile: float | None = None
-
-    def label(self, axis: str) -> str | None:
-        """The most probable level of a factor or of "quality", or None where there are no probabilities."""
-        if axis not in AXES:
-            raise ValueError(f"no axis {axis!r}: expected one of {', '.join(AXES)}")
-        if axis == "quality":
-            levels = dict(zip(AXES[axis], self.quality_distribution or (), strict=False))
-        else:
-            levels = self.factors.get(axis, {})
-        return max(levels, key=levels.__getitem__) if levels else None
-
-    @property
-    def sentence(self) -> str | None:
-        """The sentence of CLIB-FIQA's 360 that names the most probable level of every axis."""
-        labels = {axis: self.label(axis) for axis in AXES}
-        if None in labels.values():
-            return None
-        levels = [AXES[axis].index(str(label)) for axis, label in labels.items()]
-        return joint_prompts()[int(np.ravel_multi_index(levels, JOINT_SHAPE))]
-
-    def __repr__(self) -> str:
-        labels = [f"{axis}={label!r}" for axis in self.factors if (label := self.label(axis))]
-        facts = [f"quality={self.quality:.4f}", *labels] if self.quality is not None else [f"status={self.status!r}"]
-        return f"Score({', '.join([repr(self.path), *facts])})"
+CROPS_AT_ONCE = {"cpu": 16, "cuda": 256, "mps": 64}  # default batch sizes, for methods that take one crop an image
 
 
 class Scorer:
     """A network that scores face images: `Scorer("clib-fiqa").score("face.jpg").quality`.
 
-    `method` is one of `METHODS` (default: what the weights are for); `weights` a checkpoint file or a name of
-    `model/weights.py` (default: the method's own, and CLIB-FIQA's without either). `precision` is auto (bf16 on CUDA,
-    else fp32), fp32, bf16 or fp16. `align` is auto (a picture of 112x112 pixels is an aligned crop, in any other the
-    largest face is found and aligned), yes or no. `swapped_channels`: red and blue have changed places in every image.
+    `name` is a method of `METHODS`, a name of known weights (`scoring.list_models`) or a checkpoint file; the default
+    is CLIB-FIQA. `weights`, a file or a name, replaces the default weights of a method. Without a method the weights
+    decide.
+
+    `device` is auto, cpu, cuda, cuda:N or mps. `precision` is auto (bf16 on CUDA, else fp32), fp32, bf16 or fp16.
+    `align` is auto, yes or no: auto takes a picture of 112x112 pixels as an aligned crop, and finds and aligns the
+    largest face of any other. `batch_size` is the number of images that the network sees at once (default: 16 on a CPU,
+    256 on CUDA, 64 on mps). With `swapped_channels` the images hold BGR instead of RGB.
+
     Raises ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
     """
 
     def __init__(
         self,
-        method: str | None = None,
+        name: str | Path | None = None,
         weights: str | Path | None = None,
         device: str = "auto",
         precision: str = "auto",
         align: str = "auto",
-        batch_size: int = 16,
+        batch_size: int | None = None,
         swapped_channels: bool = False,
     ) -> None:
-        for name, value, choices in (("method", method or DEFAULT_METHOD, METHODS), ("align", align, ALIGN)):
-            if value not in choices:
-                raise ValueError(f"{name} {value!r} is none of {', '.join(choices)}")
+        if align not in ALIGN:
+            raise ValueError(f"align {align!r} is none of {', '.join(ALIGN)}")
         if precision not in ("auto", *PRECISIONS):
             raise ValueError(f"precision {precision!r} is none of auto, {', '.join(PRECISIONS)}")
-        self.align, self.batch_size, self.swapped_channels = align, batch_size, swapped_channels
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size {batch_size} is too small: at least 1 was expected, or None for the default")
+        wanted, weights = method_and_weights(name, weights)
+        self.align, self.swapped_channels = align, swapped_channels
         self.device = pick_device(device)
         self.dtype = pick_precision(precision, self.device)
-        self.weights = find_weights(weights or METHODS[method or DEFAULT_METHOD].weights)
+        self.weights = find_weights(weights)
         network = load_network(self.weights)
-        self.method = method_of(network, self.weights, method)
-        self.preprocessing: Preprocessing = network.preprocessing
+        self.method = method_of(network, self.weights, wanted)
+        method = METHODS[self.method]
+        self.batch_size = batch_size or max(1, CROPS_AT_ONCE[self.device.type] // method.crops)
         self.percentiles = Percentiles.from_metadata(network.metadata)
-        self._prepare = partial(prepare, self.preprocessing, align, swapped_channels)
-        self._predict = METHODS[self.method].predictor(network, self.dtype, self.device)
+        scoring = method.scoring(network, self.dtype, self.device, align)
+        self.predict: Callable[[Batch], Columns] = scoring.predict
+        self.prepare: Callable[[np.ndarray], Prepared] = scoring.prepare
+        if swapped_channels:
+            self.prepare = partial(prepare_swapped, scoring.prepare)
 
     @property
-    def settings(self) -> dict[str, str | bool]:
-        """What the scores depend on, besides the images."""
+    def settings(self) -> dict[str, str | bool | int]:
+        """What the scores depend on, to the last digit, besides the images."""
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
         return {
             "method": self.method,
@@ -127,73 +94,111 @@ class Scorer:
             "precision": precision,
             "align": self.align,
             "swapped_channels": self.swapped_channels,
+            "batch_size": self.batch_size,
         }
 
     def __repr__(self) -> str:
         return f"Scorer({self.method!r}, {str(self.weights)!r}, {str(self.device)!r}, {str(self.dtype)[6:]!r})"
 
     @overload
-    def score(self, images: Picture, color: str = "rgb") -> Score: ...
+    def score(self, images: np.ndarray | Tensor, color: str = "rgb") -> Any: ...
+    @overload
+    def score(self, images: str | Path | bytes | Image.Image, color: str = "rgb") -> Score: ...
     @overload
     def score(self, images: Pictures, color: str = "rgb") -> list[Score]: ...
     def score(self, images: Picture | Pictures, color: str = "rgb") -> Score | list[Score]:
-        """One image, or a list of them: paths, bytes of image files, PIL images, uint8 arrays (H, W, 3) or (H, W).
+        """One image -> its score; a list, a tuple or a batch of images -> a list of scores, in order.
 
-        The channels of arrays are in the order `color`, rgb or bgr. A bad image is a score with its status; raises
-        TypeError or ValueError for what is no image at all.
+        An image is a path, the bytes of an image file, a PIL image, or a uint8 array or tensor (H, W, 3) or (H, W).
+        A batch is a uint8 array or tensor (N, H, W, 3). The channels of arrays and tensors are in the order `color`,
+        rgb or bgr. A bad image gives a score with its status. Raises TypeError or ValueError for anything else.
         """
         if color not in ("rgb", "bgr"):
             raise ValueError(f"color {color!r} is neither rgb nor bgr")
-        if not isinstance(images, list | tuple):
-            return self._score_batch([self._load(images, color)])[0]
-        size = self.batch_size
-        batches = ([self._load(image, color) for image in images[i : i + size]] for i in range(0, len(images), size))
-        return [score for batch in batches for score in self._score_batch(batch)]
+        if isinstance(images, Tensor):
+            images = images.detach().cpu().numpy()
+        if isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4):
+            size = self.batch_size
+            starts = range(0, len(images), size)
+            return list(self._scores([self._load(image, color) for image in images[i : i + size]] for i in starts))
+        return next(self._scores(iter([[self._load(images, color)]])))
 
     def stream(self, paths: Iterable[str], workers: int = 0) -> Iterator[Score]:
-        """A score for each path, in order, as it is made: for any number of files, read by `workers` processes."""
-        for batch in load_batches(paths, self._prepare, self.batch_size, workers):
-            yield from self._score_batch(batch)
+        """A score for each path, in order: for any number of files, read by `workers` processes."""
+        return self._scores(load_batches(paths, self.prepare, self.batch_size, workers))
 
-    def _load(self, image: Picture, color: str) -> Loaded[np.ndarray]:
+    def _load(self, image: Picture, color: str) -> Loaded[Prepared]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
         try:
-            return Loaded(path, "ok", self._prepare(pixels(image, color)))
+            return Loaded(path, "ok", self.prepare(pixels(image, color)))
         except ImageError as error:
             return Loaded(path, error.status, None)
 
-    @torch.inference_mode()
-    def _score_batch(self, batch: Sequence[Loaded[np.ndarray]]) -> list[Score]:
-        crops = [item.value for item in batch if item.value is not None]
-        scores = iter(self._score_crops(np.stack(crops)) if crops else ())
-        return [
-            replace(next(scores) if item.value is not None else Score(None, item.status), path=item.path or None)
-            for item in batch
-        ]
+    def _scores(self, batches: Iterable[Sequence[Loaded[Prepared]]]) -> Iterator[Score]:
+        """On CUDA the next batch is copied and queued before the results of this one are waited for."""
+        started: deque[tuple[Sequence[Loaded[Prepared]], Columns | None]] = deque()
+        ahead = 1 if self.device.type == "cuda" else 0
+        for batch in batches:
+            started.append((batch, self._start(batch)))
+            if len(started) > ahead:
+                yield from self._finish(*started.popleft())
+        while started:
+            yield from self._finish(*started.popleft())
 
-    def _score_crops(self, crops: np.ndarray) -> Iterator[Score]:
-        """RGB uint8 (N, S, S, 3), of the network's size."""
-        images = self.preprocessing.normalise(torch.from_numpy(crops).to(self.device)).to(self.dtype)
-        quality, axes = self._predict(images)
-        distributions = {axis: probabilities.tolist() for axis, probabilities in axes.items()}
-        for i, value in enumerate(quality.tolist()):
+    @torch.inference_mode()
+    def _start(self, batch: Sequence[Loaded[Prepared]]) -> Columns | None:
+        """The columns of the images that could be read, None when there are none; on CUDA they may not be computed."""
+        prepared = [item.value for item in batch if item.value is not None]
+        if not prepared:
+            return None
+        crops = torch.from_numpy(np.stack([one.crops for one in prepared]))
+        if self.device.type == "cuda":
+            crops = crops.pin_memory()  # only from pinned memory does a copy run beside the computation
+        return self.predict(Batch(crops.to(self.device, non_blocking=True), [one.extra for one in prepared]))
+
+    def _finish(self, batch: Sequence[Loaded[Prepared]], columns: Columns | None) -> Iterator[Score]:
+        """The scores of a batch, those of images that could not be read included."""
+        read = [item for item in batch if item.value is not None]
+        scores = iter(self._to_scores(read, columns) if columns else ())
+        for item in batch:
+            yield next(scores) if item.value is not None else Score(item.path or None, item.status)
+
+    def _to_scores(self, images: Sequence[Loaded[Prepared]], columns: Columns) -> Iterator[Score]:
+        quality, axes = on_host(columns)
+        probabilities = {axis: levels.tolist() for axis, levels in axes.items()}
+        distributions = probabilities.pop("quality", None)
+        percentiles = self.percentiles.percentiles(quality).tolist() if self.percentiles else None
+        remarks = columns.status or ["ok"] * len(images)
+        for i, (image, value) in enumerate(zip(images, quality.tolist(), strict=True)):
+            path = image.path or None
             if not math.isfinite(value):
-                yield Score(None, "non_finite")
+                yield Score(path, "non_finite")
                 continue
-            levels = {axis: rows[i] for axis, rows in distributions.items()}
-            overall = tuple(levels.pop("quality")) if "quality" in levels else None
-            factors = {axis: dict(zip(AXES[axis], row, strict=True)) for axis, row in levels.items()}
-            percentile = self.percentiles.percentile(value) if self.percentiles else None
-            yield Score(None, "ok", value, factors, overall, percentile)
+            assert image.value is not None
+            status = image.value.status if image.value.status != "ok" else remarks[i]
+            factors = {axis: dict(zip(AXES[axis], rows[i], strict=True)) for axis, rows in probabilities.items()}
+            distribution = tuple(distributions[i]) if distributions else None
+            yield Score(path, status, value, factors, distribution, percentiles[i] if percentiles else None)
+
+
+def on_host(columns: Columns) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Quality (N,) and each axis (N, levels) as float32 arrays, with one copy from the device."""
+    parts = [columns.quality[:, None], *columns.axes.values()]
+    table = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
+    ends = np.cumsum([part.shape[1] for part in parts])
+    quality, *axes = np.split(table, ends[:-1], axis=1)
+    return quality[:, 0], dict(zip(columns.axes, axes, strict=True))
 
 
 def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
-    """The RGB uint8 array (H, W, 3) of a picture in any of the forms that `Scorer.score` takes.
+    """The RGB uint8 array (H, W, 3) of an image in any of the forms that `Scorer.score` takes.
 
-    Raises ImageError for a bad picture, TypeError or ValueError for what is none.
+    Raises ImageError for a bad image, TypeError or ValueError for something else.
     """
     if isinstance(image, str | Path | bytes):
         return read_image(image)
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
         rgb = to_rgb(image)
         return _swapped(rgb) if color == "bgr" else rgb
@@ -201,21 +206,32 @@ def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
         return to_rgb(image)
     raise TypeError(
         f"cannot score a {type(image).__name__}: expected a path, the bytes of an image file, a PIL image, "
-        "a uint8 array (H, W, 3), or a list of these"
+        "a uint8 array or tensor (H, W, 3), a batch (N, H, W, 3), or a list of images"
     )
 
 
-def prepare(preprocessing: Preprocessing, align: str, swapped_channels: bool, rgb: np.ndarray) -> np.ndarray:
-    """RGB uint8 (H, W, 3) -> the face as the network takes it, uint8 (S, S, 3). Raises ImageError (no_face)."""
-    if swapped_channels:
-        rgb = _swapped(rgb)
-    if align == "yes" or (align == "auto" and not is_aligned(rgb)):
-        rgb = align_face(rgb)
-    return preprocessing.resize(rgb)
+def prepare_swapped(prepare: Callable[[np.ndarray], Prepared], bgr: np.ndarray) -> Prepared:
+    """`prepare` for images whose red and blue are swapped."""
+    return prepare(_swapped(bgr))
 
 
 def _swapped(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[..., ::-1])
+
+
+def method_and_weights(name: str | Path | None, weights: str | Path | None) -> tuple[str | None, str | Path]:
+    """The method that was asked for (None: the one of the weights), and the weights, of the first two arguments of
+    `Scorer`. Raises ValueError when they make no sense."""
+    if name is None:
+        return None, weights or METHODS[DEFAULT_METHOD].weights
+    if str(name) in METHODS:
+        return str(name), weights or METHODS[str(name)].weights
+    if not is_known(name):
+        names = ", ".join(known.name for known in WEIGHTS)
+        raise ValueError(f"method {str(name)!r} is none of {', '.join(METHODS)}; nor is it a file or one of {names}")
+    if weights is not None:
+        raise ValueError(f"two weights were given, {name} and {weights}: give one of them, or a method and weights")
+    return None, name
 
 
 def method_of(network: Any, weights: Path, wanted: str | None) -> str:
@@ -227,38 +243,3 @@ def method_of(network: Any, weights: Path, wanted: str | None) -> str:
     if wanted not in (None, fitting):
         raise ValueError(f"{weights} is a checkpoint of {kind} and not for {wanted}: use the method {fitting}")
     return fitting
-
-
-def _clib_fiqa(network: ClibFiqa, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Prediction]:
-    clip: Any = network.clip
-    clip.visual = accelerate(clip.visual, dtype, device)
-    network.to(device)  # the head stays in fp32: a hundredfold logit scale would magnify half precision's rounding
-
-    def predict(images: Tensor) -> Prediction:
-        axes = marginals(network(images))
-        return expected_quality(axes["quality"]), axes
-
-    return predict
-
-
-def _cr_fiqa(network: IResNet, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Prediction]:
-    if network.qs is None:
-        raise ValueError("this IResNet has no quality head (qs.weight, qs.bias): it recognises faces and scores none")
-    head, network.qs = network.qs.to(device), None  # in fp32: half precision would round many qualities to the same
-    backbone = accelerate(network, dtype, device)
-    return lambda images: (head(backbone(images)[0].float()).squeeze(1), {})
-
-
-class Method(NamedTuple):
-    """A system that scores: its default weights, its network, and how to get predictions from normalised images."""
-
-    weights: str
-    network: type[Any]
-    predictor: Callable[[Any, torch.dtype, torch.device], Callable[[Tensor], Prediction]]
-
-
-DEFAULT_METHOD = "clib-fiqa"
-METHODS = {
-    "clib-fiqa": Method("clib-fiqa", ClibFiqa, _clib_fiqa),
-    "cr-fiqa": Method("cr-fiqa-l", IResNet, _cr_fiqa),
-}

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from labels.label_table import write_skipped
+from labels.label_table import is_storable, write_skipped
+from model.files import open_text, replacing, write_csv_rows
 from model.prompts import AXES, FACTORS
 
-from .scorer import Score
+from .score import Score
 
 Row: TypeAlias = dict[str, Any]
 COLUMNS = ("path", "status", "quality", *FACTORS)
@@ -40,16 +39,20 @@ def _rounded(levels: Mapping[str, float]) -> dict[str, float]:
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
     """The columns of `COLUMNS`, with the names of the levels; cells of a failed row are empty."""
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with open_text(path, "w") as file:
+        write_csv_rows(file, [COLUMNS])
+        write_csv_rows(file, ([row[column] for column in COLUMNS] for row in rows))
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """One object a line: the columns, `factors`, `quality_distribution`, `percentile`; null in a failed row."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    with open_text(path, "w") as file:
+        file.writelines(_json_line(row) for row in rows)
+
+
+def _json_line(content: Mapping[str, Any]) -> str:
+    """ASCII, so that file names that are not UTF-8, or hold line ends, survive as escapes."""
+    return json.dumps(content) + "\n"
 
 
 def write_parquet(path: Path, rows: Iterable[Row]) -> None:
@@ -81,9 +84,16 @@ def _pyarrow() -> tuple[Any, Any]:
 
 
 def write_lines(path: Path, rows: Iterable[Row]) -> None:
-    """`path score`, as CR-FIQA's published scripts write and read it; there is no place for failed rows."""
-    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(f"{row['path']} {row['quality']}\n" for row in rows if row["status"] == "ok")
+    """`path score`, as CR-FIQA's published scripts write and read it. Rows of `left_out` have no line."""
+    with open_text(path, "w") as file:
+        file.writelines(f"{row['path']} {row['quality']}\n" for row in rows if left_out(row) is None)
+
+
+def left_out(row: Row) -> str | None:
+    """Why a row has no `path score` line: its status without a score, or a line end in its name."""
+    if row["quality"] is None:
+        return row["status"]
+    return None if is_storable(row["path"]) else "bad_path"
 
 
 FORMATS: dict[str, Callable[[Path, Iterable[Row]], None]] = {
@@ -105,18 +115,23 @@ def check_table_name(path: Path) -> None:
 class Journal:
     """The rows of a run, on disk as soon as they are finished, so that nothing is lost when the run is interrupted.
 
-    Whatever the format of `output`, `FILE.partial` is JSON lines: the run's settings, then the rows. `finish` makes the
-    table of it, which is complete or not there. Failed images, for which `path score` lines have no place, go to
-    `FILE.txt.skipped.tsv`.
+    Whatever the format of `output`, `FILE.partial` is JSON lines: the run's settings, then the rows. `finish` writes
+    the table from it, atomically. Images that have no `path score` line go to `FILE.txt.skipped.tsv`. Only one process
+    may have a journal of an output at a time: hold `model.files.only_run(output)`.
     """
 
-    def __init__(self, output: Path, settings: Mapping[str, Any], resume: bool) -> None:
-        """Start anew, or with `resume` go on where an earlier run ended. Raises ValueError when that one had other
-        settings."""
-        self.output, self.partial, self.finished = output, output.with_name(output.name + ".partial"), 0
+    def __init__(self, output: Path, settings: Mapping[str, Any], resume: bool, batch_size: int = 1) -> None:
+        """Start anew, or with `resume` continue an earlier run. Raises ValueError when that run had other settings.
+
+        The last digit of a score can depend on the images that are scored with it. A resumed run therefore continues
+        at a whole number of batches of `batch_size` images, and scores the images of an unfinished batch again.
+        """
+        self.output, self.partial = output, output.with_name(output.name + ".partial")
+        self.batch_size, self.finished = batch_size, 0
         output.parent.mkdir(parents=True, exist_ok=True)
         if not (resume and self.partial.is_file() and _drop_torn_line(self.partial)):
-            self.partial.write_text(json.dumps(settings) + "\n", encoding="utf-8")
+            with open_text(self.partial, "w") as file:
+                file.write(_json_line(settings))
         before, now = next(self._lines()), json.loads(json.dumps(settings))
         if changed := [name for name in now if before.get(name) != now[name]]:
             raise ValueError(
@@ -125,21 +140,24 @@ class Journal:
             )
 
     def unfinished(self, paths: Iterable[str]) -> Iterator[str]:
-        """The paths behind the `finished` ones, which have their rows. Raises ValueError when these are of others."""
-        paths = iter(paths)
-        for row in self.rows():
-            self.finished += 1
+        """The paths that are still to be scored; sets `finished`. Raises ValueError when the rows have other paths."""
+        paths, batch = iter(paths), list[str]()  # the paths of the batch in which the earlier run stopped
+        for number, row in enumerate(self.rows(), 1):
             if (path := next(paths, None)) != row["path"]:
                 raise ValueError(
-                    f"cannot resume: row {self.finished} of {self.partial} is of {row['path']}, that image is now "
+                    f"cannot resume: row {number} of {self.partial} is of {row['path']}, that image is now "
                     f"{path}; run with the same images, or without --resume to start anew"
                 )
-        return paths
+            batch.append(row["path"])
+            if len(batch) == self.batch_size:
+                batch, self.finished = [], number
+        _keep_lines(self.partial, 1 + self.finished)
+        return itertools.chain(batch, paths)
 
     def keep(self, scores: Iterable[Score]) -> None:
         """Write each row as soon as its score is there."""
         with open(self.partial, "a", encoding="utf-8", buffering=1) as file:
-            file.writelines(json.dumps(row_of(score)) + "\n" for score in scores)
+            file.writelines(_json_line(row_of(score)) for score in scores)
 
     def rows(self) -> Iterator[Row]:
         """The finished rows."""
@@ -154,28 +172,29 @@ class Journal:
                 statuses[row["status"]] += 1
                 yield row
 
-        complete = self.output.with_name(self.output.name + ".complete")
-        try:
-            FORMATS[self.output.suffix.lower()](complete, counted())
-            os.replace(complete, self.output)
-        finally:
-            complete.unlink(missing_ok=True)
-        if self.output.suffix.lower() == ".txt":
-            failed = ((row["path"], row["status"]) for row in self.rows() if row["status"] != "ok")
-            write_skipped(self.output, failed)
+        suffix = self.output.suffix.lower()
+        with replacing(self.output) as temporary:
+            FORMATS[suffix](temporary, counted())
+        if suffix == ".txt":
+            write_skipped(self.output, ((row["path"], why) for row in self.rows() if (why := left_out(row))))
         self.partial.unlink()
         return statuses
 
     def _lines(self) -> Iterator[Row]:
-        with open(self.partial, encoding="utf-8") as file:
+        with open_text(self.partial) as file:
             yield from map(json.loads, file)
 
 
 def _drop_torn_line(path: Path) -> int:
-    """Cut off a last line without its end, which a run that was killed may leave; how many bytes remain."""
+    """Cut off a last line without its end, which a killed run may leave; how many bytes remain."""
     with open(path, "rb+") as file:
-        size = sum(len(line) for line in file if line.endswith(b"\n"))
-        return file.truncate(size)
+        return file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    """Cut a file behind its first lines."""
+    with open(path, "rb+") as file:
+        file.truncate(sum(len(line) for line in itertools.islice(file, count)))
 
 
 READABLE = ("status", "quality", *FACTORS)
@@ -192,4 +211,9 @@ def readable(score: Score) -> str:
     row = row_of(score)
     cells = {"status": score.status, "quality": "-" if score.quality is None else f"{score.quality:.4f}"}
     cells |= {factor: (row[factor] or "-").split()[0] for factor in FACTORS}
-    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in READABLE), str(score.path)])
+    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in READABLE), readable_name(str(score.path))])
+
+
+def readable_name(path: str) -> str:
+    """A path on one line: line ends, tabs and other control characters, which would move the cursor, as escapes."""
+    return "".join(c.encode("unicode_escape").decode() if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in path)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,11 @@ from recipe_tensors import save_tiny_clib_fiqa
 
 import inference
 from model.fast import PRECISIONS
+from model.files import only_run, open_text
 from model.prompts import FACTORS, joint_prompts
-from scoring.scorer import ALIGN, METHODS
+from scoring import Scorer
+from scoring.face_crops import ALIGN
+from scoring.methods import METHODS
 
 ROOT = Path(inference.__file__).parent
 
@@ -131,6 +135,7 @@ def test_list_on_standard_input(
         (["@nowhere.txt"], "nowhere.txt"),
         (["x.png", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["x.png", "--device", "abacus"], "abacus"),
+        (["x.png", "--device", "gpu"], "there is no device 'gpu': expected auto, cpu, cuda, cuda:N or mps\n"),
     ],
 )
 def test_wrong_calls_are_one_line_and_code_2(
@@ -229,6 +234,66 @@ def test_resume_refuses_other_settings(tmp_path: Path, weights: Path, capsys: py
     assert run(f"@{listed}", "--output", output, "--resume", weights=weights) == 2
     assert "weights" in capsys.readouterr().err
     assert partial.exists()
+
+
+def test_a_second_run_with_the_same_output_ends_at_once(
+    faces: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, journal = tmp_path / "scores.csv", tmp_path / "scores.csv.partial"
+    journal.write_text("rows of the first run\n")
+    with only_run(output), monkeypatch.context() as patch:
+        patch.setattr("scoring.Scorer", lambda *_: pytest.fail("the second run loaded a model"))
+        for resume in ([], ["--resume"]):
+            assert run(faces, "--output", output, *resume, weights=weights) == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"error: another run is writing {output}; wait for its end")
+            assert error.count("\n") == 1
+            assert "--resume goes on" not in error
+    assert journal.read_text() == "rows of the first run\n"
+    assert run(faces, "--output", output, weights=weights) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+
+
+def test_a_failing_device_is_code_1_and_keeps_the_rows(
+    faces: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "scores.csv"
+    start, calls = Scorer._start, []
+
+    def out_of_memory(scorer: Scorer, batch: Any) -> Any:
+        calls.append(batch)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return start(scorer, batch)
+
+    monkeypatch.setattr(Scorer, "_start", out_of_memory)
+    call = [faces, "--output", output, "--batch-size", "2", "--workers", "0"]
+    assert run(*call, weights=weights) == 1
+    error = capsys.readouterr().err
+    assert error == (
+        f"error: out of memory; finished rows are in {output}.partial, and the same command with --resume goes on\n"
+    )
+    assert len(Path(f"{output}.partial").read_text().splitlines()) == 3
+    assert run(*call, "--resume", weights=weights) == 1
+    assert len(read_csv(output)) == 5
+    assert len(calls) == 4, "the first two rows were not scored again"
+
+
+def test_file_names_of_any_bytes(faces: Path, weights: Path, tmp_path: Path) -> None:
+    names = [b"a\rb.png", b"caf\xe9.png", b"c\nd.png"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes((faces / "b.png").read_bytes())
+    expected = [os.fsdecode(bytes(tmp_path) + b"/" + name) for name in sorted(names)]
+    for suffix in ("csv", "jsonl"):
+        output = tmp_path / f"scores.{suffix}"
+        assert run(tmp_path, "--output", output, weights=weights) == 0
+        with open_text(output) as file:
+            rows = csv.DictReader(file) if suffix == "csv" else map(json.loads, file)
+            assert [row["path"] for row in rows] == expected
+    shown = subprocess.run(command(tmp_path, "--weights", weights), capture_output=True, check=True)
+    assert len(shown.stdout.splitlines()) == 4
+    assert b"/a\\rb.png\n" in shown.stdout
+    assert b"/caf\xe9.png\n" in shown.stdout
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path, weights: Path) -> None:

@@ -25,7 +25,9 @@ from model.clip import CLIP
 from model.fast import PRECISIONS, accelerate, pick_precision
 from model.iresnet import IResNet
 from model.prompts import AXES, FACTORS, joint_prompts
-from scoring import Score, Scorer
+from model.weights import WEIGHTS
+from scoring import Score, Scorer, list_models
+from scoring.contract import Batch, Columns
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +155,14 @@ def shared_astronaut() -> np.ndarray:
 
 def test_numbers_that_are_none_are_a_status(weights: Path) -> None:
     scorer = Scorer(weights=weights, precision="fp32")
-    healthy = scorer._predict
+    healthy = scorer.predict
 
-    def second_image_overflows(images: torch.Tensor):
-        quality, axes = healthy(images)
-        quality[1] = torch.inf
-        return quality, axes
+    def second_image_overflows(batch: Batch) -> Columns:
+        columns = healthy(batch)
+        columns.quality[1] = torch.inf
+        return columns
 
-    scorer._predict = second_image_overflows
+    scorer.predict = second_image_overflows
     scores = scorer.score([face(0), face(1), face(2)])
     assert [score.status for score in scores] == ["ok", "non_finite", "ok"]
     assert scores[1] == Score(None, "non_finite")
@@ -247,6 +249,58 @@ def test_cr_fiqa_gives_a_quality_without_reasons(cr_fiqa: IResNet, tmp_path: Pat
     assert repr(score) == f"Score(None, quality={score.quality:.4f})"
     half = Scorer("cr-fiqa", tmp_path / "backbone.pth", precision="bf16").score(face())
     assert half.quality == pytest.approx(float(expected), rel=0.05)
+
+
+def test_arrays_and_tensors_hold_one_image_or_many(scorer: Scorer) -> None:
+    faces = np.stack([face(seed) for seed in range(6)])
+    expected = scorer.score(list(faces))
+    assert scorer.score(faces) == expected
+    assert scorer.score(torch.from_numpy(faces)) == expected
+    assert scorer.score([torch.from_numpy(image) for image in faces]) == expected
+    assert scorer.score(torch.from_numpy(faces[0])) == scorer.score(faces[0])
+    assert scorer.score(torch.from_numpy(faces[..., ::-1].copy()), color="bgr") == expected
+    assert scorer.score(torch.from_numpy(faces[0, ..., 0].copy())) == scorer.score(faces[0, ..., 0])
+    assert scorer.score(faces[:0]) == []
+    for wrong in (faces.transpose(0, 3, 1, 2), faces.astype(np.float32), faces[None]):
+        for form in (np.ascontiguousarray(wrong), torch.from_numpy(np.ascontiguousarray(wrong))):
+            with pytest.raises(ValueError, match=r"uint8 with the shape \(H, W, 3\)"):
+                scorer.score(form)
+
+
+def test_the_first_argument_names_weights_or_a_method(weights: Path, scorer: Scorer) -> None:
+    assert Scorer("clib-fiqa-tiny", device="cpu").weights.name == "clib_fiqa_tiny.safetensors"
+    assert Scorer("clib-fiqa", device="cpu").weights.name == "clib_fiqa_small.safetensors"
+    assert Scorer(str(weights)).score(face()) == Scorer(weights).score(face()) == Scorer(weights=weights).score(face())
+    with pytest.raises(ValueError, match="two weights were given, clib-fiqa-tiny and"):
+        Scorer("clib-fiqa-tiny", weights)
+    with pytest.raises(ValueError, match="nor is it a file or one of clib-fiqa, clib-fiqa-tiny"):
+        Scorer("clib-fiqa-huge")
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_batch_has_images(weights: Path, size: int) -> None:
+    with pytest.raises(ValueError, match=f"batch_size {size} is too small"):
+        Scorer(weights=weights, batch_size=size)
+
+
+def test_listed_models_are_as_they_are() -> None:
+    models = {model.name: model for model in list_models()}
+    assert list(models) == ["clib-fiqa", "clib-fiqa-tiny", "clib-fiqa-r50", "cr-fiqa-l", "cr-fiqa-s"]
+    licences = {known.name: known.licence for known in WEIGHTS}
+    for name, model in models.items():
+        assert model.licence == licences[name]
+        assert model.higher_is_better
+        assert model.aligned
+        if not model.present:
+            assert model.bytes is None
+            continue
+        network = load(name)
+        assert model.bytes == model.file.stat().st_size
+        assert model.image_size == network.preprocessing.size
+        assert model.method == Scorer(name, device="cpu").method
+    assert models["clib-fiqa-tiny"].present
+    assert models["clib-fiqa-tiny"].range == (0.1, 0.9)
+    assert models["cr-fiqa-l"].range is None
 
 
 def test_wrong_arguments_say_what_is_right(weights: Path, cr_fiqa: IResNet, tmp_path: Path) -> None:

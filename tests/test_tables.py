@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import recipe
+from PIL import Image
 
+from model.files import open_text
 from model.prompts import AXES, FACTORS
-from scoring import Score
+from scoring import Score, Scorer
 from scoring.tables import COLUMNS, FORMATS, Journal, check_table_name, readable, readable_header, row_of
 
 SETTINGS = {"method": "clib-fiqa", "precision": "fp32"}
@@ -169,3 +174,88 @@ def test_a_table_that_cannot_be_written_keeps_its_rows(tmp_path: Path, monkeypat
         journal.finish()
     assert [file.name for file in tmp_path.iterdir()] == ["scores.csv.partial"]
     assert len(list(journal.rows())) == len(SCORES)
+
+
+NAMES = ["a\rb.png", "a\nb.png", "a\r\nb.png", 'a"b,c.png', os.fsdecode(b"caf\xe9.png"), "\u65e5.png", "plain.png"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_any_file_name_survives(tmp_path: Path, suffix: str) -> None:
+    output = tmp_path / f"scores{suffix}"
+    journal = Journal(output, SETTINGS, resume=False)
+    journal.keep(score_of(name) for name in NAMES)
+    assert [row["path"] for row in journal.rows()] == NAMES
+    assert journal.finish() == {"ok": len(NAMES)}
+    with open_text(output) as file:
+        rows: Iterable[dict] = csv.DictReader(file) if suffix == ".csv" else map(json.loads, file)
+        assert [row["path"] for row in rows] == NAMES
+
+
+def test_lines_leave_out_names_that_they_cannot_hold(tmp_path: Path) -> None:
+    output = tmp_path / "scores.txt"
+    journal = Journal(output, SETTINGS, resume=False)
+    journal.keep([*(score_of(name, 0.5) for name in NAMES), Score("x.png", "missing")])
+    journal.finish()
+    with open_text(output) as file:
+        assert file.read() == "".join(f"{name} 0.5\n" for name in NAMES[3:])
+    skipped = Path(f"{output}.skipped.tsv").read_text().splitlines()
+    assert skipped == [
+        "path\tstatus", *(f"a{end}b.png\tbad_path" for end in (r"\r", r"\n", r"\r\n")), "x.png\tmissing",
+    ]  # fmt: skip
+
+
+def test_a_name_takes_one_line_of_the_terminal() -> None:
+    for name in NAMES:
+        assert len(readable(score_of(name)).splitlines()) == 1
+    assert readable(score_of("a\r\x1b[2Jb.png")).endswith(r"a\r\x1b[2Jb.png")
+    assert readable(score_of(NAMES[4])).endswith(NAMES[4])
+
+
+def test_a_score_with_a_remark_is_kept(tmp_path: Path) -> None:
+    scores = [Score("a.png", "no_landmarks", 0.5), Score("b.png", "no_face")]
+    for suffix in (".csv", ".txt"):
+        journal = Journal(tmp_path / f"scores{suffix}", SETTINGS, resume=False)
+        journal.keep(scores)
+        assert journal.finish() == {"no_landmarks": 1, "no_face": 1}
+    rows = (tmp_path / "scores.csv").read_text().splitlines()[1:]
+    assert rows == ["a.png,no_landmarks,0.5,,,,,", "b.png,no_face,,,,,,"]
+    assert (tmp_path / "scores.txt").read_text() == "a.png 0.5\n"
+    assert (tmp_path / "scores.txt.skipped.tsv").read_text() == "path\tstatus\nb.png\tno_face\n"
+
+
+@pytest.mark.parametrize("rows", range(11))
+def test_resuming_changes_no_digit(tmp_path: Path, rows: int) -> None:
+    """Interrupted behind any row: the images of an unfinished batch are scored again, together."""
+    paths = [str(tmp_path / f"{seed}.png") for seed in range(10)]
+    for seed, path in enumerate(paths):
+        Image.fromarray(recipe.mirror_image(seed)).save(path)
+    Path(paths[5]).write_text("no picture")
+    scorer = Scorer("clib-fiqa-tiny", device="cpu", batch_size=4)
+
+    def journal(name: str, resume: bool) -> Journal:
+        return Journal(tmp_path / name, scorer.settings, resume, scorer.batch_size)
+
+    undisturbed = journal("undisturbed.jsonl", resume=False)
+    undisturbed.keep(scorer.stream(paths))
+    undisturbed.finish()
+    with pytest.raises(KeyboardInterrupt):
+        journal("scores.jsonl", resume=False).keep(interrupted(itertools.islice(scorer.stream(paths), rows)))
+    resumed = journal("scores.jsonl", resume=True)
+    remaining = list(resumed.unfinished(paths))
+    assert resumed.finished == rows - rows % 4
+    assert remaining == paths[resumed.finished :]
+    resumed.keep(scorer.stream(remaining))
+    resumed.finish()
+    assert (tmp_path / "scores.jsonl").read_bytes() == (tmp_path / "undisturbed.jsonl").read_bytes()
+
+
+def test_resuming_needs_the_same_batches(tmp_path: Path) -> None:
+    output = tmp_path / "scores.csv"
+    with pytest.raises(KeyboardInterrupt):
+        Journal(output, SETTINGS | {"batch_size": 2}, False, 2).keep(interrupted(SCORES[:3]))
+    with pytest.raises(ValueError, match="batch_size changed"):
+        Journal(output, SETTINGS | {"batch_size": 4}, True, 4)
+    journal = Journal(output, SETTINGS | {"batch_size": 2}, True, 2)
+    with pytest.raises(ValueError, match="row 3 of"):
+        list(journal.unfinished(["a.png", "sub/b c.png", "other.png"]))
+    assert len(list(journal.rows())) == 3, "a refused run loses no rows"

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from model import weights
+from model.loading import SYSTEMS
 from model.weights import WEIGHTS, KnownWeights, WeightsError, download, find_weights
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
@@ -157,6 +158,7 @@ def test_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_table_is_well_formed() -> None:
+    assert all(known.system in SYSTEMS for known in WEIGHTS)
     assert len({known.name for known in WEIGHTS}) == len({known.file for known in WEIGHTS}) == len(WEIGHTS)
     for known in WEIGHTS:
         assert known.sha256 is None or re.fullmatch("[0-9a-f]{64}", known.sha256)
@@ -187,3 +189,13 @@ def test_command_line() -> None:
     listing = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert listing.returncode == 0, listing.stderr
     assert all(known.file in listing.stdout for known in WEIGHTS)
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        weights.main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "python -m model.weights RN50" in shown
+    for state in ("checked", "OTHER SHA256", "here", "to download", "by hand"):
+        assert f"\n    {state} " in shown

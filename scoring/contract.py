@@ -1,0 +1,80 @@
+"""The contract between `Scorer` and the methods that score: one module for each method, one row in `METHODS`.
+
+A method's class is made from the loaded network. It has two members:
+
+- `prepare(rgb) -> Prepared` runs in the worker processes that read images, so it must be picklable: a function of a
+  module, a `functools.partial` of one, or an object of a small class with `__call__`.
+- `predict(batch) -> Columns` runs on the device, under `torch.inference_mode`. It should not wait for the device: the
+  scorer reads all columns of a batch with one copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One image, ready for the network."""
+
+    crops: np.ndarray
+    """RGB uint8 (K, S, S, 3). K and S are the same for all images of a scorer."""
+    extra: Any = None
+    """What `predict` needs besides the crops, such as landmarks; it must be picklable."""
+    status: str = "ok"
+    """A remark on the score that will be made of these crops, such as no_landmarks. It appears in the row."""
+
+
+class Batch(NamedTuple):
+    """N prepared images."""
+
+    crops: Tensor
+    """RGB uint8 (N, K, S, S, 3), on the device."""
+    extra: Sequence[Any]
+    """N times `Prepared.extra`."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The results of a batch, on the device."""
+
+    quality: Tensor
+    """(N,), higher is better; a value that is not finite becomes the status non_finite."""
+    axes: Mapping[str, Tensor] = field(default_factory=dict)
+    """For each axis of `model.prompts.AXES` the probabilities (N, levels), from worst to best."""
+    status: Sequence[str] | None = None
+    """For each image "ok" or a remark, where the network finds something to say."""
+
+
+class Scoring(Protocol):
+    """A method with its network, on a device."""
+
+    @property
+    def prepare(self) -> Callable[[np.ndarray], Prepared]:
+        """Makes crops of an RGB uint8 image (H, W, 3). Raises ImageError for an image that cannot be scored."""
+
+    def predict(self, batch: Batch) -> Columns:
+        """The results of a batch, in its order."""
+
+
+class Method(NamedTuple):
+    """A row of `METHODS`."""
+
+    weights: str
+    """Default weights: a name of `model/weights.py`."""
+    network: type[Any]
+    """The class that `model.load` makes of the method's checkpoints."""
+    scoring: Callable[[Any, torch.dtype, torch.device, str], Scoring]
+    """(network, dtype, device, align) -> the method on that device; it may change the network."""
+    range: tuple[float, float] | None = None
+    """Lowest and highest possible quality; None when it has no bounds."""
+    aligned: bool = True
+    """Whether it takes 112x112 crops that are aligned to the ArcFace template, or pictures of any kind."""
+    crops: int = 1
+    """K of `Prepared.crops`: default batch sizes are divided by it."""
