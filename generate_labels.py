@@ -49,7 +49,7 @@ def generate(args: argparse.Namespace) -> int:
     chosen, others, skipped = choose_images(args)
     recognizer = load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, device, args.precision)
     factors = load_factor_labels(args.mfn, device, args.precision)
-    header = load_header(args.header, recognizer.width, map(identity_of, chosen)) if args.header else None
+    header = load_header(args.header, recognizer.width, map(identity_of, chosen), device) if args.header else None
     if header:
         skipped |= {args.data / n: "unknown_identity" for n in chosen if identity_of(n) not in header.classes}
         chosen = [name for name in chosen if args.data / name not in skipped]
@@ -59,17 +59,18 @@ def generate(args: argparse.Namespace) -> int:
     run = partial(measure, batch_size=args.batch_size, workers=args.workers)
     prepare = partial(prepare_face, recognizer.preprocessing, factors.preprocessing, args.landmarks)
     measured = run(args.data, chosen, prepare, partial(label_faces, recognizer, factors), parts / "faces")
-    faces = gallery = readable(args.data, chosen, measured, skipped)
+    faces = readable(args.data, chosen, measured, skipped)
+    galleries = [faces]
     if others:
         resize, embed = recognizer.preprocessing.resize, partial(embed_faces, recognizer)
-        gallery = readable(args.centres, others, run(args.centres, others, resize, embed, parts / "centres"), skipped)
-        if args.centres == args.data:
-            gallery = gallery.joined(faces)
+        columns = run(args.centres, others, resize, embed, parts / "centres")
+        same_folder = [faces] if args.centres == args.data else []
+        galleries = [readable(args.centres, others, columns, skipped), *same_folder]
 
-    photos = count_photos(gallery.paths)   # once more, now of what could be read
+    photos = count_photos(path for gallery in galleries for path in gallery.paths)   # now of what could be read
     faces = faces.where([photos[identity_of(name)] >= args.min_images for name in faces.paths])
-    ccs, nnccs = header.similarities(faces) if header else centre_similarities(faces, gallery)
-    anchors = dict(zip(faces.paths, quality_anchor(ccs, nnccs, args.anchor).tolist(), strict=True))
+    similarities = header.similarities(faces) if header else centre_similarities(faces, *galleries, device=device)
+    anchors = dict(zip(faces.paths, quality_anchor(*similarities, args.anchor).tolist(), strict=True))
     skipped |= {args.data / n: "few_images" for n in chosen if n not in anchors and args.data / n not in skipped}
 
     labels = rows_of(args, chosen, measured, anchors)
