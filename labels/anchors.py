@@ -32,19 +32,19 @@ BLOCK_ROWS = 8192         # embeddings that are in memory at once: 34 MB in floa
 class EmbeddedFaces:
     """Embeddings (N, D) of any length, and the relative path of each.
 
-    The array may be memory-mapped and larger than the memory. A selection shares it and keeps the numbers of its rows;
-    `block` and `embeddings` copy rows.
+    The array may be memory-mapped and larger than the memory. A selection shares it and keeps the numbers of its `rows`
+    in it; `block` and `embeddings` copy rows.
     """
 
     def __init__(self, embeddings: np.ndarray, paths: Sequence[str], rows: np.ndarray | None = None) -> None:
         self.paths = paths
         self._stored = embeddings
-        self._rows = np.arange(len(embeddings)) if rows is None else rows   # of the stored array, one for each path
+        self.rows = np.arange(len(embeddings)) if rows is None else rows   # of the array, one for each path
 
     @property
     def embeddings(self) -> np.ndarray:
         """All embeddings (N, D), as a copy."""
-        return self._stored[self._rows]
+        return self._stored[self.rows]
 
     @property
     def width(self) -> int:
@@ -52,16 +52,16 @@ class EmbeddedFaces:
         return int(self._stored.shape[1])
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def block(self, part: slice | np.ndarray) -> np.ndarray:
         """The embeddings of a part of the faces, by slice or by their numbers: (n, D), a copy."""
-        return np.asarray(self._stored[self._rows[part]])
+        return np.asarray(self._stored[self.rows[part]])
 
     def where(self, mask: Sequence[bool] | np.ndarray) -> EmbeddedFaces:
         """Those whose entry in the mask (N,) is true."""
         kept = np.flatnonzero(np.asarray(mask, bool))
-        return EmbeddedFaces(self._stored, [self.paths[row] for row in kept.tolist()], self._rows[kept])
+        return EmbeddedFaces(self._stored, [self.paths[row] for row in kept.tolist()], self.rows[kept])
 
 
 def identity_of(path: str) -> str:

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def measure(
     if (row := _completed(parts)) == 0:
         for file in parts.glob("*.npy"):   # of a run that recorded nothing
             file.unlink()
-    batches = load_batches([str(folder / name) for name in names[row:]], prepare, batch_size, workers)
+    batches = load_batches((str(folder / name) for name in islice(names, row, None)), prepare, batch_size, workers)
     with tqdm(total=len(names), initial=row, desc=parts.name, unit=" faces", disable=None) as progress:
         try:
             for number, loaded in enumerate(batches, 1):
@@ -128,7 +129,7 @@ def _write_rows(parts: Path, batch: Columns, row: int, rows: int) -> None:
         with open(path, "r+b") as file:
             np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
-            file.seek(row * values.strides[0], os.SEEK_CUR)
+            file.seek(row * values[:1].nbytes, os.SEEK_CUR)
             file.write(values.tobytes())
 
 
