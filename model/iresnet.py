@@ -140,19 +140,18 @@ class ArcFaceHeader(nn.Module):
         super().__init__()
         self.kernel = nn.Parameter(nn.init.normal_(torch.empty(identities, embedding), std=0.01).t())
 
+    def centres(self) -> Tensor:
+        """The centres with L2 norm 1: (D, C). As much work as the cosines of C embeddings: compute them once."""
+        return F.normalize(self.kernel, dim=0)
+
     def cosines(self, embeddings: Tensor) -> Tensor:
         """(N, D) -> the cosine to each centre (N, C)."""
-        return (F.normalize(embeddings, dim=1) @ F.normalize(self.kernel, dim=0)).clamp(-1, 1)
+        return (F.normalize(embeddings, dim=1) @ self.centres()).clamp(-1, 1)
 
     @torch.no_grad()
     def similarities(self, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (N, D) and identities (N,) -> CCS and NNCCS (N, 1) in [-1, 1] (CR-FIQA, equations 2 and 3).
-
-        The published code replaces a negative NNCCS by -1e-12, which makes the ratio explode; this is the true one.
-        """
-        cosines, own = self.cosines(embeddings), labels[:, None]
-        others = cosines.scatter(1, own, -torch.inf)
-        return cosines.gather(1, own), others.amax(dim=1, keepdim=True)
+        """Embeddings (N, D) and identities (N,) -> CCS and NNCCS (N, 1) in [-1, 1] (CR-FIQA, equations 2 and 3)."""
+        return similarities_to(self.centres(), F.normalize(embeddings, dim=1), labels)
 
     def logits(self, embeddings: Tensor, labels: Tensor, s: float = 64.0, m: float = 0.5) -> Tensor:
         """s * cos(angle + m) for the own identity, s * cos(angle) for the others: (N, D), (N,) -> (N, C)."""
@@ -166,6 +165,18 @@ class ArcFaceHeader(nn.Module):
         """From a state dict, in eval mode. Raises CheckpointError when it does not fit."""
         embedding, identities = (size_of(tensors, "kernel", axis) for axis in (0, 1))
         return build(lambda: cls(embedding, identities), tensors)
+
+
+def similarities_to(centres: Tensor, embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """CCS and NNCCS (N, 1) in [-1, 1] of embeddings (N, D) and their identities (N,), for centres (D, C).
+
+    Embeddings and centres have L2 norm 1. NNCCS is the true one: the published code replaces a negative NNCCS by
+    -1e-12, which makes the ratio explode. The cosines (N, C) are the only large tensor.
+    """
+    cosines, own = embeddings @ centres, labels[:, None]
+    ccs = cosines.gather(1, own).clamp(-1, 1)
+    nnccs = cosines.scatter_(1, own, -torch.inf).amax(dim=1, keepdim=True).clamp(-1, 1)
+    return ccs, nnccs
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:

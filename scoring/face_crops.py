@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faces.align import align_face, is_aligned
+from faces.align import aligned
 from model.preprocessing import Preprocessing
 
 from .contract import Batch, Prepared
@@ -19,9 +19,7 @@ def prepare_face(preprocessing: Preprocessing, align: str, rgb: np.ndarray) -> P
 
     `align` is one of `ALIGN`; auto aligns every image that is not 112x112. Raises ImageError (no_face).
     """
-    if align == "yes" or (align == "auto" and not is_aligned(rgb)):
-        rgb = align_face(rgb)
-    return Prepared(preprocessing.resize(rgb)[None])
+    return Prepared(preprocessing.resize(aligned(rgb, align))[None])
 
 
 def normalised(batch: Batch, preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:

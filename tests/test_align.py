@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from faces.align import ARCFACE_POINTS, align_face, five_points, is_aligned, similarity_transform, warp
+from faces.align import ARCFACE_POINTS, align_face, aligned, five_points, is_aligned, main, similarity_transform, warp
 from faces.reader import ImageError, read_image
 
 FACE = read_image(Path(__file__).parents[1] / "samples" / "astronaut.png")
@@ -113,3 +114,39 @@ def test_only_112_by_112_counts_as_aligned() -> None:
     assert is_aligned(FACE)
     assert not is_aligned(FACE[:111])
     assert not is_aligned(np.zeros((224, 224, 3), np.uint8))
+
+
+def test_aligned_follows_the_choice() -> None:
+    photo = place(FACE, 2, 10, 200, 150, 400, 300)
+    assert aligned(FACE, "auto") is FACE
+    assert aligned(photo, "no") is photo
+    np.testing.assert_array_equal(aligned(photo, "auto"), align_face(photo))
+    np.testing.assert_array_equal(aligned(FACE, "yes"), align_face(FACE))
+    with pytest.raises(ImageError, match="no face"):
+        aligned(np.zeros((50, 60, 3), np.uint8), "auto")
+
+
+def test_a_folder_of_photographs_becomes_a_folder_of_crops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, crops = tmp_path / "photos", tmp_path / "crops"
+    photo = place(FACE, 2, 10, 200, 150, 400, 300)
+    for name, picture in {"ann/1.png": photo, "ann/1.bmp": photo, "b/c/2.png": photo, "b/crop.png": FACE,
+                          "grey.png": np.full((150, 150, 3), 90, np.uint8)}.items():
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(photos / name)
+    assert main([str(photos), "--output", str(crops), "--workers", "0"]) == 1
+    assert capsys.readouterr().err == f"{photos}/grey.png: no_face\n"
+    found = sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.*"))
+    assert found == ["ann/1.bmp.jpg", "ann/1.png.jpg", "b/c/2.jpg", "b/crop.png"]
+    assert (crops / "b/crop.png").read_bytes() == (photos / "b/crop.png").read_bytes()
+    crop = read_image(crops / "b/c/2.jpg")
+    assert is_aligned(crop)
+    assert difference(crop, align_face(photo)) < 2
+
+
+def test_folders_that_cannot_be_aligned_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "photos").mkdir()
+    for folder, output in (("photos", "photos/crops"), ("photos", "crops"), ("absent", "crops")):
+        assert main([str(tmp_path / folder), "--output", str(tmp_path / output)]) == 2
+        assert capsys.readouterr().err.startswith("error: ")

@@ -89,6 +89,41 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_allclose(centre_similarities(faces, faces), whole, atol=1e-7)
 
 
+def test_galleries_count_together() -> None:
+    names = ["a/1.jpg", "b/1.jpg", "b/2.jpg", "a/1~blur.jpg", "a/2.jpg", "c/1.jpg", "b/2~dark.png"]
+    everyone = some_faces(names)
+    first = np.arange(len(names)) < 3
+    faces = everyone.where([name[0] != "c" for name in names])
+    together = centre_similarities(faces, everyone)
+    apart = centre_similarities(faces, everyone.where(first), everyone.where(~first))
+    np.testing.assert_allclose(apart, together, atol=1e-6)
+
+
+def test_a_selection_shares_the_embeddings_of_all() -> None:
+    stored = np.arange(12, dtype=np.float32).reshape(4, 3)
+    chosen = EmbeddedFaces(stored, ["a/1", "a/2", "b/1", "b/2"]).where([True, False, True, True]).where([0, 1, 1])
+    assert chosen.paths == ["b/1", "b/2"]
+    assert len(chosen) == 2
+    stored[3] = -1   # a copy would not see it
+    np.testing.assert_array_equal(chosen.embeddings, [[6, 7, 8], [-1, -1, -1]])
+    np.testing.assert_array_equal(chosen.block(slice(1, 2)), [[-1, -1, -1]])
+
+
+@pytest.mark.parametrize("source", ["centres", "header"])
+def test_few_embeddings_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """However few the classes are."""
+    faces = some_faces([f"{identity}/{image}.jpg" for identity in "ab" for image in range(20)])
+    taken = []
+    block = EmbeddedFaces.block
+    monkeypatch.setattr(anchors, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(EmbeddedFaces, "block", lambda *args: taken.append(block(*args)) or taken[-1])
+    if source == "centres":
+        centre_similarities(faces, faces)
+    else:
+        Header(ArcFaceHeader(WIDTH, 2), {"a": 0, "b": 1}).similarities(faces)
+    assert max(map(len, taken)) == 7
+
+
 def test_one_identity_alone_has_no_anchors() -> None:
     faces = some_faces(["a/1.jpg", "a/2.jpg", "a/3.jpg"])
     with pytest.raises(ValueError, match="a is all there is"):
@@ -128,6 +163,25 @@ def test_header_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = header.similarities(faces)
     monkeypatch.setattr(anchors, "BLOCK_ELEMENTS", 6)
     np.testing.assert_allclose(header.similarities(faces), whole, atol=1e-6)
+
+
+def test_the_centres_of_a_header_are_normalised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in each block: that was most of the work of large sets."""
+    faces = some_faces([f"{identity}/{image}.jpg" for identity in "abc" for image in range(5)])
+    header = Header(ArcFaceHeader(WIDTH, 3), {"a": 2, "b": 0, "c": 1})
+    normalised = []
+    normalize = torch.nn.functional.normalize
+    monkeypatch.setattr(anchors, "BLOCK_ELEMENTS", 6)
+    monkeypatch.setattr(
+        torch.nn.functional, "normalize", lambda x, **options: normalised.append(x.shape) or normalize(x, **options)
+    )
+    header.similarities(faces)
+    assert normalised.count(header.network.kernel.shape) == 1
+
+
+def test_the_header_is_on_the_device_of_the_call(tmp_path: Path) -> None:
+    header = load_header(saved_header(tmp_path / "32header.safetensors"), WIDTH, ["1"], device="meta")
+    assert header.network.kernel.device.type == "meta"
 
 
 def saved_header(path: Path, classes: int = 12) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -24,10 +25,11 @@ from faces.dlib_models import find_landmarks
 from faces.pose import euler_angles, pose_class
 from faces.reader import read_image
 from labels import factors, measure
-from labels.anchors import EmbeddedFaces, centre_similarities, quality_anchor
+from labels.anchors import EmbeddedFaces, Header, centre_similarities, load_header, quality_anchor
 from labels.label_table import Label, read_labels, resolve
 from labels.recognition import load_recognizer
 from model.checkpoint import save_checkpoint
+from model.files import only_run
 from model.iresnet import IResNet
 from model.loading import load
 from model.prompts import AXES
@@ -128,6 +130,92 @@ def test_labels_are_the_published_ones(
         assert label.occlusion == int(classes["occlusion"] == 0)
 
 
+def test_pictures_that_are_no_crops_are_announced(
+    run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default they are labelled as published; with --only-crops they have no row."""
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 3, "bob": 3})
+    for name in ("ann/photo.png", "bob/photo.png"):
+        Image.fromarray(astronaut()[:200, 150:400]).save(tmp_path / "faces" / name)
+    assert run() == 0
+    output = capsys.readouterr()
+    assert output.err.startswith("warning: 2 of 8 pictures are no aligned crops of 112x112 pixels, such as ")
+    assert "faces/ann/photo.png" in output.err
+    assert "2 pictures are no aligned crops" in output.out
+    assert len(read_labels(table)) == 8
+    assert json.loads(Path(f"{table}.json").read_text())["not_aligned"] == 2
+
+    assert run("--only-crops") == 1
+    assert skipped_in(table) == {f"../faces/{name}/photo.png": "not_aligned" for name in ("ann", "bob")}
+    assert len(read_labels(table)) == 6
+    output = capsys.readouterr()
+    assert "warning" not in output.err
+    assert "2 not_aligned" in output.out
+
+
+def test_only_crops_are_taken_for_centres(run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray) -> None:
+    save_faces(tmp_path / "clean", astronaut_crop, {"ann": 3, "bob": 3})
+    Image.fromarray(astronaut()[:200, 150:400]).save(tmp_path / "clean/ann/photo.png")
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 1, "bob": 1})
+    assert run("--only-crops", centres=tmp_path / "clean") == 1
+    assert skipped_in(table) == {"../clean/ann/photo.png": "not_aligned"}
+
+
+def test_a_second_run_with_the_same_output_ends_at_once(
+    run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 3, "bob": 3})
+    table.parent.mkdir()
+    parts = Path(f"{table}.parts")
+    parts.mkdir()
+    (parts / "of the first run").touch()
+    with only_run(table):
+        assert run() == 2
+    assert "another run is writing" in capsys.readouterr().err
+    assert [path.name for path in parts.iterdir()] == ["of the first run"]
+    assert run() == 0
+    assert sorted(path.name for path in table.parent.iterdir()) == ["labels.tsv", "labels.tsv.json"]
+
+
+def test_changed_images_do_not_mix_with_those_of_an_interrupted_run(
+    run: Run, tmp_path: Path, astronaut_crop: np.ndarray, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 4, "bob": 4})
+
+    def stop(*_: object) -> measure.Columns:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_labels, "label_faces", stop)
+        assert run() == 130
+    image = tmp_path / "faces/ann/0000.png"
+    times = image.stat()
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns + 1))   # the same size, written later
+    assert run("--resume") == 2
+    assert "cannot resume: images changed" in capsys.readouterr().err
+
+
+def test_the_header_and_the_centres_are_on_the_device_of_the_call(
+    run: Run, tmp_path: Path, networks: Path, astronaut_crop: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+
+    def centres(*galleries: EmbeddedFaces, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+        devices.append(device)
+        return centre_similarities(*galleries)
+
+    def header(*arguments: object) -> Header:
+        devices.append(arguments[-1])
+        return load_header(*arguments[:-1])
+
+    monkeypatch.setattr(generate_labels, "centre_similarities", centres)
+    monkeypatch.setattr(generate_labels, "load_header", header)
+    save_faces(tmp_path / "faces", astronaut_crop, {"1": 3, "2": 3})
+    assert run(device="cpu") == run(device="cpu", header=networks / "7header.safetensors") == 0
+    assert devices == [torch.device("cpu")] * 2
+
+
 @pytest.mark.parametrize("kind", ["ratio", "shifted"])
 def test_quality_is_the_anchor_against_class_centres(
     run: Run, table: Path, tmp_path: Path, networks: Path, astronaut_crop: np.ndarray, kind: str
@@ -171,6 +259,14 @@ def test_workers_and_resuming_change_nothing(
     assert run("--resume") == 0
     assert len(seen) == 3   # of five batches two were there
     assert table.read_bytes() == complete
+
+
+def test_a_name_that_is_no_utf8_is_labelled(run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray) -> None:
+    save_faces(tmp_path / "faces", astronaut_crop, {"ann": 3, "bob": 3})
+    picture = tmp_path / "faces" / "ann" / os.fsdecode(b"\xe9t\xe9.png")
+    picture.write_bytes((tmp_path / "faces/ann/0000.png").read_bytes())
+    assert run() == 0
+    assert picture in [resolve(label, table).resolve() for label in read_labels(table)]
 
 
 def test_what_cannot_be_labelled_is_listed(run: Run, table: Path, tmp_path: Path, astronaut_crop: np.ndarray) -> None:

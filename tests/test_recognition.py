@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -73,6 +75,42 @@ def test_onnx_of_half_precision_and_with_channels_last(tmp_path: Path, faces: np
     np.testing.assert_allclose(
         last.embed(faces), ((faces / 255 - 0.5) / 0.5).reshape(len(faces), -1) @ WEIGHT, rtol=1e-4, atol=1e-4
     )
+
+
+def test_onnx_leaves_the_floating_point_mode_of_the_process_alone(tmp_path: Path) -> None:
+    """In a process of its own, since onnxruntime would change the mode once and for all."""
+    model = linear_model(tmp_path / "fr.onnx")
+    program = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import numpy as np, torch
+from labels.recognition import load_recognizer
+def denormals():
+    tiny = np.full(64, 1e-30, np.float32)
+    return bool((tiny * np.float32(1e-10) > 0).all()), bool((torch.from_numpy(tiny) * 1e-10 > 0).all())
+before = denormals()
+recognizer = load_recognizer({str(model)!r})
+recognizer.embed(np.zeros((2, {SIZE}, {SIZE}, 3), np.uint8))
+print(before, denormals())
+"""
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output == "(True, True) (True, True)\n"
+
+
+def test_onnx_still_counts_denormal_numbers_as_zero(tmp_path: Path) -> None:
+    """It is what makes networks fast whose activations become tiny."""
+    graph = helper.make_graph(
+        [helper.make_node("Reshape", ["x", "flat"], ["y"]), helper.make_node("Mul", ["y", "tiny"], ["e"])],
+        "tiny",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, SIZE, SIZE])],
+        [helper.make_tensor_value_info("e", TensorProto.FLOAT, None)],
+        [
+            numpy_helper.from_array(np.float32([1e-39]), "tiny"),
+            numpy_helper.from_array(np.array([-1, len(WEIGHT)]), "flat"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), tmp_path / "t.onnx")
+    assert not load_recognizer(tmp_path / "t.onnx").embed(np.full((2, SIZE, SIZE, 3), 255, np.uint8)).any()
 
 
 def test_onnx_that_is_no_fr_model_is_refused(tmp_path: Path) -> None:
