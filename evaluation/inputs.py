@@ -146,12 +146,13 @@ def write_tsv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
     Raises ValueError for a path that a table cannot hold.
     """
     with replacing(path) as temporary, open_text(temporary, "w") as file:
+        table = list(rows)
+        if not is_storable("".join(row[0] for row in table)):
+            bad = next(row[0] for row in table if not is_storable(row[0]))
+            raise ValueError(f"{bad!r} holds a tab or a line end, which a table cannot hold; rename the file")
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(header)
-        for row in rows:
-            if not is_storable(row[0]):
-                raise ValueError(f"{row[0]!r} holds a tab or a line end, which a table cannot hold; rename the file")
-            writer.writerow(row)
+        writer.writerows(table)
 
 
 def _from_pickle(path: Path) -> dict[str, float]:
