@@ -1,0 +1,1 @@
+"""Training of eDifFIQA: preparation, losses, data and the loop."""
