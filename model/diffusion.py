@@ -285,14 +285,14 @@ class GaussianDiffusion(nn.Module):
             )
         raise AssertionError("the last time step is below 0")
 
-    def loss(self, low: Tensor, high: Tensor, time: Tensor, noise: Tensor) -> Tensor:
-        """The training loss: the mean squared error of the clean images predicted from a noisy blend with bad ones.
+    @staticmethod
+    def blend(low: Tensor, high: Tensor, time: Tensor) -> Tensor:
+        """What takes the noise in training: images of high quality that fade into those of low quality with time.
 
-        `low` and `high` are images (N, 3, S, S) in [-1, 1], of low and of high quality; `time` is (N,), below 100.
+        `low` and `high` are (N, 3, S, S), `time` is (N,), from 0 (high only) to 100 (low only).
         """
         share = torch.sin(math.pi / 2 * time / BLEND_STEPS)[:, None, None, None].to(high.dtype)
-        blend = (1 - share) * high + share * low
-        return F.mse_loss(self.model(self.q_sample(blend, time, noise), time), high)
+        return (1 - share) * high + share * low
 
     @classmethod
     def from_tensors(

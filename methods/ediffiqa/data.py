@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import math
 from collections.abc import Iterator
@@ -107,19 +108,18 @@ def read_table(path: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.i
     if not path.is_file():
         raise ValueError(f"there is no {path}; make it with `python -m methods.ediffiqa.prepare`")
     with open_text(path) as file:
-        rows = list(_rows(path, file))
+        rows = list(_rows(path, csv.reader(file, delimiter="\t")))
     if not rows:
         raise ValueError(f"{path} has no rows")
     names, scores, classes = zip(*rows, strict=True)
     return list(names), np.array(scores), np.array(classes)
 
 
-def _rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[str, float, int]]:
-    header = next(lines, "").rstrip("\r\n").split("\t")
+def _rows(path: Path, lines: Iterator[list[str]]) -> Iterator[tuple[str, float, int]]:
+    header = next(lines, [])
     if header != COLUMNS:
         raise ValueError(f"{path}: the tab-separated header {' '.join(COLUMNS)} was expected, not {' '.join(header)}")
-    for number, line in enumerate(lines, 2):
-        cells = line.rstrip("\r\n").split("\t")
+    for number, cells in enumerate(lines, 2):
         try:
             name, score, class_index = cells
             row = name, float(score), int(class_index)
