@@ -18,7 +18,7 @@ SIDE = 32
 def write_models(folder: Path) -> None:
     """diffusion.safetensors of `SIDE` pixels, and fr.safetensors of 48."""
     torch.manual_seed(0)
-    diffusion = GaussianDiffusion(Unet(8, (1, 2), heads=1), image_size=SIDE)
+    diffusion = GaussianDiffusion(Unet(16, (1, 2), heads=1), image_size=SIDE)
     metadata = {"system": "diffiqa-diffusion", "preprocessing": diffusion.preprocessing.to_json()}
     save_checkpoint(folder / "diffusion.safetensors", diffusion.state_dict(), metadata)
     recognizer = IResNet((1, 1, 1, 1), (16, 16, 16, 16), embedding=24, image_size=48, quality_head=False)

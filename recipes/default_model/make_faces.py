@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from faces.degrade import KINDS, degrade
 from faces.reader import read_image
 from recipes.default_model.crops import celeba_paths, crop_paths, identities
-from recipes.default_model.degrade import KINDS, degrade
 
 
 def main() -> None:

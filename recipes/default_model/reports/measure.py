@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
+from faces.degrade import KINDS, degrade
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, quality_anchor
 from labels.recognition import load_recognizer
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
-from recipes.default_model.degrade import KINDS, degrade
 from scoring import Scorer
 
 STRENGTHS = (0.25, 0.5, 0.75, 1.0)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from faces.degrade import KINDS, degrade
 from faces.pose import pose_class
 from model.prompts import AXES
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
-from recipes.default_model.degrade import KINDS, degrade
 from recipes.default_model.train_factors import hash_of, rows, yaw_of
 from scoring import Scorer
 

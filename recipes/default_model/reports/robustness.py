@@ -22,9 +22,9 @@ from scipy.stats import spearmanr
 
 from command_line import exit_code
 from faces.align import align_face, is_aligned
+from faces.degrade import compress
 from faces.listing import expand_inputs
 from faces.reader import ImageError, read_image
-from recipes.default_model.degrade import compress
 from scoring import Scorer
 
 SIZE = 112
