@@ -47,8 +47,9 @@ Embedder = Callable[[Tensor], np.ndarray]   # normalised faces (N, 3, S, S) -> f
 
 @dataclass(frozen=True)
 class Recognizer:
-    """An FR model. `embed` takes RGB uint8 faces (N, S, S, 3), aligned to the ArcFace template and resized to
-    S = preprocessing.size, and returns float32 embeddings (N, D), not of unit length, to be compared by cosine."""
+    """An FR model. `embed` takes RGB faces (N, S, S, 3), uint8 or float32 of the same range, aligned to the ArcFace
+    template and resized to S = preprocessing.size, and returns float32 embeddings (N, D), not of unit length, to be
+    compared by cosine."""
 
     name: str
     sha256: str

@@ -4,6 +4,7 @@ Three kinds of file hold the weights of this project's systems, told apart by th
 
 - safetensors, which holds nothing but tensors and text (ours);
 - a pickled state dict (`.pth`, `.pt`), read with torch's `weights_only`, which builds tensors and refuses the rest;
+  of a training checkpoint (a dict with the state dict under `model`, as DifFIQA's) only that state dict is taken;
 - a TorchScript archive (OpenAI's `RN50.pt`). `torch.jit.load` would run the archive's own `__setstate__`, so the
   tensors are read from the zip by `torchscript.py` instead.
 """
@@ -150,6 +151,8 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"{path} is damaged or incomplete ({error}): get it again") from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
     others = [] if isinstance(content, Mapping) else [type(content).__name__]
     others = others or [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if others:

@@ -111,21 +111,23 @@ class IResNet(nn.Module):
         return embedding, self.qs(embedding) if self.qs is not None else None
 
     @classmethod
+    def shaped_like(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> IResNet:
+        """A new network of the sizes found in a state dict, under `prefix`."""
+        stages = [f"{prefix}layer{stage}." for stage in (1, 2, 3, 4)]
+        widths = [size_of(tensors, f"{stage}0.conv1.weight") for stage in stages]
+        positions = size_of(tensors, f"{prefix}fc.weight", axis=1) // widths[3]
+        return cls(
+            layers=[count_blocks(tensors, stage) for stage in stages],
+            widths=widths,
+            embedding=size_of(tensors, f"{prefix}fc.weight"),
+            quality_head=f"{prefix}qs.weight" in tensors,
+            image_size=16 * round(positions**0.5),
+        )
+
+    @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> IResNet:
         """From a state dict, in eval mode. Raises CheckpointError when it does not fit."""
-        stages = [f"layer{stage}." for stage in (1, 2, 3, 4)]
-        widths = [size_of(tensors, f"{stage}0.conv1.weight") for stage in stages]
-        positions = size_of(tensors, "fc.weight", axis=1) // widths[3]
-        network = build(
-            lambda: cls(
-                layers=[count_blocks(tensors, stage) for stage in stages],
-                widths=widths,
-                embedding=size_of(tensors, "fc.weight"),
-                quality_head="qs.weight" in tensors,
-                image_size=16 * round(positions**0.5),
-            ),
-            tensors,
-        )
+        network = build(lambda: cls.shaped_like(tensors), tensors)
         network.preprocessing = Preprocessing.from_metadata(metadata or {}, network.preprocessing)
         return network
 

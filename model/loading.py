@@ -13,6 +13,8 @@ from .checkpoint import CheckpointError, read_checkpoint
 from .clib_fiqa import ClibFiqa
 from .clip import CLIP
 from .confidence import ConfidenceMLP
+from .diffusion import GaussianDiffusion
+from .ediffiqa import EDifFIQA
 from .face_trunk import FaceTrunk
 from .iresnet import ArcFaceHeader, IResNet
 from .mobilefacenet import FactorNetwork
@@ -25,6 +27,8 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
     "cr-fiqa": IResNet,
     "arcface-header": ArcFaceHeader,
     "face-trunk": FaceTrunk,
+    "ediffiqa": EDifFIQA,
+    "diffiqa-diffusion": GaussianDiffusion,
 }
 TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
     "visual.conv1.weight": "clib-fiqa",
@@ -35,6 +39,8 @@ TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
     "kernel": "arcface-header",
     "gdconv.depthwise.weight": "face-trunk",
     "fc3.weight": "confidence-mlp",
+    "mlp.l1.weight": "ediffiqa",
+    "model.init_conv.weight": "diffiqa-diffusion",
 }
 
 
@@ -62,7 +68,9 @@ def _system_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> st
             raise CheckpointError(f"system {metadata['system']!r} is none of {', '.join(SYSTEMS)}")
         return metadata["system"]
     systems = (system for key, system in TELLING_KEYS.items() if key in tensors)
-    if (system := next(systems, None)) is None:
+    if (system := next(systems, None)) is None and any(key.endswith(".mlp.l1.weight") for key in tensors):
+        system = "ediffiqa"  # under a prefix: see EDifFIQA.from_tensors
+    if system is None:
         example = ", ".join(sorted(tensors)[:4])
         raise CheckpointError(f"the keys ({example}, …) belong to none of {', '.join(SYSTEMS)}")
     return system

@@ -1,11 +1,12 @@
-"""MobileFaceNet (Chen et al., 2018) and CLIB-FIQA's factor network MFN, which labels faces with five factors."""
+"""MobileFaceNet (Chen et al., 2018): the trunk, face recognition with it, and CLIB-FIQA's factor network MFN."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .checkpoint import build, count_blocks, size_of
 from .preprocessing import FACE_PREPROCESSING, Preprocessing
@@ -17,10 +18,18 @@ class ConvBlock(nn.Module):
     """Convolution without bias, batch norm, and a PReLU unless `activation` is off."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, activation: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: bool = True,
+        padded: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        padding = kernel // 2 if padded else 0
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(outputs)
         self.prelu: nn.Module = nn.PReLU(outputs) if activation else nn.Identity()
 
@@ -97,6 +106,35 @@ class MobileFaceNet(nn.Module):
     def shaped_like(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> MobileFaceNet:
         """A new trunk of the widths and depths found in a state dict, under `prefix`."""
         return cls(_trunk_shape(tensors, prefix))
+
+
+class MobileFaceNetEmbedding(MobileFaceNet):
+    """MobileFaceNet with its global depthwise convolution, which has one weight for each position of each channel.
+
+    Normalised aligned faces (N, 3, S, S) -> embeddings of unit length (N, D); S = `image_size`.
+    """
+
+    def __init__(self, shape: TrunkShape = TrunkShape(), embedding: int = 512, image_size: int = 112) -> None:
+        super().__init__(shape)
+        self.preprocessing = replace(FACE_PREPROCESSING, size=image_size)
+        self.conv_6_dw = ConvBlock(
+            shape.last, shape.last, kernel=image_size // 16, groups=shape.last, activation=False, padded=False
+        )
+        self.linear = nn.Linear(shape.last, embedding, bias=False)
+        self.bn = nn.BatchNorm1d(embedding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.conv_6_dw(self.maps(x)[-1]).flatten(1)
+        return F.normalize(self.bn(self.linear(features)), dim=1)
+
+    @classmethod
+    def shaped_like(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> MobileFaceNetEmbedding:
+        """A new network of the sizes found in a state dict, under `prefix`."""
+        return cls(
+            _trunk_shape(tensors, prefix),
+            embedding=size_of(tensors, f"{prefix}linear.weight"),
+            image_size=16 * size_of(tensors, f"{prefix}conv_6_dw.conv.weight", axis=2),
+        )
 
 
 class FactorNetwork(nn.Module):

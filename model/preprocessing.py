@@ -30,7 +30,8 @@ class Preprocessing:
         return np.array(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR))
 
     def normalise(self, batch: Tensor) -> Tensor:
-        """RGB uint8 (N, size, size, 3) -> float32 (N, 3, size, size) = (x / 255 - mean) / std, on the batch's device.
+        """RGB (N, size, size, 3), uint8 or float32 in [0, 255], -> float32 (N, 3, size, size), on the batch's device:
+        (x / 255 - mean) / std.
 
         The channels stay innermost in memory (`channels_last`), which is how the pictures arrive and how
         convolutions are fastest.
@@ -38,7 +39,7 @@ class Preprocessing:
         expected = (self.size, self.size, 3)
         assert batch.shape[1:] == expected, f"expected (N, *{expected}), got {tuple(batch.shape)}"
         mean, std = (torch.tensor(v, device=batch.device).view(3, 1, 1) for v in (self.mean, self.std))
-        return batch.permute(0, 3, 1, 2).float().mul_(1 / (255 * std)).sub_(mean / std)
+        return batch.permute(0, 3, 1, 2).to(torch.float32, copy=True).mul_(1 / (255 * std)).sub_(mean / std)
 
     def to_json(self) -> str:
         """As the entry `preprocessing` of a checkpoint's metadata."""

@@ -58,6 +58,7 @@ DRIVE = "https://drive.google.com"
 CR_FIQA_L = f"{DRIVE}/drive/folders/1siy_3eQSBuIV6U6_9wgGtbZG2GMgVLMy (linked by github fdbtrs/CR-FIQA)"
 CR_FIQA_S = f"{DRIVE}/drive/folders/13bE4LP303XA_IzL1YOgG5eN0c8efHU9h (linked by github fdbtrs/CR-FIQA)"
 HEADER = "a training of CR-FIQA, which writes it beside the backbone (no published header is known)"
+EDIFFIQA = "the weights linked by github LSIbabnikz/eDifFIQA"
 SHIPPED = "this repository, with which it is shipped"
 SHIPPED_LICENCE = "non-commercial"  # after its training images
 
@@ -120,6 +121,10 @@ WEIGHTS = (
     KnownWeights("cr-fiqa-l-header", "181952header.pth", HEADER, "CC BY-NC 4.0", system="arcface-header"),
     KnownWeights("cr-fiqa-s", "32572backbone.pth", CR_FIQA_S, "CC BY-NC 4.0", system="cr-fiqa", image_size=112),
     KnownWeights("cr-fiqa-s-header", "32572header.pth", HEADER, "CC BY-NC 4.0", system="arcface-header"),
+    KnownWeights("ediffiqa-l", "ediffiqaL.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
+    KnownWeights("ediffiqa-m", "ediffiqaM.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
+    KnownWeights("ediffiqa-s", "ediffiqaS.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
+    KnownWeights("ediffiqa-t", "ediffiqaT.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
 )
 
 

@@ -11,9 +11,10 @@ import pytest
 import recipe
 
 from config_train import parse_arguments
+from faces import degrade
 from labels.anchors import EmbeddedFaces, centre_similarities, quality_anchor
 from labels.label_table import Label, read_labels, write_labels
-from recipes.default_model import anchors, degrade
+from recipes.default_model import anchors
 from recipes.default_model.anchors import mixed_anchors
 from recipes.default_model.recipe import recipe as recipe_of
 from recipes.default_model.reports import unseen

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
+from faces.degrade import HEAVY_OCCLUSION, KINDS, covered_share, degrade
 from faces.dlib_models import find_landmarks
 from faces.pose import euler_angles
 from faces.reader import read_image
@@ -41,7 +42,6 @@ from model.files import write_text
 from model.mobilefacenet import HEADS, FactorNetwork
 from model.preprocessing import FACE_PREPROCESSING
 from recipes.default_model.crops import crop_paths, identities, read_crops
-from recipes.default_model.degrade import HEAVY_OCCLUSION, KINDS, covered_share, degrade
 
 UNKNOWN, COVERED = -1, -2  # no label; occluded, but how much is not known
 SIDE_YAW = 25.0  # degrees

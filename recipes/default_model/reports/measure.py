@@ -17,10 +17,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from command_line import exit_code, positive
+from faces.degrade import KINDS, degrade
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, quality_anchor
 from labels.recognition import load_recognizer
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
-from recipes.default_model.degrade import KINDS, degrade
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
 from scoring import Scorer
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from command_line import exit_code, positive
+from faces.degrade import KINDS, degrade
 from faces.pose import pose_class
 from model.prompts import AXES
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
-from recipes.default_model.degrade import KINDS, degrade
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option, name_of
 from recipes.default_model.train_factors import hash_of, rows, yaw_of
 from scoring import Scorer

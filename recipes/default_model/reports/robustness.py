@@ -24,9 +24,9 @@ from scipy.stats import spearmanr
 
 from command_line import exit_code
 from faces.align import align_face, is_aligned
+from faces.degrade import compress
 from faces.listing import expand_inputs
 from faces.reader import ImageError, read_image
-from recipes.default_model.degrade import compress
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
 from scoring import Scorer
 

@@ -1,9 +1,9 @@
 """Realistic damage to aligned 112x112 face crops, of known kind and strength.
 
 The default model and the factor network learn from it: each kind tells which quality factor it harms and how much,
-so that labels exist where no annotated set does. A strength lies in [0, 1]: 0 is barely visible, 1 leaves little
-for a face recognition system. Everything is a deterministic function of the image, the kind, the strength and the
-random generator.
+so that labels exist where no annotated set does. DifFIQA's diffusion model learns to undo it. A strength lies in
+[0, 1]: 0 is barely visible, 1 leaves little for a face recognition system. Everything is a deterministic function of
+the image, the kind, the strength and the random generator.
 """
 
 from __future__ import annotations

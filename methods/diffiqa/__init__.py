@@ -1,0 +1,1 @@
+"""DifFIQA: training of its diffusion model, and scoring with it and any face recognition model."""

@@ -1,0 +1,103 @@
+"""A training run of the diffusion model between two steps: how it begins, and what it writes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from methods.diffiqa.config import Config
+from model import load
+from model.checkpoint import load_strict, save_checkpoint
+from model.diffusion import GaussianDiffusion, Unet
+from model.fast import pick_precision
+from training.resume import load_run, save_run
+from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix
+
+# Settings that a resumed run may change; the others would make two runs out of one.
+FREE = {
+    *("data", "identities", "num_workers", "start_weights", "output", "save_every", "saved", "device", "precision"),
+    *("steps", "lr", "resume"),
+}
+
+
+@dataclass
+class DiffusionRun:
+    """The network, the moving average of its weights, the optimiser, and all else that later steps depend on."""
+
+    config: Config
+    device: torch.device
+    dtype: torch.dtype  # of the UNet's arithmetic; weights, loss and optimiser are fp32 always
+    diffusion: GaussianDiffusion
+    average: GaussianDiffusion
+    optimizer: torch.optim.Adam
+    scaler: torch.amp.GradScaler  # works in fp16 only
+    data: str  # hash of the images' names
+    step: int = 0  # steps taken
+
+
+def start_run(config: Config, device: torch.device, data: str) -> DiffusionRun:
+    """A run at its start weights. Raises ValueError for start weights of another kind."""
+    torch.manual_seed(config.seed)  # of new weights
+    if config.start_weights:
+        diffusion = load(config.start_weights)
+        if not isinstance(diffusion, GaussianDiffusion):
+            raise ValueError(f"--start-weights {config.start_weights} holds a {type(diffusion).__name__}, no diffusion")
+    else:
+        diffusion = GaussianDiffusion(Unet(config.width, config.multiples), image_size=config.size)
+    diffusion = diffusion.to(device).train()
+    fused = device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(diffusion.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=fused)
+    dtype = pick_precision(config.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    average = copy.deepcopy(diffusion).requires_grad_(False)
+    return DiffusionRun(config, device, dtype, diffusion, average, optimizer, scaler, data)
+
+
+@torch.no_grad()
+def update_average(run: DiffusionRun) -> None:
+    """Move the average towards the weights, at first faster than `--ema-decay` says, so that it forgets the start."""
+    updates = run.step // run.config.ema_every
+    decay = min(run.config.ema_decay, updates / (updates + 10))
+    for mean, weight in zip(run.average.parameters(), run.diffusion.parameters(), strict=True):
+        mean.lerp_(weight, 1 - decay)
+
+
+def save_model(run: DiffusionRun) -> Path:
+    """Write diffusion.safetensors, with where it comes from; return its path."""
+    network = run.average if run.config.saved == "average" else run.diffusion
+    metadata = {
+        "system": "diffiqa-diffusion",
+        "preprocessing": run.diffusion.preprocessing.to_json(),
+        "settings": json.dumps(asdict(run.config)),
+        "steps": str(run.step),
+        "data": run.data,
+        "torch": torch.__version__,
+    }
+    path = Path(run.config.output) / "diffusion.safetensors"
+    save_checkpoint(path, network.state_dict(), metadata)
+    return path
+
+
+def save_state(run: DiffusionRun) -> None:
+    """Write state.safetensors: all that later steps depend on (orders, damage and noise follow from seed and step)."""
+    tensors = prefixed("diffusion.", run.diffusion.state_dict()) | prefixed("average.", run.average.state_dict())
+    facts = {"step": run.step, "scaler": run.scaler.state_dict()}
+    save_run(_state_path(run), tensors | optimizer_tensors(run.optimizer, "optimizer."), facts, run.config, run.data)
+
+
+def load_state(run: DiffusionRun) -> None:
+    """Put `run`, as `start_run` made it, where state.safetensors left off. Raises ValueError for another run's."""
+    tensors, facts = load_run(_state_path(run), run.config, FREE, run.data)
+    load_strict(run.diffusion, without_prefix("diffusion.", tensors), _state_path(run))
+    load_strict(run.average, without_prefix("average.", tensors), _state_path(run))
+    load_optimizer(run.optimizer, "optimizer.", tensors)
+    run.scaler.load_state_dict(facts["scaler"])
+    run.step = facts["step"]
+
+
+def _state_path(run: DiffusionRun) -> Path:
+    return Path(run.config.output) / "state.safetensors"
