@@ -13,6 +13,8 @@ from .checkpoint import CheckpointError, read_checkpoint
 from .clib_fiqa import ClibFiqa
 from .clip import CLIP
 from .confidence import ConfidenceMLP
+from .degradation_encoder import DegradationEncoder
+from .dsl_fiqa import DslFiqa
 from .face_trunk import FaceTrunk
 from .iresnet import ArcFaceHeader, IResNet
 from .mobilefacenet import FactorNetwork
@@ -25,6 +27,8 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
     "cr-fiqa": IResNet,
     "arcface-header": ArcFaceHeader,
     "face-trunk": FaceTrunk,
+    "dsl-fiqa": DslFiqa,
+    "dsl-fiqa-de": DegradationEncoder,
 }
 TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
     "visual.conv1.weight": "clib-fiqa",
@@ -35,6 +39,8 @@ TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
     "kernel": "arcface-header",
     "gdconv.depthwise.weight": "face-trunk",
     "fc3.weight": "confidence-mlp",
+    "conv_decoder.weight": "dsl-fiqa",
+    "E.0.weight": "dsl-fiqa-de",
 }
 
 

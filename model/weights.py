@@ -39,6 +39,7 @@ class KnownWeights:
 DRIVE = "https://drive.google.com"
 CR_FIQA_L = f"{DRIVE}/drive/folders/1siy_3eQSBuIV6U6_9wgGtbZG2GMgVLMy (linked by github fdbtrs/CR-FIQA)"
 CR_FIQA_S = f"{DRIVE}/drive/folders/13bE4LP303XA_IzL1YOgG5eN0c8efHU9h (linked by github fdbtrs/CR-FIQA)"
+DSL_FIQA = "the link in the README of github DSL-FIQA/DSL-FIQA"
 HEADER = "a training of CR-FIQA, which writes it beside the backbone (no published header is known)"
 SHIPPED = "this repository, with which it is shipped"
 SHIPPED_LICENCE = "non-commercial"  # after its training images
@@ -90,6 +91,8 @@ WEIGHTS = (
     KnownWeights("cr-fiqa-l-header", "181952header.pth", HEADER, "CC BY-NC 4.0"),
     KnownWeights("cr-fiqa-s", "32572backbone.pth", CR_FIQA_S, "CC BY-NC 4.0"),
     KnownWeights("cr-fiqa-s-header", "32572header.pth", HEADER, "CC BY-NC 4.0"),
+    KnownWeights("dsl-fiqa", "IQA.pt", DSL_FIQA, "none stated"),
+    KnownWeights("dsl-fiqa-de", "DE.pt", DSL_FIQA, "none stated"),
 )
 
 
