@@ -11,6 +11,8 @@ import hashlib
 import numpy as np
 from PIL import Image
 
+from model.dsl_fiqa import DslFiqaShape
+
 CROPS = 20
 WIDEST = 4 / 3  # a larger picture's shorter side, as a multiple of the crop's side: 512 / 384 in the published sets
 LONGEST = 8  # a picture's longer side, as a multiple of its shorter side; of a longer one the middle is taken
@@ -53,6 +55,23 @@ def face_square(image: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.n
     return np.ascontiguousarray(image[top : top + side, left : left + side]), points - corner
 
 
+def crops_for(
+    shape: DslFiqaShape, image: np.ndarray, points: np.ndarray | None, count: int = CROPS
+) -> tuple[np.ndarray, np.ndarray]:
+    """The crops (K, S, S, 3) of a picture that `fit` gave, and the landmarks of each as the network reads them."""
+    corners = random_corners(image, shape.image_size, count)
+    landmarks = np.stack([landmarks_for(shape, points, corner) for corner in corners])
+    return cut(image, corners, shape.image_size), landmarks
+
+
+def landmarks_for(shape: DslFiqaShape, points: np.ndarray | None, corner: np.ndarray) -> np.ndarray:
+    """The landmarks of a crop as a network of this shape reads them; empty for one that reads none."""
+    if shape.landmarks == "none":
+        return np.empty(0, np.float32)
+    read = landmark_vector if shape.landmarks == "full" else landmark_places
+    return read(points, corner, shape.image_size, shape.landmark_count)
+
+
 def random_corners(image: np.ndarray, size: int, count: int = CROPS) -> np.ndarray:
     """Top and left edges (K, 2) of the crops of a picture that `fit` gave. All positions are equally likely.
 
@@ -68,7 +87,7 @@ def random_corners(image: np.ndarray, size: int, count: int = CROPS) -> np.ndarr
 def content_seed(image: np.ndarray) -> int:
     """A number that depends on the pixels and the shape of a picture, and on nothing else."""
     digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(memoryview(np.ascontiguousarray(image)))
+    digest.update(image.tobytes())
     return int.from_bytes(digest.digest()[:8])
 
 
