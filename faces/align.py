@@ -70,6 +70,13 @@ def aligned(rgb: np.ndarray, align: str) -> np.ndarray:
 
 def five_points(rgb: np.ndarray) -> np.ndarray:
     """Eye centres, nose tip and mouth corners (5, 2) in pixels of the largest face. Raises ImageError (no_face)."""
+    points = largest_face(rgb)
+    eyes = points[36:42].mean(axis=0), points[42:48].mean(axis=0)
+    return np.array([*eyes, points[30], points[48], points[54]])
+
+
+def largest_face(rgb: np.ndarray) -> np.ndarray:
+    """The 68 landmarks (68, 2), x and y in pixels, of the largest face. Raises ImageError (no_face)."""
     longest = max(rgb.shape[:2])
     for side in DETECTION_SIDES:
         scale = side / longest
@@ -79,9 +86,7 @@ def five_points(rgb: np.ndarray) -> np.ndarray:
         boxes, scores, _ = face_detector().run(picture, 0)
         if boxes:
             sure = [box for box, score in zip(boxes, scores, strict=True) if score >= SURE] or boxes
-            points = landmarks_in(picture, max(sure, key=lambda box: box.area()))
-            eyes = points[36:42].mean(axis=0), points[42:48].mean(axis=0)
-            return _rescale(np.array([*eyes, points[30], points[48], points[54]]), 1 / scale)
+            return _rescale(landmarks_in(picture, max(sure, key=lambda box: box.area())), 1 / scale)
     raise ImageError("no_face", "no face was found in the picture; an aligned crop of 112x112 pixels is taken as it is")
 
 

@@ -13,7 +13,9 @@ from .checkpoint import CheckpointError, read_checkpoint
 from .clib_fiqa import ClibFiqa
 from .clip import CLIP
 from .confidence import ConfidenceMLP
+from .degradation_encoder import DegradationEncoder
 from .diffusion import GaussianDiffusion
+from .dsl_fiqa import DslFiqa
 from .ediffiqa import EDifFIQA
 from .face_trunk import FaceTrunk
 from .iresnet import ArcFaceHeader, IResNet
@@ -29,6 +31,8 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
     "face-trunk": FaceTrunk,
     "ediffiqa": EDifFIQA,
     "diffiqa-diffusion": GaussianDiffusion,
+    "dsl-fiqa": DslFiqa,
+    "dsl-fiqa-de": DegradationEncoder,
 }
 TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
     "visual.conv1.weight": "clib-fiqa",
@@ -41,6 +45,8 @@ TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
     "fc3.weight": "confidence-mlp",
     "mlp.l1.weight": "ediffiqa",
     "model.init_conv.weight": "diffiqa-diffusion",
+    "conv_decoder.weight": "dsl-fiqa",
+    "E.0.weight": "dsl-fiqa-de",
 }
 
 

@@ -57,3 +57,4 @@ class Preprocessing:
 CLIP_PREPROCESSING = Preprocessing(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 FACE_PREPROCESSING = Preprocessing(112, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 IMAGENET_FACE_PREPROCESSING = Preprocessing(112, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+DSL_PREPROCESSING = Preprocessing(384, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

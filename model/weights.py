@@ -57,6 +57,7 @@ class KnownWeights:
 DRIVE = "https://drive.google.com"
 CR_FIQA_L = f"{DRIVE}/drive/folders/1siy_3eQSBuIV6U6_9wgGtbZG2GMgVLMy (linked by github fdbtrs/CR-FIQA)"
 CR_FIQA_S = f"{DRIVE}/drive/folders/13bE4LP303XA_IzL1YOgG5eN0c8efHU9h (linked by github fdbtrs/CR-FIQA)"
+DSL_FIQA = "the link in the README of github DSL-FIQA/DSL-FIQA"
 HEADER = "a training of CR-FIQA, which writes it beside the backbone (no published header is known)"
 EDIFFIQA = "the weights linked by github LSIbabnikz/eDifFIQA"
 SHIPPED = "this repository, with which it is shipped"
@@ -125,6 +126,8 @@ WEIGHTS = (
     KnownWeights("ediffiqa-m", "ediffiqaM.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
     KnownWeights("ediffiqa-s", "ediffiqaS.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
     KnownWeights("ediffiqa-t", "ediffiqaT.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
+    KnownWeights("dsl-fiqa", "IQA.pt", DSL_FIQA, "none stated", system="dsl-fiqa", image_size=384),
+    KnownWeights("dsl-fiqa-de", "DE.pt", DSL_FIQA, "none stated", system="dsl-fiqa-de", image_size=384),
 )
 
 
