@@ -55,6 +55,11 @@ class EDifFIQA(nn.Module):
         self.base_model = base_model
         self.mlp = QualityMlp(features, width)
 
+    @property
+    def head(self) -> nn.Module:
+        """What reads the quality off the features."""
+        return self.mlp
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         output = self.base_model(x)
         features = output[0] if isinstance(output, tuple) else output  # IResNet gives a quality of its own as well

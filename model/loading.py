@@ -20,6 +20,7 @@ from .ediffiqa import EDifFIQA
 from .face_trunk import FaceTrunk
 from .iresnet import ArcFaceHeader, IResNet
 from .mobilefacenet import FactorNetwork
+from .regressor import QualityRegressor
 
 SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class that its tensors make
     "clib-fiqa": ClibFiqa,
@@ -30,6 +31,7 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
     "arcface-header": ArcFaceHeader,
     "face-trunk": FaceTrunk,
     "ediffiqa": EDifFIQA,
+    "quality-regressor": QualityRegressor,
     "diffiqa-diffusion": GaussianDiffusion,
     "dsl-fiqa": DslFiqa,
     "dsl-fiqa-de": DegradationEncoder,
@@ -44,6 +46,7 @@ TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
     "gdconv.depthwise.weight": "face-trunk",
     "fc3.weight": "confidence-mlp",
     "mlp.l1.weight": "ediffiqa",
+    "regressor.weight": "quality-regressor",
     "model.init_conv.weight": "diffiqa-diffusion",
     "conv_decoder.weight": "dsl-fiqa",
     "E.0.weight": "dsl-fiqa-de",

@@ -43,6 +43,11 @@ class QualityRegressor(nn.Module):
         embedding = embed(self.base_model, x)
         return embedding, self.regressor(embedding)
 
+    @property
+    def head(self) -> nn.Module:
+        """What reads the quality off the embedding."""
+        return self.regressor
+
     @classmethod
     def on(cls, network: nn.Module) -> QualityRegressor:
         """A new regressor on a network of `load`: IResNet (without its quality head), FaceTrunk, or the trunk of a

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from model.clib_fiqa import ClibFiqa
+from model.ediffiqa import EDifFIQA
 from model.iresnet import IResNet
+from model.regressor import QualityRegressor
 
 from .clib_fiqa import ClibFiqaScoring
 from .contract import Method
 from .cr_fiqa import CrFiqaScoring
+from .ediffiqa import FeatureHeadScoring
 
 DEFAULT_METHOD = "clib-fiqa"
 METHODS = {
     "clib-fiqa": Method("clib-fiqa", ClibFiqa, ClibFiqaScoring, range=(0.1, 0.9)),
     "cr-fiqa": Method("cr-fiqa-l", IResNet, CrFiqaScoring),
+    "ediffiqa": Method("ediffiqa-t", EDifFIQA, FeatureHeadScoring),
+    "diffiqa-r": Method("diffiqa-r", QualityRegressor, FeatureHeadScoring),
 }

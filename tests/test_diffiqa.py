@@ -136,8 +136,8 @@ def test_half_precision_is_close(models: Path) -> None:
 
 
 def run(models: Path, *arguments: object) -> list[str]:
-    return ["score", "--weights", f"{models}/diffusion.safetensors", "--fr", f"{models}/fr.safetensors", *SHORT,
-            *map(str, arguments)]  # fmt: skip
+    networks = ["--weights", f"{models}/diffusion.safetensors", "--fr", f"{models}/fr.safetensors"]
+    return ["score", *networks, "--align", "no", *SHORT, *map(str, arguments)]
 
 
 def table(path: Path) -> dict[str, tuple[str, str]]:

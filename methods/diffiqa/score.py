@@ -54,9 +54,9 @@ def score(args: argparse.Namespace) -> int:
     }
     print(f"{procedure.passes()} passes through the UNet for each image, on {device}", file=sys.stderr)
     with only_run(output):
-        run = Extraction(output, settings, args.batch_size, args.workers, args.resume)
+        run = Extraction(output, settings, args.align, args.batch_size, args.workers, args.resume)
         scorer = make_scorer(diffusion, recognizer, procedure, device, PRECISIONS[args.precision])
-        rows = score_images(names, diffusion.preprocessing, scorer, run)
+        rows, _ = score_images(names, diffusion.preprocessing, scorer, run)
         write_scores(output, rows)
         remove_parts(run)
     failed = Counter(status for _, status, _ in rows if status != "ok")
@@ -104,6 +104,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--fr-mean", type=channels, metavar="R,G,B", help="of x / 255 (default: as the model needs, else 0.5)")
     add("--fr-std", type=channels, metavar="R,G,B", help="as --fr-mean")
     add("--fr-size", type=positive, metavar="N", help="side of the FR model's images in pixels")
+    add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (auto: unless 112x112)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
     add("--batch-size", type=positive, default=8, metavar="N", help="images at a time on a GPU (default: 8)")
     add("--workers", type=natural, default=1, metavar="N", help="processes that read images; 0: none (default: 1)")
