@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from evaluation.inputs import read_any_embeddings, read_qualities
 from evaluation.scores import read_scores
 from labels.label_table import Label, read_labels, resolve, write_labels
+from methods.ediffiqa import prepare
 from methods.label_optimization import cluster, optimize, ranks
 from methods.label_optimization.kmeans import k_means
 from methods.label_optimization.ranks import mean_pair_ranks, optimise, pair_keys, sort_into_clusters
@@ -304,6 +305,18 @@ def test_published_label_rows_without_a_header(files, tmp_path):
     assert run_optimise(files, output=tmp_path / "plain.tsv") == 0
     assert {label.path: label.quality for label in labels} == read_scores(tmp_path / "plain.tsv")
     assert {(label.blur, label.pose) for label in labels} == {(2, 1)}
+
+
+def test_the_result_prepares_ediffiqa(files, label_table, tmp_path):
+    for scores in (files["scores.csv"], label_table):
+        assert run_optimise(files, "--skip-unscored", scores=scores) == 0
+        inputs = ["--scores", str(files["optimised.tsv"]), "--embeddings", str(files["embeddings.npz"])]
+        more = ["--output", str(tmp_path / "items"), "--min-images", "3", "--skip-unscored"]
+        assert prepare.main([*inputs, *more]) == 0
+        items = rows_of(tmp_path / "items/items.tsv")
+        optimised = read_qualities(files["optimised.tsv"], skip_unscored=True)
+        assert items
+        assert all(optimised[item["path"]] == float(item["score"]) for item in items)
 
 
 def broken_scores(files, tmp_path, change) -> Path:
