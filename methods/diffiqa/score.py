@@ -9,17 +9,23 @@ A PATH is an image, a folder, a pattern, @list.txt, or - for a list on standard 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from command_line import channels, exit_code, keep_freed_memory, natural, positive
-from evaluation.extract import Extraction, remove_parts, score_images
 from evaluation.scores import write_scores
 from faces.listing import expand_inputs
+from faces.workers import Loaded
+from labels.measure import Columns, measure, start_parts
 from labels.recognition import load_recognizer
 from methods.diffiqa.quality import PRESETS, Procedure, make_scorer
 from model import load
@@ -43,6 +49,8 @@ def score(args: argparse.Namespace) -> int:
         raise ValueError(f"--weights {args.weights} holds a {kind}; DifFIQA's diffusion model was expected")
     recognizer = load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, device)
     names = list(expand_inputs(args.paths, sys.stdin))
+    if not names:
+        raise ValueError("no images were found in what was given; name files, folders, patterns, @list or -")
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
@@ -51,20 +59,35 @@ def score(args: argparse.Namespace) -> int:
         "fr": recognizer.sha256,
         "fr_preprocessing": recognizer.preprocessing.to_json(),
         "precision": args.precision,
+        "batch_size": args.batch_size,
+        "images": hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest(),
     }
     print(f"{procedure.passes()} passes through the UNet for each image, on {device}", file=sys.stderr)
     with only_run(output):
-        run = Extraction(output, settings, args.batch_size, args.workers, args.resume)
         scorer = make_scorer(diffusion, recognizer, procedure, device, PRECISIONS[args.precision])
-        rows = score_images(names, diffusion.preprocessing, scorer, run)
+        parts = start_parts(Path(f"{output}.parts"), settings, args.resume)
+        compute = partial(score_batch, scorer)
+        columns = measure(
+            Path(), names, diffusion.preprocessing.resize, compute, parts / "faces", args.batch_size, args.workers
+        )
+        rows = list(zip(names, columns["status"].tolist(), columns["quality"].tolist(), strict=True))
         write_scores(output, rows)
-        remove_parts(run)
+        shutil.rmtree(parts)
     failed = Counter(status for _, status, _ in rows if status != "ok")
     if failed:
         reasons = ", ".join(f"{count} {status}" for status, count in failed.most_common())
         print(f"{failed.total()} of {len(rows)} images have no score: {reasons}", file=sys.stderr)
     print(output)
     return int(bool(failed))
+
+
+def score_batch(scorer: Callable[[np.ndarray], np.ndarray], loaded: Sequence[Loaded[np.ndarray]]) -> Columns:
+    """The status (N,) of each image, and its quality (N,), which is NaN for one that could not be read."""
+    faces = [item.value for item in loaded if item.value is not None]
+    quality = np.full(len(loaded), np.nan)
+    if faces:
+        quality[[item.value is not None for item in loaded]] = scorer(np.stack(faces))
+    return {"status": np.array([item.status for item in loaded]), "quality": quality}
 
 
 def procedure_of(args: argparse.Namespace) -> Procedure:
