@@ -31,7 +31,7 @@ def train_epoch(run: EDifFiqaRun, items: TeacherItems) -> dict[str, Any]:
     config, began = run.config, time.perf_counter()
     train_mode(run.model, config.batch_norm)
     steps = items.train.steps(config.batch_size)
-    sums, seen = torch.zeros(2, dtype=torch.float64), 0
+    sums = torch.zeros(3, dtype=torch.float64)  # of the two losses over the images, and how many these are
     batches = items.train.batches(config.batch_size, seed=(config.seed, run.epoch), flips=False)
     hidden = processes.rank() > 0 or None  # None: where stderr is no terminal
     title = f"epoch {run.epoch + 1}/{config.epochs}"
@@ -40,10 +40,10 @@ def train_epoch(run: EDifFiqaRun, items: TeacherItems) -> dict[str, Any]:
         set_learning_rates(run, run.epoch + index / steps)
         losses, norm = train_step(run, items, batch)
         _require_finite(run, index + 1, losses.tolist(), norm)
-        sums, seen = sums + losses.double() * len(batch.images), seen + len(batch.images)
+        sums += torch.tensor([*losses.tolist(), 1.0], dtype=torch.float64) * len(batch.images)
         run.step += 1
     run.epoch += 1
-    consistency, quality = processes.gather((sums / seen)[None], processes.count()).mean(dim=0).tolist()
+    consistency, quality, seen = means_over_processes(run, sums)
     seconds = time.perf_counter() - began
     return {
         "epoch": run.epoch,
@@ -52,7 +52,7 @@ def train_epoch(run: EDifFiqaRun, items: TeacherItems) -> dict[str, Any]:
         "losses": {"consistency": consistency, "quality": quality},
         "total": config.theta * consistency + (1 - config.theta) * quality,
         "validation": validate(run, items),
-        "images_per_second": round(seen * processes.count() / seconds, 1),
+        "images_per_second": round(seen / seconds, 1),
         "seconds": round(seconds, 1),
     }
 
@@ -95,10 +95,16 @@ def validate(run: EDifFiqaRun, items: TeacherItems) -> dict[str, float]:
         features, predictions = predict(run, pictures)
         losses = consistency_loss(features, teacher).item(), quality_loss(predictions, labels).item(), 1.0
         sums += torch.tensor(losses, dtype=torch.float64) * len(rows)
-    sums = processes.gather(sums[None].to(run.device, torch.float32), processes.count()).sum(dim=0)
-    consistency, quality = (sums[:2] / sums[2]).tolist()
+    consistency, quality, _ = means_over_processes(run, sums)
     theta = run.config.theta
     return {"consistency": consistency, "quality": quality, "total": theta * consistency + (1 - theta) * quality}
+
+
+def means_over_processes(run: EDifFiqaRun, sums: Tensor) -> tuple[float, float, float]:
+    """Sums of two losses over images and the number of these (3,), of this process -> the means over all processes'
+    images, and how many these are."""
+    first, second, images = processes.gather(sums[None].to(run.device), processes.count()).sum(dim=0).tolist()
+    return first / images, second / images, images
 
 
 def train_mode(model: nn.Module, batch_norm: str) -> None:
