@@ -116,8 +116,8 @@ class RatedPictures:
             yield Batch(rows, torch.from_numpy(np.stack(crops)), torch.from_numpy(np.stack(landmarks)))
 
     def steps(self, batch_size: int) -> int:
-        """Batches of an epoch."""
-        return math.ceil(len(self.usable) / batch_size)
+        """Batches of an epoch: each process has a picture of every one."""
+        return max(1, min(math.ceil(len(self.usable) / batch_size), len(self.usable) // processes.count()))
 
     def in_order(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Row, crops (K, S, S, 3) and their landmarks of each usable picture, as for its score."""

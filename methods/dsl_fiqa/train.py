@@ -1,0 +1,125 @@
+"""Train DSL-FIQA's quality network on rated photographs: sets in the published layout -> dsl_fiqa.safetensors.
+
+    python -m methods.dsl_fiqa.train --data SET/train --validation SET/val --encoder DE.pt --output runs/dsl
+    torchrun --nproc-per-node 4 -m methods.dsl_fiqa.train --data SET/train ...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from command_line import exit_code, keep_freed_memory
+from methods.dsl_fiqa.config import QualityConfig, parse_quality
+from methods.dsl_fiqa.data import RatedSet, normalised, read_pictures, read_rated_set
+from methods.dsl_fiqa.loop import QualityRun, freeze_encoder, train_epoch, trained_parts, validate
+from methods.dsl_fiqa.networks import load_encoder, load_quality_network
+from methods.dsl_fiqa.run import fingerprint, load_state, save_state, say, sole_run
+from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
+from model.dsl_fiqa import DslFiqa
+from model.fast import pick_precision
+from training import processes
+from training.state import write_record
+
+
+def train(config: QualityConfig) -> Path:
+    """Train, and return the path of the network with the best SRCC on the validation set."""
+    with sole_run(config):
+        return _train(config, processes.start(config.device))
+
+
+def _train(config: QualityConfig, device: torch.device) -> Path:
+    run = start_run(config, device)
+    shape = run.network.shape
+    reads = shape.landmarks != "none"
+    rated, validation = (read_rated_set(folder, reads) for folder in (config.data, config.validation))
+    opinions, expected = (_opinions(config, one) for one in (rated, validation))
+    pictures, left_out = read_pictures(rated, shape, config.cache, config.num_workers)
+    judged, also = read_pictures(validation, shape, config.cache, config.num_workers)
+    for name, status in (left_out | also).items():
+        say(f"left out: {name} ({status})")
+    data = fingerprint([rated.paths[row] for row in pictures.usable])
+    networks = trained_parts(run.network)
+    if config.resume:
+        facts = load_state(config, networks, run.optimizer, run.scaler, data)
+        run.epoch, run.step, run.best = facts["epoch"], facts["step"], facts["best"]
+    counts = f"{len(pictures.usable)} pictures to train on, {len(judged.usable)} to validate on"
+    say(f"{counts}, landmark layer {shape.landmarks}, on {device} in {run.dtype}")
+    targets = torch.from_numpy(opinions).float()
+    path = Path(config.output) / "dsl_fiqa.safetensors"
+    while run.epoch < config.epochs:
+        record = train_epoch(run, pictures, targets)
+        if processes.rank() > 0:
+            continue
+        record["validation"] = found = validate(run, judged, expected)
+        if found["srcc"] > run.best:
+            run.best = found["srcc"]
+            save_checkpoint(path, run.network.to_tensors(), {"system": "dsl-fiqa", "epoch": str(run.epoch)})
+        record["best"] = run.best
+        reached = {"epoch": run.epoch, "step": run.step, "best": run.best, "data": data}
+        save_state(config, networks, run.optimizer, run.scaler, reached)
+        write_record(Path(config.output) / "log.jsonl", record)
+        say(
+            f"epoch {run.epoch}: lr {record['lr']:.3g}, loss {record['loss']:.4f}, SRCC {found['srcc']:.4f}, PLCC "
+            f"{found['plcc']:.4f}, RMSE {found['rmse']:.4f}, best SRCC {run.best:.4f}"
+        )
+    return path
+
+
+def start_run(config: QualityConfig, device: torch.device) -> QualityRun:
+    """A run at its start weights."""
+    torch.manual_seed(config.seed)
+    network = make_network(config).to(device)
+    freeze_encoder(network)
+    trained = [weight for part in trained_parts(network).values() for weight in part.parameters()]
+    optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay)
+    dtype = pick_precision(config.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    return QualityRun(config, device, dtype, network, optimizer, scaler)
+
+
+def make_network(config: QualityConfig) -> DslFiqa:
+    """A new network, or that of `--start-weights`, with its encoder."""
+    if config.start_weights:
+        return load_quality_network(config.start_weights, config.encoder or None)
+    encoder = load_encoder(config.encoder)
+    network = DslFiqa(config.shape(encoder.width), encoder)
+    if config.trunk:
+        tensors, _ = read_checkpoint(config.trunk)
+        own = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}
+        try:
+            load_strict(network.vit, own, config.trunk)
+        except CheckpointError as error:
+            raise CheckpointError(f"--trunk: {error}") from error
+    return network
+
+
+def _opinions(config: QualityConfig, rated: RatedSet) -> np.ndarray:
+    if config.normalise:
+        return normalised(rated.scores)
+    if rated.scores.min() < 0 or rated.scores.max() > 1:
+        raise ValueError(f"the scores of {rated.folder} are not in [0, 1]: leave --normalise at yes")
+    return rated.scores
+
+
+def main() -> int:
+    """Exit code 0, 1 for a run that failed, 2 for a call that was wrong, 130 for Ctrl-C."""
+
+    def run() -> int:
+        keep_freed_memory()
+        try:
+            path = train(parse_quality())
+            if processes.rank() == 0:
+                print(path)
+        finally:
+            processes.stop()
+        return 0
+
+    return exit_code(run, "stopped; the same command with --resume continues after the last finished epoch")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
