@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from evaluation.edc import Floats
 
-
 # what numpy raises for files that are no arrays, or damaged ones
 DAMAGE = (ValueError, KeyError, TypeError, EOFError, OverflowError, SyntaxError, RecursionError, tokenize.TokenError)
 
