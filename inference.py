@@ -131,7 +131,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="PATH", help="file, folder, pattern, @list of paths, or - for a list on stdin")
-    add("--method", choices=("clib-fiqa", "cr-fiqa", "ediffiqa", "diffiqa-r"), help="system (default: the one that --weights are for)")
+    methods = ("clib-fiqa", "cr-fiqa", "ediffiqa", "diffiqa-r")
+    add("--method", choices=methods, help="system (default: the one that --weights are for)")
     add("--weights", metavar="FILE_OR_NAME", help="checkpoint (default: the method's own, in weights/)")
     add("--output", type=Path, metavar="FILE", help="table to write: .csv, .jsonl, .parquet, or .txt (`path score`)")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output")

@@ -37,7 +37,7 @@ def brightness(faces: Crops) -> NDArray[np.float64]:
 
 
 def norm(faces: Crops, embed: Embed) -> NDArray[np.float64]:
-    """Length of the embedding; MagFace (Meng et al., CVPR 2021) trains it to be the quality."""
+    """L2 norm of the embedding; MagFace (Meng et al., CVPR 2021) trains networks so that it is the quality."""
     return lengths(embed(faces))
 
 
@@ -55,12 +55,12 @@ def noise(faces: Crops, embed: Embed) -> NDArray[np.float64]:
 
 
 def mirrored(faces: Crops) -> Crops:
-    """Left and right exchanged, in its own memory."""
+    """The faces with left and right exchanged, as a contiguous copy."""
     return np.ascontiguousarray(faces[:, :, ::-1])
 
 
 def lengths(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Of vectors (N, D), perhaps memory-mapped: (N,), without a wide copy of them."""
+    """L2 norms (N,) of vectors (N, D), which may be memory-mapped; no float64 copy of them is made."""
     return np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
 
 

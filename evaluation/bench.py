@@ -28,7 +28,7 @@ from evaluation.pairs import Pairs, identities
 
 
 class Result(TypedDict):
-    """One method under one FR model at one FMR target and limit; None where the pairs cannot tell."""
+    """One method under one FR model at one FMR target and limit; None where the pairs are too few for a value."""
 
     method: str
     fr: str

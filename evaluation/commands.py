@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # imported where they are used: importing torch takes longer 
 ANY_FR = "an FR model (.onnx, a checkpoint, or dlib)"
 IRESNET = "a checkpoint of an IResNet, which has a dropout (no .onnx, not dlib)"
 FR_CHECKPOINT = "a checkpoint of an IResNet or a MobileFaceNet, which has gradients (no .onnx, not dlib)"
-BASELINES = {  # name -> what it is, what it looks through
+BASELINES = {  # name -> what it is, the FR model that it needs
     "random": ("a random number, from the checksum of the pixels: the floor", ""),
     "sobel": ("sharpness: mean gradient magnitude of the lightness", ""),
     "brightness": ("mean lightness", ""),
@@ -60,7 +60,7 @@ def embed(args: argparse.Namespace) -> int:
 
 
 def baseline(args: argparse.Namespace) -> int:
-    """Quality scores that need no training."""
+    """Quality scores of simple methods that need no training."""
     from evaluation.extract import from_embeddings, remove_parts
 
     if bool(args.images) == bool(args.embeddings):
@@ -69,9 +69,9 @@ def baseline(args: argparse.Namespace) -> int:
         return _write_rows(args.output, from_embeddings(args.name, read_embeddings(args.embeddings)), 0)
     needed = BASELINES[args.name][1]
     if needed and args.fr is None:
-        raise ValueError(f"{args.name} looks at faces through {needed}: give it with --fr")
+        raise ValueError(f"{args.name} needs {needed}: give it with --fr")
     if needed not in ("", ANY_FR) and (args.fr == "dlib" or args.fr.lower().endswith(".onnx")):
-        raise ValueError(f"{args.name} cannot look through --fr {args.fr}: it needs {needed}")
+        raise ValueError(f"{args.name} cannot use --fr {args.fr}: it needs {needed}")
     names = _image_names(args)
     settings, score = _baseline(args)
     run = _extraction(args, {"name": args.name, **settings})

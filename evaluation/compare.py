@@ -1,7 +1,7 @@
 """Is one method better than another? Paired differences of the relative pAUC, in each cell and pooled over cells.
 
 A cell is a pair set under an FR model at an FMR target. Replicates of the bootstrap draw the same identities for every
-method, so that what makes a draw hard for all of them cancels out in a difference.
+method. A draw that is hard for all methods therefore changes their differences little.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Difference:
 # what is pooled and shown together
 SELECTIONS: dict[str, Callable[[Difference], bool]] = {
     f"cells of at least {ENOUGH_ERRORS} errors": lambda d: not d.same_model and d.errors >= ENOUGH_ERRORS,
-    f"harm? cells of fewer than {ENOUGH_ERRORS} errors": lambda d: not d.same_model and d.errors < ENOUGH_ERRORS,
+    f"cells of fewer than {ENOUGH_ERRORS} errors, which can only reveal clear damage": (
+        lambda d: not d.same_model and d.errors < ENOUGH_ERRORS
+    ),
     "all these cells": lambda d: not d.same_model,
     "same model: the judge made one of the two qualities": lambda d: d.same_model,
 }
@@ -59,7 +61,7 @@ REPEATED = "all these cells"  # each of its cells is shown in another selection
 
 
 def write_replicates(folder: Path, replicates: Sequence[Floats]) -> None:
-    """Keep the replicates of each result, (R,) each; without any, what an earlier run left is removed."""
+    """Write the replicates of each result, (R,) each. Without replicates, the file of an earlier run is removed."""
     path = folder / REPLICATES
     if not len(replicates) or not len(replicates[0]):
         path.unlink(missing_ok=True)

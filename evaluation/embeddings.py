@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.edc import Floats
+
+# what numpy raises for files that are no arrays, or damaged ones
+DAMAGE = (ValueError, KeyError, TypeError, EOFError, OverflowError, SyntaxError, RecursionError, tokenize.TokenError)
 
 
 class EmbeddingsError(ValueError):
@@ -49,7 +53,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
         raise EmbeddingsError(f"{path} does not exist; make it with `python evaluate.py embed`") from None
     except EmbeddingsError:
         raise
-    except (ValueError, KeyError, TypeError, EOFError, OverflowError, zipfile.BadZipFile) as error:
+    except (*DAMAGE, zipfile.BadZipFile) as error:
         # numpy's own message would advise to load the file as a pickle, which can run code
         raise EmbeddingsError(
             f"{path} holds no embeddings ({type(error).__name__}): expected an .npz with the arrays names and"
@@ -75,7 +79,7 @@ def _stack(files: list[Path]) -> NDArray[np.floating]:
 def _vector(file: Path) -> NDArray[np.floating]:
     try:
         return np.load(file, allow_pickle=False).reshape(-1)
-    except (ValueError, EOFError, AttributeError):  # an .npz by another name has no reshape
+    except (*DAMAGE, AttributeError):  # an .npz by another name has no reshape
         raise EmbeddingsError(f"{file}: expected the embedding of one image, an array of numbers") from None
 
 

@@ -27,7 +27,7 @@ from model.preprocessing import Preprocessing
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # faces (N, S, S, 3) -> quality (N,)
 Row = tuple[str, str, float]  # path, status, quality
-ONE_IMAGE = "one_image"  # the oracle's status of an image that is the only one of its identity: no fault of the image
+ONE_IMAGE = "one_image"  # the oracle's status of the only image of an identity; such an image is not faulty
 
 
 @dataclass(frozen=True)
@@ -113,20 +113,20 @@ def oracle_of(names: Sequence[str], embeddings: NDArray[np.floating], status: ND
 
 
 def from_embeddings(name: str, embeddings: Embeddings) -> list[Row]:
-    """The rows of a baseline that looks at nothing but embeddings as the model made them: `norm` or `oracle`.
+    """The rows of a baseline that needs only embeddings, as the model made them: `norm` or `oracle`.
 
-    Raises ValueError for another one.
+    Raises ValueError for every other baseline.
     """
     names, ok = embeddings.names, np.full(len(embeddings.names), "ok")
     if name == "oracle":
         return oracle_of(names, embeddings.rows, ok)
     if name == "norm":
         return list(zip(names, ok.tolist(), lengths(embeddings.rows).tolist(), strict=True))
-    raise ValueError(f"{name} looks at images: give their paths instead of --embeddings, which suits norm and oracle")
+    raise ValueError(f"{name} needs images: give their paths; --embeddings is enough for norm and oracle only")
 
 
 def remove_parts(run: Extraction) -> None:
-    """Remove what an interrupted run would need to go on."""
+    """Remove the finished parts, from which an interrupted run would be resumed."""
     shutil.rmtree(_parts(run))
 
 

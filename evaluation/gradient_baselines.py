@@ -25,8 +25,10 @@ SERFIQ_PASSES, SERFIQ_DROPOUT = 100, 0.4  # the dropout that ArcFace's and CR-FI
 
 
 def network_score(name: str, network: nn.Module, block: str = "") -> Callable[[np.ndarray], np.ndarray]:
-    """The baseline of this name as a function of RGB uint8 faces (N, S, S, 3). `block` is for grafiqs. The network is
-    used up: for faceqan, which runs it a hundred times an image, its batch norms are folded.
+    """The baseline of this name as a function of RGB uint8 faces (N, S, S, 3); `block` is for grafiqs.
+
+    The network is changed in place, so do not use it elsewhere. For faceqan, which runs it a hundred times for each
+    image, its batch norms are folded.
 
     Raises ValueError when the network cannot serve: serfiq needs an IResNet, whose dropout lies before its last layers.
     """
@@ -170,7 +172,8 @@ def norm_loss(norm_inputs: Sequence[tuple[nn.BatchNorm2d, Tensor]]) -> Tensor:
 def recorded(
     network: nn.Module, blocks: Sequence[str]
 ) -> Iterator[tuple[list[tuple[nn.BatchNorm2d, Tensor]], dict[str, Tensor]]]:
-    """While open, what enters each BatchNorm2d, in order, and what leaves each named module."""
+    """While the context is open, a forward pass records the input of each BatchNorm2d, in order, and the output of each
+    named module."""
     norm_inputs: list[tuple[nn.BatchNorm2d, Tensor]] = []
     outputs: dict[str, Tensor] = {}
     handles = [

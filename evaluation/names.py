@@ -86,7 +86,7 @@ def _require_all(found: NDArray[np.int64], wanted: Sequence[str], available: Seq
                 f"{bad.size} of {len(wanted)} names have {reason} in {source}, for example "
                 f"{', '.join(wanted[i] for i in bad[:3])}; it holds names such as {', '.join(available[:3]) or 'none'}"
             )
-    # Without this, B/0001.jpg and C/0001.jpg would quietly get the row of A/0001.jpg, the only one in the table.
+    # Without this check, B/0001.jpg and C/0001.jpg would both get the row of A/0001.jpg, the only one in the table.
     times = np.bincount(found, minlength=1)
     if times.max() > 1:
         index = int(times.argmax())

@@ -1,4 +1,4 @@
-"""Pair lists as people have them, read without per-pair Python: ten million lines take seconds."""
+"""Pair lists in the formats of the published sets. Large lists are read without a Python loop over the pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the archives that sets are handed out in to aligned faces and a pair list."""
+"""Makes aligned faces and a pair list from the archives in which the sets are distributed."""
 
 from __future__ import annotations
 

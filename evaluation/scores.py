@@ -1,4 +1,4 @@
-"""Quality score tables as people have them, and the table that the baselines write."""
+"""Quality score tables in all common formats, and the table that the baselines write."""
 
 from __future__ import annotations
 

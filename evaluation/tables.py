@@ -51,7 +51,7 @@ def _without(method: str, fr: str) -> str:
 
 
 def limits_of(results: Iterable[Result]) -> list[float]:
-    """The discard limits in ascending order, but the default one first, since it is the one to read."""
+    """The discard limits in ascending order, but the default one first."""
     return sorted({result["limit"] for result in results}, key=lambda limit: (limit != DEFAULT_LIMIT, limit))
 
 

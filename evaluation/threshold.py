@@ -1,4 +1,4 @@
-"""Which quality discards a wanted share of captures, and how sure is that?"""
+"""The quality threshold that discards a wanted share of captures, with bootstrap intervals."""
 
 from __future__ import annotations
 

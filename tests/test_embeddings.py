@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +105,14 @@ def test_a_table_is_no_embeddings_file(tmp_path: Path) -> None:
     with pytest.raises(EmbeddingsError, match=r"holds no embeddings .*evaluate\.py embed") as caught:
         read_embeddings(tmp_path / "s.csv")
     assert "pickle" not in str(caught.value)
+
+
+def test_a_damaged_header_is_no_traceback(tmp_path: Path) -> None:
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (50, 7), }" + b"(" * 5000
+    names = io.BytesIO()
+    np.save(names, np.array(NAMES))
+    with zipfile.ZipFile(tmp_path / "e.npz", "w") as archive:
+        archive.writestr("names.npy", names.getvalue())
+        archive.writestr("embeddings.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(EmbeddingsError, match="holds no embeddings"):
+        read_embeddings(tmp_path / "e.npz")

@@ -1,10 +1,11 @@
-"""Give a finished backbone a quality head: the ridge regression of CR-FIQA's anchors on its embeddings.
+"""Compute a quality head for a finished backbone: the ridge regression of CR-FIQA's anchors on its embeddings.
 
 CR-FIQA (Boutros et al., CVPR 2023) trains the head along with the backbone, against anchors of the header in training.
-With a few thousand faces that fails: the header has learned these very images by heart, so that their anchors are
-nearly equal (docs/anchors.md). Here the anchors are CCS / (NNCCS + 1) against class centres, each without the
-photograph itself, and the best linear head is solved for.
-Faces whose names hold a `~` are versions of others, such as damaged ones; they teach, and belong to no centre.
+With a few thousand faces that fails: the header memorises these images, so that their anchors are nearly equal
+(docs/anchors.md). Here the anchors are CCS / (NNCCS + 1) against class centres, each centre without the photograph
+itself, and the linear head of least squares is computed directly.
+Faces whose names hold a `~` are versions of others, such as damaged ones; they are used for the regression, but not for
+the class centres.
 
     python evaluate.py embed FACES --fr runs/cr_fiqa/2384backbone.pth --output runs/cr_fiqa/faces.npz
     python -m methods.cr_fiqa.fit_head runs/cr_fiqa/2384backbone.pth runs/cr_fiqa/faces.npz --output fitted.pth
