@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
@@ -57,6 +58,29 @@ def code_of(error: BaseException) -> int:
     if isinstance(error, OSError):
         return 1 if error.errno in FAILING_DISK else 2
     return 1 if isinstance(error, RuntimeError | MemoryError) else 2
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def let_threads_sleep() -> None:
+    """Let OpenMP threads sleep while they wait for each other. Call it before torch is imported.
+
+    By default they spin. Beside other work, a spinning thread holds the core that the thread it waits for needs: two
+    threads then take several times the time of one (docs/inference.md, "Threads"). A value that the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def set_threads(count: int) -> None:
+    """Threads of each operation of torch and OpenCV in this process."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
 
 
 def keep_freed_memory() -> None:

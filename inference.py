@@ -27,14 +27,27 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from command_line import exit_code, keep_freed_memory, natural, positive
+from command_line import (
+    available_cores,
+    exit_code,
+    keep_freed_memory,
+    let_threads_sleep,
+    natural,
+    positive,
+    set_threads,
+)
 
 if TYPE_CHECKING:
     from model.percentiles import Percentiles
     from scoring import Score, Scorer
 
-WORKERS = min(4, os.cpu_count() or 1)
 FEW = 64  # so few images are read before worker processes would have started
+MOST_WORKERS = 16
+METHOD_HELP = "clib-fiqa or cr-fiqa (default: the one that --weights are for)"
+WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} images, 1 for aligned crops on a CPU,
+    else the number of cores, at most {MOST_WORKERS})"""
+THREADS_HELP = """CPU threads of each operation (default: OMP_NUM_THREADS, else the number of cores); beside other work
+    on the same cores give 1"""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,12 +77,15 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     first = list(islice(remaining, 2))
     if not first:
         raise ValueError(f"there are no images in {' '.join(args.images)}")
+    if args.threads:
+        set_threads(args.threads)
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
     scorer = Scorer(args.method, args.weights, *settings)
     if len(first) == 1 and not args.output:
         return print_sentence(scorer.score(first[0]), scorer.percentiles)
     if args.workers is None:
-        args.workers = 0 if total is not None and total < FEW else WORKERS
+        few = total is not None and total < FEW
+        args.workers = 0 if few else default_workers(scorer, first[0], available_cores())
     start, remaining = time.perf_counter(), chain(first, remaining)
     if args.output:
         statuses = write_table(scorer, remaining, total, args)
@@ -78,6 +94,27 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     print(f"{counts} in {time.perf_counter() - start:.1f} s ({scorer})", file=sys.stderr)
     return int(set(statuses) != {"ok"})
+
+
+def default_workers(scorer: Scorer, first: str, cores: int) -> int:
+    """How many processes read images: as many as cores where a GPU waits for them, or faces must be found first.
+
+    One reader keeps up with a network on the CPU when the pictures are aligned crops; whether they are, `first` shows.
+    """
+    if scorer.device.type == "cpu" and (scorer.align == "no" or (scorer.align == "auto" and is_crop(first))):
+        return 1
+    return min(MOST_WORKERS, cores)
+
+
+def is_crop(path: str) -> bool:
+    """Whether the file is an image of the size of aligned crops."""
+    from faces.align import is_aligned
+    from faces.reader import ImageError, read_image
+
+    try:
+        return is_aligned(read_image(path))
+    except ImageError:
+        return False
 
 
 def print_sentence(score: Score, percentiles: Percentiles | None) -> int:
@@ -121,6 +158,15 @@ def write_table(scorer: Scorer, paths: Iterable[str], total: int | None, args: a
     return journal.finish()
 
 
+def method(name: str) -> str:
+    """A key of `scoring.METHODS`, which is imported only here: with torch, and after --help."""
+    from scoring.methods import METHODS
+
+    if name not in METHODS:
+        raise argparse.ArgumentTypeError(f"there is no method {name!r}: expected one of {', '.join(METHODS)}")
+    return name
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -131,8 +177,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("images", nargs="+", metavar="PATH", help="file, folder, pattern, @list of paths, or - for a list on stdin")
-    methods = ("clib-fiqa", "cr-fiqa", "ediffiqa", "diffiqa-r")
-    add("--method", choices=methods, help="system (default: the one that --weights are for)")
+    add("--method", type=method, metavar="METHOD", help=METHOD_HELP)
     add("--weights", metavar="FILE_OR_NAME", help="checkpoint (default: the method's own, in weights/)")
     add("--output", type=Path, metavar="FILE", help="table to write: .csv, .jsonl, .parquet, or .txt (`path score`)")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output")
@@ -141,7 +186,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on CUDA, else fp32")
     add("--batch-size", type=positive, metavar="N", help="images a network sees at once (CPU: 16, CUDA: 256, mps: 64)")
-    add("--workers", type=natural, metavar="N", help=f"processes that read images (default: {WORKERS}; few images: 0)")
+    add("--workers", type=natural, metavar="N", help=WORKERS_HELP)
+    add("--threads", type=positive, metavar="N", help=THREADS_HELP)
     args = parser.parse_args(arguments)
     if args.resume and not args.output:
         parser.error("--resume continues a file: give its --output")
@@ -169,6 +215,7 @@ def resume_hint(output: Path | None, error: BaseException) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 or 1 as the scores are, and those of `command_line.exit_code`; finished rows are never lost."""
+    let_threads_sleep()
     args = parse(arguments)
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):

@@ -95,6 +95,7 @@ class Scorer:
             "align": self.align,
             "swapped_channels": self.swapped_channels,
             "batch_size": self.batch_size,
+            "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
         }
 
     def __repr__(self) -> str:

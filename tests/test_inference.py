@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import recipe
+import torch
 from PIL import Image
 from recipe_tensors import save_tiny_clib_fiqa
 
@@ -157,7 +159,13 @@ def test_an_empty_folder_is_a_wrong_call(tmp_path: Path, weights: Path, capsys: 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["x.png", "--method", "ediffiqa"], ["x.png", "--batch-size", "0"], ["x.png", "--resume"]],
+    [
+        [],
+        ["x.png", "--method", "magic"],
+        ["x.png", "--batch-size", "0"],
+        ["x.png", "--threads", "0"],
+        ["x.png", "--resume"],
+    ],
 )
 def test_flags_are_checked(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
@@ -175,6 +183,7 @@ def test_help_teaches_without_loading_anything() -> None:
     call = [sys.executable, "-X", "importtime", ROOT / "inference.py", "--help"]
     shown = subprocess.run(call, capture_output=True, text=True, check=True)
     assert "python inference.py photos --output scores.csv" in shown.stdout
+    assert all(f" {method}" in shown.stdout for method in METHODS)
     assert " torch" not in shown.stderr
 
 
@@ -294,6 +303,35 @@ def test_file_names_of_any_bytes(faces: Path, weights: Path, tmp_path: Path) -> 
     assert len(shown.stdout.splitlines()) == 4
     assert b"/a\\rb.png\n" in shown.stdout
     assert b"/caf\xe9.png\n" in shown.stdout
+
+
+def test_readers_by_device_and_by_what_is_read(faces: Path, tmp_path: Path) -> None:
+    photograph = tmp_path / "photograph.png"
+    Image.fromarray(np.zeros((300, 200, 3), np.uint8)).save(photograph)
+    crop, bad = str(faces / "b.png"), str(faces / "f.jpg")
+    for device, align, first, expected in [
+        ("cpu", "auto", crop, 1),
+        ("cpu", "auto", str(photograph), 8),
+        ("cpu", "auto", bad, 8),
+        ("cpu", "no", str(photograph), 1),
+        ("cpu", "yes", crop, 8),
+        ("cuda", "no", crop, 8),
+    ]:
+        scorer: Any = SimpleNamespace(device=torch.device(device), align=align)
+        assert inference.default_workers(scorer, first, cores=8) == expected
+    assert inference.default_workers(scorer, crop, cores=64) == inference.MOST_WORKERS
+
+
+def test_threads_are_bounded_and_sleep(faces: Path, weights: Path) -> None:
+    script = (
+        "import os, sys, inference; inference.main(sys.argv[1:]); import cv2, torch; "
+        "print(torch.get_num_threads(), cv2.getNumThreads(), os.environ['OMP_WAIT_POLICY'])"
+    )
+    for user, wait in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")} | user
+        call = [sys.executable, "-c", script, str(faces / "b.png"), "--weights", str(weights), "--threads", "3"]
+        done = subprocess.run(call, env=environment, capture_output=True, text=True, cwd=ROOT, check=True)
+        assert done.stdout.splitlines()[-1].split() == ["3", "3", wait]
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path, weights: Path) -> None:
