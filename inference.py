@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
-METHOD_HELP = "clib-fiqa or cr-fiqa (default: the one that --weights are for)"
+METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa or diffiqa-r (default: the one that --weights are for)"
 WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} images, 1 for aligned crops on a CPU,
     else the number of cores, at most {MOST_WORKERS})"""
 THREADS_HELP = """CPU threads of each operation (default: OMP_NUM_THREADS, else the number of cores); beside other work
