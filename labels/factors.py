@@ -97,8 +97,8 @@ def prepare_embedding(for_recognizer: Preprocessing, rgb: np.ndarray, *, only_cr
 
 def label_faces(recognizer: Recognizer, factors: FactorLabels, loaded: Sequence[Loaded[PreparedFace]]) -> Columns:
     """What the networks do with a batch from `prepare_face`: columns `status`, `embeddings` (N, D), `labels` int8
-    (N, 5) in the order of FACTORS, and `aligned` bool (N,). A picture that could not be read has its status, and the values
-    of a black picture."""
+    (N, 5) in the order of FACTORS, and `aligned` bool (N,). A picture that could not be read has its status, and the
+    values of a black picture."""
     blank = PreparedFace(_black(recognizer.preprocessing), _black(factors.preprocessing))
     faces = [item.value or blank for item in loaded]
     predicted = factors.predict(np.stack([face.for_factors for face in faces]))
