@@ -15,82 +15,82 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import labels.measure
 from faces.workers import Loaded
-from labels import measure as measuring
 from labels.anchors import BLOCK_ELEMENTS, EmbeddedFaces, Header, centre_similarities
 from model.iresnet import ArcFaceHeader
 
 WIDTH = 512
+T = TypeVar("T")
 
 
 def header_seconds(images: int, classes: int) -> tuple[float, float]:
-    """Now, and with the kernel normalised for each block."""
+    """Now, and as before: the kernel normalised for each block of images, and three tensors of cosines."""
     generator = np.random.default_rng(0)
     faces = EmbeddedFaces(
         generator.normal(size=(images, WIDTH)).astype(np.float32), [f"{row % classes}/{row}" for row in range(images)]
     )
     header = Header(ArcFaceHeader(WIDTH, classes), {str(index): index for index in range(classes)})
 
+    @torch.no_grad()
     def before() -> None:
         size = BLOCK_ELEMENTS // classes
-        own = torch.arange(images) % classes
+        labels = (torch.arange(images) % classes)[:, None]
         for start in range(0, images, size):
-            block = slice(start, start + size)
-            header.network.similarities(torch.from_numpy(faces.block(block)), own[block])
+            own = labels[start : start + size]
+            unit = F.normalize(torch.from_numpy(faces.block(slice(start, start + size))), dim=1)
+            cosines = (unit @ F.normalize(header.network.kernel, dim=0)).clamp(-1, 1)
+            cosines.gather(1, own), cosines.scatter(1, own, -torch.inf).amax(dim=1)
 
     return seconds(lambda: header.similarities(faces)), seconds(before)
 
 
-def measured(rows: int, batch: int, folder: Path) -> tuple[EmbeddedFaces, float]:
-    """Embeddings as `measure` returns them, and the seconds of writing one array per column."""
-    names = [f"{row // 20:06}/{row % 20:02}.jpg" for row in range(rows)]
+def measured(names: Sequence[str], batch: int, folder: Path) -> EmbeddedFaces:
+    """Embeddings as `measure` returns them."""
 
-    def compute(loaded: Sequence[Loaded[Any]]) -> measuring.Columns:
+    def compute(loaded: Sequence[Loaded[Any]]) -> labels.measure.Columns:
         generator = np.random.default_rng(int(loaded[0].path[:6]))
         embeddings = generator.normal(size=(len(loaded), WIDTH)).astype(np.float32)
         return {"status": np.array(["ok"] * len(loaded)), "embeddings": embeddings}
 
-    def batches(paths: Sequence[str], *_: Any) -> Any:
-        for start in range(0, len(paths), batch):
-            yield [Loaded(path, "ok", None) for path in paths[start : start + batch]]
+    def batches(paths: Iterator[str], *_: Any) -> Iterator[list[Loaded[Any]]]:
+        return iter(lambda: [Loaded(path, "ok", None) for path in islice(paths, batch)], [])
 
+    with patch.object(labels.measure, "load_batches", batches):
+        columns = labels.measure.measure(Path(), names, lambda image: image, compute, folder, batch, 0)
+    return EmbeddedFaces(columns["embeddings"], names)
+
+
+def watched(function: Callable[[], T]) -> tuple[T, float, float]:
+    """What the function returns, how much the anonymous memory of this process grew at its peak (MB), and seconds."""
+    first = peak = anonymous_memory()
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not ended.wait(0.01):
+            peak = max(peak, anonymous_memory())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
     start = time.perf_counter()
-    with patch.object(measuring, "load_batches", batches):
-        columns = measuring.measure(Path(), names, lambda image: image, compute, folder, batch, 0)
-    return EmbeddedFaces(columns["embeddings"], names), time.perf_counter() - start
-
-
-class PeakMemory:
-    """The largest anonymous memory of this process in the block, looked at every 10 ms; in MB above its beginning."""
-
-    def __enter__(self) -> PeakMemory:
-        self.first = self.peak = anonymous_memory()
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join()
-
-    @property
-    def growth(self) -> float:
-        return (self.peak - self.first) / 1000
-
-    def _watch(self) -> None:
-        while not self.ended.wait(0.01):
-            self.peak = max(self.peak, anonymous_memory())
+    try:
+        return function(), (peak - first) / 1000, time.perf_counter() - start
+    finally:
+        ended.set()
+        thread.join()
 
 
 def anonymous_memory() -> int:
@@ -111,18 +111,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2000, help="for the header")
     parser.add_argument("--classes", type=int, default=85_742, help="of the header")
     args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        names = [f"{row // 20:06}/{row % 20:02}.jpg" for row in range(args.rows)]
+        faces, memory, duration = watched(lambda: measured(names, 32, Path(folder)))
+        files = sorted(Path(folder).iterdir())
+        size = sum(file.stat().st_size for file in files) / 1e6
+        print(f"measure, {args.rows} rows: {duration:.1f} s, {len(files)} files, {size:.0f} MB, {memory:.0f} MB memory")
+        _, memory, duration = watched(lambda: centre_similarities(faces, faces))
+        print(f"class centres, {args.rows // 20} classes: {duration:.1f} s, {memory:.0f} MB memory")
     now, before = header_seconds(args.images, args.classes)
     print(f"header, {args.images} images x {args.classes} classes: {now:.1f} s, kernel normalised in each block "
           f"{before:.1f} s ({before / now:.1f} times as long)", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        with PeakMemory() as memory:
-            faces, duration = measured(args.rows, 32, Path(folder))
-        files = len(list(Path(folder).iterdir()))
-        print(f"measure, {args.rows} rows: {duration:.1f} s, {files} files, {memory.growth:.0f} MB more memory")
-        with PeakMemory() as memory:
-            duration = seconds(lambda: centre_similarities(faces, faces))
-        print(f"class centres, {args.rows} rows, {args.rows // 20} classes: {duration:.1f} s, "
-              f"{memory.growth:.0f} MB more memory")
 
 
 if __name__ == "__main__":

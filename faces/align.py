@@ -38,17 +38,17 @@ ARCFACE_POINTS = np.array([
     (41.5493, 92.3655),
     (70.7299, 92.2041),
 ])
-# Longest side at which dlib looks for faces: it sees those of 80 pixels and more, so each step finds faces of half the
-# size, at four times the cost. A face found early is larger than any that only a later step would show.
+# The picture is searched at these lengths of its longest side, until a face is found. dlib finds faces from 80 pixels,
+# so each step finds faces of half the size, at four times the cost. A face is larger than all that need a later step.
 DETECTION_SIDES = (320, 640, 1280, 2560)
 LARGEST_ENLARGEMENT = 4.0
 ALIGN = ("auto", "yes", "no")   # which images `aligned` aligns
-SURE = 0.5   # dlib's score from which a detection is hardly ever wrong; doubtful ones count only where none is sure
+SURE = 0.5   # detections with this score of dlib or more are almost never wrong; others count only without such a one
 
 
 def align_face(rgb: np.ndarray, size: int = SIZE) -> np.ndarray:
-    """The largest face of an RGB uint8 image (H, W, 3), turned and scaled to the ArcFace template: uint8
-    (size, size, 3), black where the picture ends. Raises ImageError with the status no_face when dlib finds none."""
+    """The largest face of an RGB uint8 image (H, W, 3), rotated and scaled to the ArcFace template: uint8
+    (size, size, 3), black outside the picture. Raises ImageError with the status no_face when dlib finds none."""
     return warp(rgb, five_points(rgb), ARCFACE_POINTS * (size / SIZE), size)
 
 
@@ -91,9 +91,9 @@ def largest_face(rgb: np.ndarray) -> np.ndarray:
 
 
 def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray:
-    """The turn, scale and shift (2, 3) that brings points (N, 2) nearest to a template (N, 2) in least squares.
+    """The similarity transform, a matrix (2, 3), that maps points (N, 2) to a template (N, 2) with least squares.
 
-    Umeyama (1991). In the plane, with x + iy as one number, it is the line z = a w + b: a turns and scales, b shifts.
+    Umeyama (1991). With a point as the complex number x + iy it is z = a w + b: a rotates and scales, b translates.
     """
     w, z = points @ (1, 1j), template @ (1, 1j)
     spread = w - w.mean()
@@ -104,9 +104,9 @@ def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray
 
 
 def warp(rgb: np.ndarray, points: np.ndarray, template: np.ndarray, size: int) -> np.ndarray:
-    """Bring points (N, 2) of an image to the template in a crop (size, size, 3), bilinear, black outside.
+    """Map points (N, 2) of an image to the template in a crop (size, size, 3): bilinear, black outside the image.
 
-    A face of more than twice the crop's scale is first shrunk by area: sampled as it is, it would alias.
+    A face of more than twice the crop's scale is first reduced by averaging areas, to avoid aliasing.
     """
     matrix = similarity_transform(points, template)
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))

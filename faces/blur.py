@@ -1,16 +1,18 @@
-"""Sharpness of a face crop as CLIB-FIQA's published labels measure it (there under the name CPBD, which it is not)."""
+"""Sharpness of a face crop, measured as in CLIB-FIQA's published labels. There it is called CPBD, which is another
+measure."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-CLEAR, BLURRY = 0.7, 0.35   # least sharpness of the upper two blur classes
+CLEAR, BLURRY = 0.7, 0.35   # minimum sharpness of the two better blur classes
 
 
 def sharpness(rgb: np.ndarray) -> float:
     """0.01 x the mean gradient magnitude (3x3 Sobel) of the lightness L (0 to 255) of Lab, over the whole uint8 image
-    (H, W, 3). About 0.2 to 1 for a 112x112 face; it depends on the scale: twice the size has about half of it."""
+    (H, W, 3). About 0.2 to 1 for a 112x112 face. It depends on the scale: an image enlarged to
+    twice the size has about half the value."""
     lightness = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[..., 0]
     return 0.01 * float(np.hypot(cv2.Sobel(lightness, cv2.CV_64F, 1, 0), cv2.Sobel(lightness, cv2.CV_64F, 0, 1)).mean())
 

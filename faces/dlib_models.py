@@ -1,4 +1,4 @@
-"""dlib's face detector and landmark predictor, made once in each process and only when they are needed."""
+"""dlib's face detector and landmark predictor. Each process loads them once, when they are first needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 LANDMARKS_FILE = "shape_predictor_68_face_landmarks.dat"
-LONGEST_SIDE = 2560  # pixels; a photograph doubled beyond it would take minutes and gigabytes
+LONGEST_SIDE = 2560  # pixels; a larger picture would take minutes and gigabytes
 
 
 def dlib_file(name: str) -> Path:
@@ -41,8 +41,8 @@ def landmark_predictor(path: str | Path | None = None) -> Any:
 def find_landmarks(rgb: np.ndarray, upsample: int = 2, predictor: str | Path | None = None) -> np.ndarray | None:
     """The landmarks (68, 2) of the first face that dlib's detector lists, or None when it finds none.
 
-    It sees faces from 80 / 2**upsample pixels; 2 is what the published code uses, for crops of 112x112. A picture whose
-    longest side is more than 640 pixels is doubled less often.
+    The picture is doubled `upsample` times, so that faces from 80 / 2**upsample pixels are found. The published code
+    doubles crops of 112x112 twice. A picture whose longest side has more than 640 pixels is doubled less often.
     """
     while upsample and max(rgb.shape) << upsample > LONGEST_SIDE:
         upsample -= 1

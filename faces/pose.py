@@ -1,4 +1,4 @@
-"""Head pose from 68 landmarks as CLIB-FIQA's published labels have it: 14 of them against a fixed model of a head."""
+"""Head pose from 68 landmarks, as in CLIB-FIQA's published labels: 14 of them are fitted to a fixed model of a head."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 import cv2
 import numpy as np
 
-FRONTAL, SLIGHT_ANGLE = 10.0, 25.0   # largest |yaw|, degrees, of the upper two pose classes
+FRONTAL, SLIGHT_ANGLE = 10.0, 25.0   # maximum |yaw| in degrees of the two better pose classes
 
-# Eyebrow ends, eye corners, nose wings, mouth corners, lower lip, chin: ids of the 68, and x, y, z of the model head.
+# Eyebrow ends, eye corners, nose wings, mouth corners, lower lip, chin: indices among the 68, and x, y, z in the model.
 MODEL_IDS = (17, 21, 22, 26, 36, 39, 42, 45, 31, 35, 48, 54, 57, 8)
 MODEL_POINTS = np.array([
     (6.825897, 6.760612, 4.402142),
@@ -32,8 +32,8 @@ MODEL_POINTS = np.array([
 def euler_angles(points: np.ndarray, width: int, height: int) -> tuple[float, float, float]:
     """Pitch, yaw and roll in degrees from the landmarks (68, 2) of an image of that size.
 
-    The camera is a pinhole with the image's width as focal length and its centre as principal point. As the model is
-    mirrored against the camera's axes, pitch is near +-180 for an upright face; only |yaw| is used for labels.
+    The camera is a pinhole: its focal length is the image's width, its principal point the image's centre. The model is
+    mirrored relative to the camera's axes, so pitch is near +-180 for an upright face. Labels use |yaw| only.
     """
     camera = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]], np.float64)
     used = np.ascontiguousarray(points[list(MODEL_IDS)], np.float64)

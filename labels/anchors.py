@@ -1,10 +1,10 @@
-"""Quality anchors: how well a face belongs to its class (CR-FIQA, Boutros et al., CVPR 2023; CLIB-FIQA, CVPR 2024).
+"""Quality anchors: how well a face fits its class (CR-FIQA, Boutros et al., CVPR 2023; CLIB-FIQA, CVPR 2024).
 
-CCS is the cosine of an embedding to the centre of its own class, NNCCS that to the nearest centre of another class.
-The classes come from the header that the FR model was trained with, or, without one, from the faces themselves.
+CCS is the cosine of an embedding to the centre of its own class. NNCCS is the cosine to the nearest other centre.
+The centres come from the header that the FR model was trained with, or else from the faces themselves.
 
 A path is relative to the folder of faces: its parent is the identity. `Name/0001~blur.jpg` is a version of the
-photograph `Name/0001`: what stands before the first `~` of the file's name tells the photograph.
+photograph `Name/0001`: the part of the file name before the first `~` identifies the photograph.
 """
 
 from __future__ import annotations
@@ -71,21 +71,21 @@ def identity_of(path: str) -> str:
 
 
 def photo_of(path: str) -> str:
-    """What all versions of a photograph share: folder, and file name up to the first `~`, without the suffix."""
+    """The name that all versions of a photograph share: folder, and file name up to the first `~`, without suffix."""
     stem = PurePath(path).stem
     return f"{identity_of(path)}/{stem.split('~')[0] or stem}"
 
 
 def count_photos(paths: Iterable[str]) -> Counter[str]:
     """How many photographs each identity has; versions of one photograph count once."""
-    return Counter(identity for identity, _ in {(identity_of(path), photo_of(path)) for path in paths})
+    return Counter(photo.rpartition("/")[0] for photo in set(map(photo_of, paths)))
 
 
 def quality_anchor(ccs: np.ndarray, nnccs: np.ndarray, kind: str = "ratio") -> np.ndarray:
     """CCS / NNCCS (`ratio`: CLIB-FIQA, and CR-FIQA's code) or CCS / (NNCCS + 1 + 1e-9) (`shifted`: CR-FIQA's paper).
 
-    Always finite. Where no other class is near, the published ratio divides by -1e-12 and its sign flips; here the
-    divisor is at least 1e-3. `shifted` needs no such guard.
+    Always finite. Where NNCCS <= 0, the published ratio divides by -1e-12 and its sign flips. Here the divisor is at
+    least 1e-3. `shifted` needs no such limit.
     """
     if kind == "shifted":
         return ccs / (nnccs + 1 + EPSILON)

