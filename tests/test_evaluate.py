@@ -18,7 +18,8 @@ from skimage.data import astronaut
 
 import evaluate
 from evaluation.embeddings import read_embeddings
-from evaluation.scores import read_scores
+from evaluation.pairs import write_pairs
+from evaluation.scores import read_scores, write_scores
 from faces.align import align_face
 from model.checkpoint import save_checkpoint, sha256_of
 from model.files import only_run
@@ -436,3 +437,20 @@ def test_a_name_that_is_no_utf8_ends_nothing(faces: Path, tmp_path: Path) -> Non
     shutil.copy(faces / "a/1.png", name)
     assert evaluate.main(["baseline", "sobel", str(name), *AS_THEY_ARE, "--output", f"{name}.csv"]) == 0
     assert list(read_scores(f"{name}.csv")) == [str(name)]
+
+
+def test_edc_takes_names_that_are_no_utf8(tmp_path: Path) -> None:
+    """From the pair list to the page; one of them has no score, and is named in the note."""
+    odd = os.fsdecode(b"caf\xe9")
+    flags = small_bench(tmp_path, "", names=[f"{odd}/1.jpg", f"{odd}/2.jpg", "b/1.jpg", "b/2.jpg"])
+    write_pairs(tmp_path / "pairs.tsv", [
+        (f"{odd}/1.jpg", f"{odd}/2.jpg", 1), ("b/1.jpg", "b/2.jpg", 1), (f"{odd}/1.jpg", "b/1.jpg", 0),
+        (f"{odd}/2.jpg", "b/2.jpg", 0),
+    ])  # fmt: skip
+    scored = [(name, "ok", 0.5) for name in (f"{odd}/2.jpg", "b/1.jpg", "b/2.jpg")]
+    write_scores(tmp_path / "s.csv", [(f"{odd}/1.jpg", "no_face", 0.0), *scored])
+    assert evaluate.main(flags) == 0
+    record = json.loads((tmp_path / "out/results.json").read_text())
+    assert record["methods"]["m"]["without_ok_score"]["examples"] == [f"{odd}/1.jpg"]
+    assert b"caf\xe9/1.jpg" in (tmp_path / "out/report.html").read_bytes()
+    assert not [path.name for path in (tmp_path / "out").iterdir() if "partial" in path.name]
