@@ -78,7 +78,7 @@ def wrong_imports(path: Path) -> list[str]:
     wrong = []
     for name in imports_of(path):
         top = name.split(".")[0]
-        if top == "command_line" and package == "methods" and is_run_with_m(path):
+        if top == "command_line" and package != "model" and is_run_with_m(path):
             continue
         own_folder = f"{package}.{below[0]}" if package == "methods" else package
         if not (f"{name}.".startswith(f"{own_folder}.") or top in FLOORS[package]):
