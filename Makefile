@@ -40,9 +40,10 @@ weights: tables                  ## make the networks in weights/ again, and mea
 	for size in $(SIZES); do weights=weights/clib_fiqa_$$size.safetensors; \
 		$(PY) train.py --clip-model $(RECIPE)/$$size.safetensors --checkpoints $(RECIPE)/$$size $(TRAIN) && \
 		cp $(RECIPE)/$$size/clib_fiqa.safetensors $$weights && \
-		$(PY) -m recipes.default_model.percentiles $$weights @$(RECIPE)/lfw_test.txt --set "LFW test identities" && \
-		$(PY) -m recipes.default_model.reports.measure --data $(DATA) --weights $$weights && \
-		$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --weights $$weights || exit 1; done
+		$(PY) -m recipes.default_model.percentiles $$weights @$(RECIPE)/lfw_test.txt --set "LFW test identities" || exit 1; done
+	$(PY) -m recipes.default_model.reports.measure --data $(DATA) --results results
+	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --beside clib-fiqa-tiny \
+		--figure docs/reliability.png --results results
 
 tables: setup-dev                ## make what the default model learns from: faces, damaged versions, labels
 	$(PY) -m recipes.default_model.train_factors --data $(DATA) --output weights/mfn_small.safetensors
