@@ -96,7 +96,10 @@ class ResnetBlock(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention whose cost grows linearly with the number of positions: (N, C, H, W) -> the same."""
+    """Attention whose cost grows linearly with the number of positions: (N, C, H, W) -> the same.
+
+    It works in float32 under autocast too: divided by the number of positions, its sums are too small for float16.
+    """
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -105,13 +108,15 @@ class LinearAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Conv2d(heads * HEAD_WIDTH, channels, 1), ChannelNorm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        queries, keys, values = _heads(self.to_qkv(x), self.heads)
-        queries = queries.softmax(dim=2) * HEAD_WIDTH**-0.5  # over the channels of the head
-        keys = keys.softmax(dim=3)  # over the positions
-        values = values / values.shape[3]
-        context = keys @ values.transpose(2, 3)  # (N, heads, 32, 32)
-        found = context.transpose(2, 3) @ queries  # (N, heads, 32, positions)
-        return self.to_out(found.reshape(len(x), -1, *x.shape[2:]))
+        qkv = self.to_qkv(x)
+        with torch.autocast(x.device.type, enabled=False):
+            queries, keys, values = _heads(qkv.float(), self.heads)
+            queries = queries.softmax(dim=2) * HEAD_WIDTH**-0.5  # over the channels of the head
+            keys = keys.softmax(dim=3)  # over the positions
+            values = values / values.shape[3]
+            context = keys @ values.transpose(2, 3)  # (N, heads, 32, 32)
+            found = context.transpose(2, 3) @ queries  # (N, heads, 32, positions)
+            return self.to_out(found.reshape(len(x), -1, *x.shape[2:])).to(qkv.dtype)
 
 
 class CosineAttention(nn.Module):

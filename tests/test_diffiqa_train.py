@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from diffiqa_parts import SIDE, write_models, write_pictures
 from safetensors.torch import load_file
-from training_parts import read_log, same_tensors
+from training_parts import ROOT, read_log, same_tensors
 
 from methods.diffiqa import train as script
 from methods.diffiqa.config import PRESETS, Config, parse_arguments
@@ -172,3 +174,17 @@ def test_command_line(
     error = capsys.readouterr().err
     assert "there is no" in error
     assert error.count("\n") == 1
+
+
+def test_two_processes_train_what_one_does(faces: Path, tmp_path: Path) -> None:
+    flags = ["--data", faces, "--size", SIDE, "--width", 16, "--multiples", "1,2", "--batch-size", 5, "--steps", 2]
+    flags += ["--accumulate", 2, "--ema-every", 1, "--num-workers", 0, "--device", "cpu"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        command = [*launcher, "-m", "methods.diffiqa.train", *flags, "--output", tmp_path / name]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "state.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-5)

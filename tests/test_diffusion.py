@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.diffiqa.losses import diffusion_loss
 from model import load
 from model.checkpoint import CheckpointError, save_checkpoint
-from model.diffusion import GaussianDiffusion, Unet, ddim_times
+from model.diffusion import GaussianDiffusion, LinearAttention, Unet, ddim_times
 
 TINY = "diffiqa_unet_tiny_keys.json"
 
@@ -128,3 +128,16 @@ def test_the_image_size_is_in_the_metadata(tmp_path: Path, golden: Path, tiny: G
     metadata = {"system": "diffiqa-diffusion", "preprocessing": tiny.preprocessing.to_json()}
     save_checkpoint(tmp_path / "tiny.safetensors", tiny.state_dict(), metadata)
     assert load(tmp_path / "tiny.safetensors").preprocessing.size == 16
+
+
+@torch.no_grad()
+def test_linear_attention_keeps_small_sums_in_half_precision() -> None:
+    """Over 112 x 112 positions the sums lie below what float16 can hold."""
+    torch.manual_seed(0)
+    attention = LinearAttention(16, heads=1)
+    torch.nn.init.zeros_(attention.to_out[0].bias)
+    attention.to_out[0].weight.mul_(1e4)  # so that the norm behind it sees the differences
+    x = torch.randn(1, 16, 112, 112)
+    with torch.autocast("cpu", torch.float16):
+        half = attention(x)
+    assert relative_error(half.float(), attention(x)) < 0.05

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from PIL import Image
 from recipe_tensors import recipe_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training_parts import read_log, same_tensors
+from training_parts import ROOT, read_log, same_tensors
 
 from methods.ediffiqa import train as script
 from methods.ediffiqa.config import PRESETS, Config, parse_arguments
@@ -290,3 +292,20 @@ def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert "e.npz does not exist" in error
+
+
+def test_two_processes_train_what_one_does(data: Path, tmp_path: Path) -> None:
+    """With frozen batch norms, whose statistics would be each process's own."""
+    flags = ["--items", data, "--images", data / "faces", "--teacher", data / "teacher.npz", "--epochs", 2]
+    flags += ["--start-weights", data / "start.safetensors", "--trained-tensors", 0, "--batch-norm", "frozen"]
+    flags += ["--batch-size", 11, "--num-workers", 0, "--device", "cpu"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        command = [*launcher, "-m", "methods.ediffiqa.train", *flags, "--output", tmp_path / name]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "ediffiqa.safetensors") for name in ("one", "two"))
+    for key, tensor in one.items():
+        torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=1e-4)
+    totals = [[record["total"] for record in read_log(tmp_path / name)] for name in ("one", "two")]
+    assert totals[0] == pytest.approx(totals[1], abs=1e-5)

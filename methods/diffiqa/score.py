@@ -106,7 +106,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--fr-size", type=positive, metavar="N", help="side of the FR model's images in pixels")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (auto: unless 112x112)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    add("--batch-size", type=positive, default=8, metavar="N", help="images at a time on a GPU (default: 8)")
+    add("--batch-size", type=positive, default=4, metavar="N", help="images at a time on a GPU (default: 4)")
     add("--workers", type=natural, default=1, metavar="N", help="processes that read images; 0: none (default: 1)")
     add("--resume", action="store_true", help="continue an interrupted run with the same --output")
     return parser.parse_args(arguments)

@@ -27,7 +27,7 @@ class Config:
     images: str = ""
     # embeddings of the teacher, an FR model: an .npz with names and embeddings
     teacher: str = ""
-    # of the images in the order of their scores, every so manieth validates and does not train
+    # every Nth image in the order of the scores validates and does not train
     validation_every: int = 10
     # most images of a step, over all processes
     batch_size: int = 128
