@@ -210,8 +210,9 @@ def degradation_arguments(folder: Path, output: Path, *more: str) -> list[str]:
         ["--loss", "proximity", "--positives", "image"],
         ["--loss", "supervised"],
         ["--loss", "queue", "--representation", "all", "--queue", "8"],
+        ["--loss", "classifier"],
     ],
-    ids=["proximity", "image", "supervised", "queue"],
+    ids=["proximity", "image", "supervised", "queue", "classifier"],
 )
 def test_degradation_learning_runs_and_resumes(tmp_path: Path, loss: list[str]) -> None:
     photographs = write_photographs(tmp_path / "photographs")

@@ -47,8 +47,8 @@ class DegradationConfig:
 
     # -- Loss --
     # proximity: soft proximity mapping in both directions; supervised: pictures of one kind attract each other;
-    # queue: InfoNCE against a queue, the published class
-    loss: Literal["proximity", "supervised", "queue"] = "proximity"
+    # queue: InfoNCE against a queue, the published class; classifier: cross-entropy of a linear layer, for comparison
+    loss: Literal["proximity", "supervised", "queue", "classifier"] = "proximity"
     # whether a damaged picture may come back to any of its own kind and strength, or to itself only (proximity)
     positives: Literal["kind", "image"] = "kind"
     # what is compared: the mean over the 8x12 positions of the projection, or all of them, as in the published class

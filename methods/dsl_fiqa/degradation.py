@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from faces.degradations import DEGRADATIONS, degrade
@@ -63,8 +63,15 @@ class DegradationRun:
     encoder: DegradationEncoder
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler  # works in fp16 only
-    queue: QueueLoss | None
+    queue: QueueLoss | None = None
+    classifier: nn.Linear | None = None
     epoch: int = 0
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All that the state holds."""
+        parts = {"encoder": self.encoder, "queue": self.queue, "classifier": self.classifier}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 def plan(
@@ -143,7 +150,7 @@ def train_epoch(run: DegradationRun, kinds: Sequence[str], paths: Sequence[str],
         loss, positives = step_loss(run, pictures)
         run.optimizer.zero_grad()
         run.scaler.scale(loss / processes.count()).backward()
-        processes.sum_gradients(run.encoder.parameters())
+        processes.sum_gradients(weight for network in run.networks.values() for weight in network.parameters())
         run.scaler.step(run.optimizer)
         run.scaler.update()
         if run.queue is not None:
@@ -173,6 +180,8 @@ def step_loss(run: DegradationRun, pictures: Pictures) -> tuple[Tensor, Tensor]:
         loss = proximity_loss(synthetic, real, config.temperature, kinds if config.positives == "kind" else None)
     elif config.loss == "supervised":
         loss = supervised_contrastive_loss(synthetic, kinds, config.temperature)
+    elif run.classifier is not None:
+        loss = F.cross_entropy(run.classifier(synthetic), kinds)
     else:
         assert run.queue is not None, "a run with --loss queue has one"
         loss = run.queue(anchors, positives)

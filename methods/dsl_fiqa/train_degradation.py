@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from command_line import exit_code, keep_freed_memory
 from faces.degradations import require_kinds
@@ -39,12 +40,11 @@ def train(config: DegradationConfig) -> Path:
 def _train(config: DegradationConfig, device: torch.device) -> Path:
     paths = readable(photographs(config.data, config.without), config.num_workers)
     real = readable(photographs(config.real, config.without), config.num_workers) if config.real else paths
-    run = start_run(config, device)
-    networks = {"encoder": run.encoder} | ({"queue": run.queue} if run.queue else {})
+    kinds = require_kinds(config.kinds)
+    run = start_run(config, len(kinds), device)
     data = fingerprint([*paths, *real])
     if config.resume:
-        run.epoch = load_state(config, networks, run.optimizer, run.scaler, data)["epoch"]
-    kinds = require_kinds(config.kinds)
+        run.epoch = load_state(config, run.networks, run.optimizer, run.scaler, data)["epoch"]
     say(f"{len(paths)} photographs to damage in {len(kinds)} ways, {len(real)} real ones, on {device} in {run.dtype}")
     path = Path(config.output) / "degradation_encoder.safetensors"
     while run.epoch < config.epochs:
@@ -53,23 +53,27 @@ def _train(config: DegradationConfig, device: torch.device) -> Path:
         if processes.rank() == 0:
             facts = {"system": "dsl-fiqa-de", "kinds": json.dumps(kinds), "epoch": str(run.epoch)}
             save_checkpoint(path, run.encoder.state_dict(), facts)
-            save_state(config, networks, run.optimizer, run.scaler, {"epoch": run.epoch, "data": data})
+            save_state(config, run.networks, run.optimizer, run.scaler, {"epoch": run.epoch, "data": data})
             write_record(Path(config.output) / "log.jsonl", record)
     return path
 
 
-def start_run(config: DegradationConfig, device: torch.device) -> DegradationRun:
-    """A run at its random start weights."""
+def start_run(config: DegradationConfig, kinds: int, device: torch.device) -> DegradationRun:
+    """A run at its random start weights, for so many kinds of degradation."""
     torch.manual_seed(config.seed)
     first, second, last = config.widths
     encoder = DegradationEncoder((first, second, last)).to(device)
-    dtype = pick_precision(config.precision, device)
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     width = last * (GRID[0] * GRID[1] if config.representation == "all" else 1)
-    queue = QueueLoss(width, config.queue, config.temperature, config.seed).to(device)
-    kept = queue if config.loss == "queue" else None
-    return DegradationRun(config, device, dtype, encoder, optimizer, scaler, kept)
+    queue = classifier = None
+    if config.loss == "queue":
+        queue = QueueLoss(width, config.queue, config.temperature, config.seed).to(device)
+    if config.loss == "classifier":
+        classifier = nn.Linear(width, kinds * config.levels).to(device)
+    weights = [*encoder.parameters(), *(classifier.parameters() if classifier else ())]
+    optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
+    dtype = pick_precision(config.precision, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    return DegradationRun(config, device, dtype, encoder, optimizer, scaler, queue, classifier)
 
 
 def photographs(folders: Sequence[str], without: str = "") -> list[str]:

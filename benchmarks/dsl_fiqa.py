@@ -1,0 +1,118 @@
+"""DSL-FIQA on one picture: 20 crops as a batch against the published procedure, crop by crop, in one run.
+
+    python benchmarks/dsl_fiqa.py                      the published sizes, random weights
+    python benchmarks/dsl_fiqa.py --preset small       the small network, on pictures of 256x256
+
+"published" runs one crop at a time: the whole trunk with its unused last blocks and head, attention as plain matrix
+products, and the encoder as it is stored. The measurements take turns, and the least time of each counts. The share of
+the peak is that of a matrix product of 2048x2048 with the same threads, in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from command_line import keep_freed_memory, positive
+from methods.dsl_fiqa.config import QUALITY_PRESETS, QualityConfig
+from model.degradation_encoder import DegradationEncoder
+from model.dsl_fiqa import DslFiqa, DslFiqaShape
+
+CROPS = 20
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: object) -> Tensor:
+    """Attention as three operations, with the whole table of weights in memory."""
+    logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return (logits if attn_mask is None else logits + attn_mask).softmax(-1) @ v
+
+
+@contextmanager
+def published_arithmetic(network: DslFiqa) -> Iterator[None]:
+    """All blocks of the trunk and its head run, and attention is plain."""
+    fast, fused = F.scaled_dot_product_attention, [block.attn.fused_attn for block in network.vit.blocks]
+    partial_run = network.vit.forward_intermediates
+    F.scaled_dot_product_attention = plain_attention  # type: ignore[assignment]
+    for block in network.vit.blocks:
+        block.attn.fused_attn = False
+
+    def whole_run(x: Tensor, **options: object) -> object:
+        final, tokens = partial_run(x, **{**options, "stop_early": False, "intermediates_only": False})
+        network.vit.forward_head(final)
+        return tokens
+
+    network.vit.forward_intermediates = whole_run
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = fast
+        del network.vit.forward_intermediates
+        for block, value in zip(network.vit.blocks, fused, strict=True):
+            block.attn.fused_attn = value
+
+
+def peak() -> float:
+    """FLOP a second of a large matrix product."""
+    a, times = torch.randn(2048, 2048), []
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - began)
+    return 2 * 2048**3 / min(times)
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=("published", "small"), default="published")
+    parser.add_argument("--batches", type=positive, nargs="+", default=[4, 10, 20], help="crops at a time")
+    parser.add_argument("--rounds", type=positive, default=2)
+    args = parser.parse_args()
+    keep_freed_memory()
+    torch.manual_seed(0)
+    small = args.preset == "small"
+    shape = QualityConfig(**QUALITY_PRESETS["small"]).shape(64) if small else DslFiqaShape()
+    network = DslFiqa(shape, DegradationEncoder((16, 32, 64) if small else (64, 128, 256))).eval()
+    crops = torch.randn(CROPS, 3, shape.image_size, shape.image_size)
+    length = shape.landmark_count
+    landmarks = torch.rand(CROPS, length, 2) if shape.landmarks == "light" else torch.rand(CROPS, length) * 2 - 1
+
+    def in_batches(size: int) -> Tensor:
+        pairs = zip(crops.split(size), landmarks.split(size), strict=True)
+        return torch.cat([network(*pair) for pair in pairs]).mean()
+
+    def published() -> Tensor:
+        with published_arithmetic(network):
+            return in_batches(1)
+
+    runs = {"published": published, "crop by crop": lambda: in_batches(1)}
+    runs |= {f"batch of {size}": lambda size=size: in_batches(size) for size in args.batches}
+    scores, times = {}, dict.fromkeys(runs, float("inf"))
+    for _ in range(args.rounds):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            scores[name] = run().item()
+            times[name] = min(times[name], time.perf_counter() - began)
+    with FlopCounterMode(display=False) as counter:
+        network(crops[:1], landmarks[:1])
+    flop = counter.get_total_flops() * CROPS
+    fastest = peak()
+    print(f"{torch.get_num_threads()} threads, {flop / 1e12:.2f} TFLOP a picture, peak {fastest / 1e9:.0f} GFLOP/s")
+    print(f"the scores differ by {max(scores.values()) - min(scores.values()):.1e} of {scores['published']:.4f}")
+    for name, value in times.items():
+        share = flop / value / fastest
+        print(f"{name:14} {value:8.2f} s  {times['published'] / value:5.2f} x published  {share:5.0%} of the peak")
+
+
+if __name__ == "__main__":
+    main()
