@@ -44,14 +44,15 @@ class Preprocessing:
         return np.array(Image.fromarray(image).resize((self.size, self.size), Image.Resampling.BILINEAR))
 
     def normalise(self, batch: Tensor) -> Tensor:
-        """RGB uint8 (N, size, size, 3) -> float32 (N, 3, size, size) = (x / 255 - mean) / std, on the batch's device.
+        """RGB (N, size, size, 3), uint8 or float32 in [0, 255], -> float32 (N, 3, size, size), on the batch's device:
+        (x / 255 - mean) / std.
 
         The channels stay innermost in memory (`channels_last`), which is how the pictures arrive and how
         convolutions are fastest.
         """
         expected = (self.size, self.size, 3)
         assert batch.shape[1:] == expected, f"expected (N, *{expected}), got {tuple(batch.shape)}"
-        return self.normalise_pixels(batch.permute(0, 3, 1, 2).float())
+        return self.normalise_pixels(batch.permute(0, 3, 1, 2).to(torch.float32, copy=True))
 
     def normalise_pixels(self, pixels: Tensor) -> Tensor:
         """float32 RGB in [0, 255] (N, 3, H, W) -> (x / 255 - mean) / std, in place."""

@@ -8,7 +8,7 @@ the whole batch; each sends gradients through its own share, and the sum over th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -96,6 +96,16 @@ def merge(found: Mapping[Key, Any]) -> dict[Key, Any]:
     return {key: value for each in reversed(every) for key, value in each.items()}
 
 
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace the gradients by their sums over the processes, in one message behind the backward pass."""
+    if count() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    _copy_back(gradients, flat)
+
+
 class GradientSums:
     """Sums the gradients of some weights over the processes while the backward pass still runs.
 
@@ -121,9 +131,7 @@ class GradientSums:
                 self._start_next()
             for gradients, flat, work in self.messages:
                 work.wait()
-                parts = flat.split([gradient.numel() for gradient in gradients])
-                for gradient, part in zip(gradients, parts, strict=True):
-                    gradient.copy_(part.view_as(gradient))
+                _copy_back(gradients, flat)
         self._begin()
 
     def _begin(self) -> None:
@@ -142,6 +150,11 @@ class GradientSums:
         if gradients:
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             self.messages.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
+
+
+def _copy_back(gradients: Sequence[Tensor], flat: Tensor) -> None:
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 def _buckets(weights: Iterable[Tensor]) -> list[list[Tensor]]:
