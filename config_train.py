@@ -28,21 +28,27 @@ class TrainConfig:
     data_list: str = "labels.tsv"
     # quality anchors to [0, 1]: by the table's extremes (published), by its 1st and 99th percentile, or as they are
     normalise: Literal["minmax", "percentile", "none"] = "minmax"
-    # most images of a step, over all processes; the batches of an epoch are of equal size
+    # most images of a step, over all processes
     batch_size: int = 256
+    # even: all images in every epoch, in batches that differ by one image at most; full: batches of exactly
+    # --batch-size, and the images that are left over are dropped, others in every epoch
+    batches: Literal["even", "full"] = "even"
     # processes that decode images; 0: none, -1: one for each core, at most 12
     num_workers: int = -1
     # keep the decoded and resized images in memory; auto: when they fit into 2 GB (of each process)
     cache: Literal["auto", "yes", "no"] = "auto"
+    # network: images are resized on the CPU, as in scoring; crop: 112x112 crops are enlarged on the device, which is
+    # less to keep and to copy, and not rounded to whole grey levels
+    cache_size: Literal["network", "crop"] = "network"
 
     # -- Networks --
     # start weights: a checkpoint of CLIP or CLIB-FIQA, or the name of a known one (python -m model.weights)
     clip_model: str = "clib-fiqa"
     # start weights of the calibration MLP; empty: random
     mlp: str = ""
-    # what stays fixed: the text tower (paper), what the published code fixed, nothing, or a multi-level tower's trunk
+    # what is frozen: the text tower (paper), what the published code froze, nothing, or a multi-level tower's trunk
     freeze: Literal["text-tower", "published", "none", "trunk"] = "text-tower"
-    # of a multi-level tower's numbers, in training only
+    # dropout of a multi-level tower's features, in training only
     dropout: float = 0.0
     # keep the text tower in the final model; scoring does not need it, further training may
     save_text_tower: bool = True
@@ -52,19 +58,19 @@ class TrainConfig:
     epochs: int = 25
     # last epoch of stage 1, after which the confidences are taken; 0: stage 1 only
     calibration_epoch: int = 5
-    # highest learning rate of the image tower
+    # maximum learning rate of the image tower
     lr: float = 1e-5
-    # epochs in which the cosine wave of the learning rate falls, and rises again; 0: all, so that it only falls
+    # epochs of a half wave of the cosine learning rate, which falls and rises in turn; 0: one fall over all epochs
     lr_period: int = 5
     # learning rate of the calibration MLP; none: 100 times --lr
     mlp_lr: float | None = None
-    # epochs after which the learning rate of the MLP falls to a tenth
+    # epochs after which the learning rate of the MLP is divided by ten
     mlp_milestones: tuple[int, ...] = (3, 4)
-    # of AdamW, for both networks
+    # weight decay of AdamW, for both networks
     weight_decay: float = 1e-3
-    # longest gradient of each network; longer ones are shortened to it
+    # maximum gradient norm of each network (gradient clipping)
     clip_norm: float = 5.0
-    # of the order of the images, of their flips and of a new MLP
+    # random seed of the order of the images, of their flips, of dropout and of a new MLP
     seed: int = 323
 
     # -- Equations, where the published code and the paper differ --
@@ -76,9 +82,9 @@ class TrainConfig:
     focal: Literal["batch", "sample"] = "batch"
     # weights of the losses: dynamic weight averaging, or the mean over the factors (Eq. 5)
     weighting: Literal["dwa", "mean"] = "dwa"
-    # factor of the quality loss
+    # weight of the quality loss
     quality_weight: float = 10.0
-    # factor of the losses of the five factors; 0 trains the quality only
+    # weight of the losses of the five factors; 0 trains the quality only
     factor_weight: float = 1.0
     # divergence of quality and factors: the published one, or Jensen-Shannon
     confidence: Literal["double-softmax", "js"] = "double-softmax"
@@ -90,8 +96,10 @@ class TrainConfig:
     checkpoints: str = "runs/clib_fiqa"
     # auto, cpu, cuda, cuda:1, mps; under torchrun each process takes a GPU of its own
     device: str = "auto"
-    # arithmetic of the image tower; auto: bf16 on CUDA, fp32 elsewhere
+    # precision of the networks' arithmetic; auto: on CUDA bf16 where the card has it, else fp16; fp32 elsewhere
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # compile the image tower with torch.compile, a minute at the start; best with --batches full
+    compile: bool = False
     # epochs from one saved state to the next
     save_every: int = 1
     # continue the run in --checkpoints after its last saved epoch
@@ -110,6 +118,7 @@ class TrainConfig:
         for name in ("lr", "mlp_lr", "clip_norm", "quality_weight"):
             value = getattr(self, name)
             require(self, name, value is None or 0 < value < math.inf, "above 0")
+        require(self, "compile", not (self.compile and self.freeze == "trunk"), "no with --freeze trunk")
         require(self, "mlp_milestones", all(epoch >= 1 for epoch in self.mlp_milestones), "epochs from 1 on")
 
 

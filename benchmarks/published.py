@@ -18,7 +18,7 @@ class MaskedAttention(nn.MultiheadAttention):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(L, N, width) -> (L, N, width)."""
-        mask = torch.full((len(x), len(x)), -math.inf).triu_(1)
+        mask = torch.full((len(x), len(x)), -math.inf, device=x.device).triu_(1)
         return super().forward(x, x, x, need_weights=False, attn_mask=mask)[0]
 
 
@@ -26,7 +26,8 @@ def use_published_attention(clip: CLIP) -> None:
     """Exchange the attention of the text tower's blocks; the weights stay, and stay frozen where they are."""
     for block in clip.transformer.resblocks:
         ours = block.attn
-        block.attn = MaskedAttention(ours.out_proj.in_features, ours.heads).train(ours.training)
+        block.attn = MaskedAttention(ours.out_proj.in_features, ours.heads).to(ours.in_proj_weight.device)
+        block.attn.train(ours.training)
         block.attn.load_state_dict(ours.state_dict())
         for weight, origin in zip(block.attn.parameters(), ours.parameters(), strict=True):
             weight.requires_grad_(origin.requires_grad)
@@ -34,7 +35,7 @@ def use_published_attention(clip: CLIP) -> None:
 
 def encode_prompts(clip: CLIP) -> Tensor:
     """The features (360, D), of unit length, of all sentences at 77 tokens, from tokenizing on."""
-    tokens = tokenize(joint_prompts())
+    tokens = tokenize(joint_prompts()).to(clip.text_projection.device)
     x = (clip.token_embedding(tokens) + clip.positional_embedding).transpose(0, 1)
     x = clip.ln_final(clip.transformer(x).transpose(0, 1))
     return F.normalize(x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ clip.text_projection, dim=1)

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,7 @@ from methods.clib_fiqa.run import freeze, prepare_run
 from model.clib_fiqa import ClibFiqa
 from model.clip import CLIP, ModifiedResNet, TextShape
 from model.confidence import ConfidenceMLP
+from training.batches import on_device
 from training.images import Images
 
 
@@ -44,27 +46,28 @@ def random_model() -> ClibFiqa:
     return ClibFiqa(clip, F.normalize(torch.randn(360, 1024), dim=1))
 
 
-def random_faces(count: int) -> LabelledFaces:
+def random_faces(number: int) -> LabelledFaces:
     """Noise with labels, in memory."""
-    pictures = torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8)
-    images = Images([""] * count, torch.arange(count), random_model().preprocessing, 0, pictures)
-    return LabelledFaces(images, torch.rand(count), torch.randint(0, 2, (count, 5)))
+    pictures = torch.randint(0, 256, (number, 224, 224, 3), dtype=torch.uint8)
+    images = Images([""] * number, torch.arange(number), random_model().preprocessing, 0, pictures)
+    return LabelledFaces(images, torch.rand(number), torch.randint(0, 2, (number, 5)))
 
 
-def published_step(faces: LabelledFaces) -> Callable[[], None]:
+def published_step(faces: LabelledFaces, device: torch.device) -> Callable[[], None]:
     """Text tower in the graph, 77 tokens, fp32, two AdamW with a kernel for each weight."""
-    model, mlp = random_model(), ConfidenceMLP()
+    model, mlp = random_model().to(device), ConfidenceMLP().to(device)
     freeze(model, "published")
     model.train()
     use_published_attention(model.clip)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizers = [torch.optim.AdamW(weights, 1e-5, foreach=False) for weights in (trained, list(mlp.parameters()))]
-    images = faces.images.preprocessing.normalise(faces.images.cached).contiguous()
-    target = score_to_distribution(faces.quality)
+    assert faces.images.cached is not None, "random_faces keeps them"
+    images = faces.images.preprocessing.normalise(faces.images.cached.to(device)).contiguous()
+    target, factors = score_to_distribution(faces.quality.to(device)), faces.factors.to(device)
 
     def step() -> None:
         joint = model.logits(images, encode_prompts(model.clip)).softmax(dim=1)
-        loss = task_losses(joint, target, faces.factors).sum()
+        loss = task_losses(joint, target, factors).sum()
         mlp_loss = earth_movers_distance(mlp(factor_joint(joint).detach()), target)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -76,16 +79,18 @@ def published_step(faces: LabelledFaces) -> Callable[[], None]:
     return step
 
 
-def our_step(faces: LabelledFaces, precision: Literal["fp32", "bf16"]) -> Callable[[], None]:
-    """The step of methods/clib_fiqa/loop.py with the text tower frozen."""
+def our_step(faces: LabelledFaces, device: torch.device, precision: Literal["fp32", "bf16"]) -> Callable[[], None]:
+    """The step of methods/clib_fiqa/loop.py with the text tower frozen, images from memory and to the device."""
     keep_freed_memory()  # as train.py does
     config = TrainConfig(precision=precision)
-    run = prepare_run(config, torch.device("cpu"), random_model(), ConfidenceMLP())
+    run = prepare_run(config, device, random_model(), ConfidenceMLP())
     run.model.train()
-    batch = next(faces.images.batches(len(faces.images.paths), seed=(0,)))
+    labelled, images = faces.to(device), faces.images
+    epochs = (batch for epoch in count() for batch in images.batches(len(images.paths), seed=(epoch,)))
+    batches = on_device(epochs, device)
 
     def step() -> None:
-        update(run, batch_losses(run, faces, batch).sum())
+        update(run, batch_losses(run, labelled, next(batches)).sum())
 
     return step
 
@@ -107,7 +112,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of ours; the published one gets 2")
     arguments = parser.parse_args()
     faces = random_faces(arguments.batch_size)
-    steps = {"published": published_step, "fp32": lambda f: our_step(f, "fp32"), "bf16": lambda f: our_step(f, "bf16")}
+    cpu = torch.device("cpu")
+    steps = {
+        "published": lambda faces: published_step(faces, cpu),
+        "fp32": lambda faces: our_step(faces, cpu, "fp32"),
+        "bf16": lambda faces: our_step(faces, cpu, "bf16"),
+    }
     amx = "with" if torch.cpu._is_amx_tile_supported() else "without"  # matrix instructions, which bf16 lives on
     print(f"batch {arguments.batch_size}, {torch.get_num_threads()} threads, {amx} AMX, torch {torch.__version__}")
     baseline_time = baseline_flops = 0.0

@@ -32,6 +32,7 @@ class ClibFiqa(nn.Module):
         super().__init__()
         self.clip = clip
         self.preprocessing = preprocessing or clip.preprocessing
+        self._tokens: Tensor | None = None
         if text_features is None:
             with torch.no_grad():
                 text_features = self.encode_prompts()
@@ -61,8 +62,10 @@ class ClibFiqa(nn.Module):
 
     def encode_prompts(self) -> Tensor:
         """The 360 sentences through the text tower -> (360, D) of unit length."""
-        tokens = prompt_tokens().to(self.clip.logit_scale.device)
-        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+        device = self.clip.logit_scale.device
+        if self._tokens is None or self._tokens.device != device:  # kept: a copy in every step would make a GPU wait
+            self._tokens = prompt_tokens().to(device)
+        return F.normalize(self.clip.encode_text(self._tokens).float(), dim=-1)
 
     @torch.no_grad()
     def refresh_text_features(self) -> None:

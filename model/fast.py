@@ -3,11 +3,12 @@
 - Batch norms are folded into the convolutions before them.
 - On a CPU, a convolution, the addition of a shortcut and the ReLU are one call of oneDNN, with weights laid out once
   for its kernels. That is what `torch.compile` would make of it, without its minute of compilation (docs/inference.md).
-- CLIP's attention pool asks one question of all positions, so that keys and values need not be projected.
+- CLIP's attention pool has a single query, so that keys and values need not be projected.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -34,10 +35,16 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def accelerate(network: Any, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The network in eval mode, which is used up, as a fast one on `device`: images (N, 3, S, S) of `dtype`, in
-    channels_last memory, to the same outputs up to the rounding of `dtype`."""
-    size = network.preprocessing.size
-    fold_batch_norms(network.requires_grad_(False), torch.zeros(1, 3, size, size))
+    """Converts an eval-mode network, in place, into a faster equivalent on `device`.
+
+    It takes images (N, 3, S, S) of `dtype` in channels_last memory; the outputs are the same up to the rounding of
+    `dtype`. The network given must not be used afterwards. On CUDA, fp32 switches TF32 off for the whole process, whose
+    convolutions would keep 10 bits of the mantissa only.
+    """
+    size, made_on = network.preprocessing.size, next(network.parameters()).device
+    fold_batch_norms(network.requires_grad_(False), torch.zeros(1, 3, size, size, device=made_on))
+    if device.type == "cuda" and dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
     network = network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
     return fast_resnet(network) if isinstance(network, ModifiedResNet) else _fuse_convolutions(network)
 
@@ -55,6 +62,7 @@ def fast_resnet(tower: ModifiedResNet) -> nn.Sequential:
     )
 
 
+PACKING = threading.Lock()  # of the module and not of each layer: a lock cannot be copied or pickled
 ACTIVATIONS = {  # name -> how oneDNN calls it
     "none": ("none", [], ""),
     "relu": ("relu", [], ""),
@@ -79,15 +87,25 @@ class FusedConv(nn.Module):
             y = y if shortcut is None else y.add_(shortcut)
             return y if self.activation == "none" else getattr(F, self.activation)(y, inplace=True)
         onednn = torch.ops.mkldnn
-        if not self.packed:  # the layout that suits one image suits a batch; without a size it is a bad guess
-            size = [1, *x.shape[1:]]
-            self.weight, self.packed = onednn._reorder_convolution_weight(self.weight, *self.geometry, size), True
+        if not self.packed:
+            self._pack([1, *x.shape[1:]])
         activation = ACTIVATIONS[self.activation]
         if shortcut is None:
             return onednn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *activation)
         with_addition = onednn._convolution_pointwise_.binary
         behind = activation if activation[0] == "relu" else (None, [], None)  # it knows no other, and no "none" either
         return with_addition(shortcut, x, self.weight, self.bias, *self.geometry, "add", 1.0, *behind)
+
+    def _pack(self, size: list[int]) -> None:
+        """Lay out the weights for oneDNN's kernels; once, also when several threads come first.
+
+        The layout that suits one image, whose `size` (1, C, H, W) is given, suits a batch; without a size oneDNN
+        chooses badly.
+        """
+        with PACKING:
+            if not self.packed:
+                self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.geometry, size)
+                self.packed = True
 
 
 class FastBottleneck(nn.Module):

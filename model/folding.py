@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 @torch.no_grad()
@@ -17,12 +17,12 @@ def fold_batch_norms(network: nn.Module, images: Tensor) -> None:
     nowhere else, as it is in all networks here; a batch norm before a convolution stays, because zeros pad its output.
     """
     made_by: dict[int, tuple[Tensor, nn.Conv2d]] = {}   # the tensors are kept, so that no two have the same id
-    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
+    pairs: dict[Any, nn.Conv2d] = {}
 
     def watch(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         if isinstance(module, nn.Conv2d):
             made_by[id(output)] = output, module
-        elif isinstance(module, nn.BatchNorm2d) and id(inputs[0]) in made_by:
+        elif isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm) and id(inputs[0]) in made_by:
             pairs[module] = made_by[id(inputs[0])][1]
 
     hooks = [module.register_forward_hook(watch) for module in network.modules()]
@@ -30,8 +30,8 @@ def fold_batch_norms(network: nn.Module, images: Tensor) -> None:
     for hook in hooks:
         hook.remove()
     for norm, conv in pairs.items():
-        folded = fuse_conv_bn_eval(conv, norm)
-        conv.weight, conv.bias = folded.weight, folded.bias
+        statistics = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *statistics)
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if child in pairs:

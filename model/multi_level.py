@@ -19,11 +19,14 @@ from .face_trunk import FaceTrunk
 from .mobilefacenet import MobileFaceNet
 from .preprocessing import FACE_PREPROCESSING, Preprocessing
 
-TRUNKS = ("trunk.", "factor_trunk.")  # how the names of what is read, and stays as it was, begin
+TRUNKS = ("trunk.", "factor_trunk.")  # prefixes of the networks that are read, which may be frozen
 
 
 class MultiLevelTower(nn.Module):
     """Normalised aligned faces (N, 3, S, S) -> features (N, output_dim), not of unit length."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(
         self,
@@ -41,6 +44,10 @@ class MultiLevelTower(nn.Module):
         self.hidden = nn.Linear(self.width, hidden)
         self.project = nn.Linear(hidden, output_dim)
         self.dropout = dropout  # of the levels and of the hidden layer, in training only
+        own, other = self.preprocessing, FACE_PREPROCESSING  # the factor trunk expects its own normalisation
+        changes = zip(*map(_change_of, own.mean, own.std, other.mean, other.std), strict=True)
+        for name, values in zip(("scale", "shift"), changes, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -51,8 +58,9 @@ class MultiLevelTower(nn.Module):
         return self.read(self.levels(x))
 
     def levels(self, x: Tensor) -> Tensor:
-        """What the trunk says of faces (N, 3, S, S): mean and spread of each channel of its maps, its embedding, and
-        the logarithm of that embedding's length; then those of the factor trunk's maps; (N, L), float32."""
+        """The features of faces (N, 3, S, S) at all levels of the trunk, (N, L) float32: mean and standard deviation of
+        each channel of its maps, its embedding, and the logarithm of the embedding's L2 norm; then those of the factor
+        trunk's maps."""
         maps = self.trunk.maps(x)
         embedding = self.trunk.embedding(maps[-1]).float()
         length = embedding.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
@@ -61,12 +69,7 @@ class MultiLevelTower(nn.Module):
     def _factor_levels(self, x: Tensor) -> list[Tensor]:
         if self.factor_trunk is None:
             return []
-        own, other = self.preprocessing, FACE_PREPROCESSING
-        scale, shift = (
-            torch.tensor(values, dtype=x.dtype, device=x.device).view(3, 1, 1)
-            for values in zip(*map(_change_of, own.mean, own.std, other.mean, other.std), strict=True)
-        )
-        return _means_and_spreads(self.factor_trunk.maps(x * scale + shift))
+        return _means_and_spreads(self.factor_trunk.maps(x * self.scale + self.shift))
 
     def read(self, levels: Tensor) -> Tensor:
         """Levels (N, L) -> features (N, output_dim)."""

@@ -11,6 +11,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+_constants: dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor] = {}
+
+
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of these numbers, made once for each device: a copy from the host in every batch makes a GPU wait."""
+    key = values, dtype, device
+    if key in _constants:
+        return _constants[key]
+    with torch.inference_mode(False):  # else it could take no part in a later backward pass
+        made = torch.tensor(values, dtype=dtype, device=device)
+    if type(made) is Tensor:  # a fake one, while a network is exported, must not outlive the export
+        _constants[key] = made
+    return made
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -38,8 +52,12 @@ class Preprocessing:
         """
         expected = (self.size, self.size, 3)
         assert batch.shape[1:] == expected, f"expected (N, *{expected}), got {tuple(batch.shape)}"
-        mean, std = (torch.tensor(v, device=batch.device).view(3, 1, 1) for v in (self.mean, self.std))
-        return batch.permute(0, 3, 1, 2).to(torch.float32, copy=True).mul_(1 / (255 * std)).sub_(mean / std)
+        return self.normalise_pixels(batch.permute(0, 3, 1, 2).to(torch.float32, copy=True))
+
+    def normalise_pixels(self, pixels: Tensor) -> Tensor:
+        """float32 RGB in [0, 255] (N, 3, H, W) -> (x / 255 - mean) / std, in place."""
+        mean, std = (constant(values, torch.float32, pixels.device).view(3, 1, 1) for values in (self.mean, self.std))
+        return pixels.mul_(1 / (255 * std)).sub_(mean / std)
 
     def to_json(self) -> str:
         """As the entry `preprocessing` of a checkpoint's metadata."""

@@ -23,7 +23,7 @@ from cr_fiqa_parts import (
 )
 from safetensors.torch import load_file, save_file
 from test_cr_fiqa_recordio import content
-from training_parts import read_log, same_tensors
+from training_parts import join, read_log, same_tensors
 
 from labels.anchors import EmbeddedFaces, load_header
 from methods.cr_fiqa import verify
@@ -289,13 +289,7 @@ def test_published_schedules():
 
 def save_gradients(rank: int, count: int, settings: dict, path: str) -> None:
     """The gradients of one batch, in eval mode, as process `rank` has them."""
-    import os
-
-    torch.set_num_threads(1)
-    if count > 1:
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29613", "WORLD_SIZE": str(count)}
-        os.environ |= rendezvous | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    processes.start("cpu")
+    join(rank, count, Path(f"{path}.store"))
     run, identities = start(Config(**settings))
     run.backbone.eval()
     batch = next(identities.images.batches(run.config.batch_size, seed=(0,)))

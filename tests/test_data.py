@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 
 import pytest
+import recipe
 import torch
+from PIL import Image
 from training_parts import write_faces
 
 from faces.reader import ImageError, read_image
 from labels.label_table import Label, write_labels
 from methods.clib_fiqa.data import normalise_quality, read_faces
-from model.preprocessing import FACE_PREPROCESSING
+from model.preprocessing import CLIP_PREPROCESSING, FACE_PREPROCESSING
+from training.batches import network_input
+from training.means import StepValues
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +82,8 @@ def test_rows_that_cannot_train_are_left_out(tmp_path, cache):
     faces, skipped = read_faces(tmp_path / "labels.tsv", FACE_PREPROCESSING, cache=cache)
     assert sorted(skipped) == [("1.png", "no_quality"), ("cut.png", "truncated"), ("gone.png", "missing")]
     assert faces.images.usable.tolist() == [0, 4, 5]
-    assert faces.quality[5].item() == pytest.approx((3 - 0.5) / 8.5)  # the extremes are those of the file
-    assert faces.quality[2].isnan()
+    assert faces.quality[[0, 4, 5]].tolist() == [0, 0.5, 1]  # the extremes are those of the rows that train
+    assert faces.quality[1:4].isnan().all()
 
 
 def test_too_few_rows(tmp_path):
@@ -119,3 +123,53 @@ def test_given_qualities_must_be_in_range():
     assert normalise_quality(torch.tensor([0.2, math.nan]), "none")[0] == torch.tensor(0.2)
     with pytest.raises(ValueError, match="--normalise none"):
         normalise_quality(torch.tensor([0.2, 1.2]), "none")
+
+
+def test_full_batches_drop_what_is_left_over(table):
+    faces, _ = read_faces(table, FACE_PREPROCESSING)
+    assert faces.images.steps(4, "full") == 2
+    epochs = [list(faces.images.batches(4, seed=(0, epoch), sizes="full")) for epoch in range(20)]
+    assert {len(batch.rows) for batches in epochs for batch in batches} == {4}
+    assert all(len(torch.cat([batch.rows for batch in batches]).unique()) == 8 for batches in epochs)
+    seen = torch.cat([batch.rows for batches in epochs for batch in batches]).unique()
+    assert len(seen) == 11  # every image has its turn
+    assert faces.images.describe(4, "full") == "2 steps an epoch; each leaves out 3 images, chosen at random"
+    assert faces.images.describe(4, "even") == "3 steps an epoch"
+    with pytest.raises(ValueError, match="--batches full: 11 images and 1 processes cannot fill a batch of 12"):
+        faces.images.steps(12, "full")
+
+
+@pytest.mark.parametrize("cache", ["yes", "no"])
+def test_crops_are_enlarged_on_the_device(tmp_path, cache):
+    """To what the CPU gives, which rounds to whole grey levels twice, along rows and along columns."""
+    for index in range(3):
+        picture = Image.fromarray(recipe.mirror_image(index, 112))
+        picture.save(tmp_path / f"{index}.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
+    names = ["0.png", "small.png", "1.png", "2.png"]
+    write_labels(tmp_path / "labels.tsv", [Label(name, index, 0, 0, 0, 0, 0) for index, name in enumerate(names)])
+    table = tmp_path / "labels.tsv"
+    crops, skipped = read_faces(table, CLIP_PREPROCESSING, cache=cache, cache_size="crop")
+    assert skipped == [("small.png", "not_112x112")]
+    whole, _ = read_faces(table, CLIP_PREPROCESSING, cache=cache)
+    rows = crops.images.usable
+    assert rows.tolist() == [0, 2, 3]
+    (_, small), *_ = crops.images.in_order(4)
+    (_, large), *_ = whole.images.in_order(4)
+    assert small.shape == (3, 112, 112, 3)
+    found = network_input(small, CLIP_PREPROCESSING)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    expected = CLIP_PREPROCESSING.normalise(large[[0, 2, 3]])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1.01 / 255 / min(CLIP_PREPROCESSING.std))
+
+
+def test_the_host_receives_each_step_once():
+    values = StepValues(torch.device("cpu"))
+    values.every = 3
+    for index in range(1, 6):
+        values.add(torch.tensor([float(index), 1.0]), weight=index)
+        if values.due:
+            assert values.read() == [(1, [1.0, 1.0]), (2, [2.0, 1.0]), (3, [3.0, 1.0])]
+    assert values.read() == [(4, [4.0, 1.0]), (5, [5.0, 1.0])]
+    assert values.read() == []
+    assert values.means().tolist() == pytest.approx([(1 + 4 + 9 + 16 + 25) / 15, 1.0])

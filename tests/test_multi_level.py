@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +18,13 @@ import train
 from config_train import TrainConfig
 from methods.clib_fiqa.data import read_faces
 from methods.clib_fiqa.frozen import frozen_levels, tower_of
-from methods.clib_fiqa.loop import image_features
+from methods.clib_fiqa.loop import calibrate, image_features
 from methods.clib_fiqa.run import start_run
 from model import load
 from model.clib_fiqa import ClibFiqa
 from model.clip import CLIP, TextShape
 from model.face_trunk import FaceTrunk
-from model.fast import accelerate
+from model.fast import FusedConv, accelerate
 from model.mobilefacenet import MobileFaceNet, TrunkShape
 from model.multi_level import MultiLevelTower
 from model.preprocessing import FACE_PREPROCESSING
@@ -156,3 +159,44 @@ def test_another_tower_is_refused(config: TrainConfig, tmp_path: Path) -> None:
     save_file({key: value.contiguous() for key, value in clip.state_dict().items()}, tmp_path / "trunk.safetensors")
     with pytest.raises(ValueError, match=r"--freeze trunk needs .* the start weights hold a FaceTrunk"):
         train.train(replace(config, clip_model=str(tmp_path / "trunk.safetensors")))
+
+
+def test_calibration_is_without_dropout(config: TrainConfig) -> None:
+    """In training mode too; the batch norms have the statistics of their batches, as published."""
+    run = start_run(replace(config, dropout=0.5), torch.device("cpu"))
+    table, _ = read_faces(config.data_list, run.model.preprocessing)
+    table.images.cached = frozen_levels(tower_of(run.model), table.images, run.device)
+    before = tower_of(run.model).standardise.running_mean.clone()
+    found = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        calibrate(run, table)
+        found.append(run.divergences)
+    assert torch.equal(*found)
+    assert tower_of(run.model).dropout == 0.5
+    assert not torch.equal(tower_of(run.model).standardise.running_mean, before)
+
+
+@torch.no_grad()
+def test_threads_that_come_first_together_pack_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = FusedConv(torch.nn.Conv2d(16, 16, 3, padding=1).eval().to(memory_format=torch.channels_last), "relu")
+    if not layer.onednn:
+        pytest.skip("needs a torch with oneDNN")
+    images = torch.randn(1, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    pack, calls, all_there = torch.ops.mkldnn._reorder_convolution_weight, [], threading.Barrier(4)
+
+    def slow_pack(*args: object) -> torch.Tensor:
+        calls.append(1)
+        time.sleep(0.2)  # long enough for the others to arrive
+        return pack(*args)
+
+    def forward(_: int) -> torch.Tensor:
+        all_there.wait(timeout=60)
+        with torch.no_grad():
+            return layer(images)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", slow_pack)
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(forward, range(4)))
+    assert calls == [1]
+    assert all(torch.equal(output, outputs[0]) for output in outputs)

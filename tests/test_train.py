@@ -17,11 +17,11 @@ import train
 from config_train import PAPER, TrainConfig
 from labels.label_table import read_labels, write_labels
 from methods.clib_fiqa.data import read_faces
-from methods.clib_fiqa.loop import TrainingError
 from methods.clib_fiqa.losses import TASKS
 from model import load
 from model.checkpoint import sha256_of
 from model.clib_fiqa import expected_quality, marginals
+from training.step import TrainingError
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from faces.reader import ImageError
-from faces.workers import AHEAD, CHUNK, Loaded, load_batches
+from faces.reader import ImageError, read_image
+from faces.workers import AHEAD, CHUNK, Loaded, Readers, load_batches
 
 ROOT = Path(__file__).parents[1]
 FACE = str(ROOT / "samples" / "astronaut.png")
@@ -143,6 +144,59 @@ def test_workers_end_with_their_parent(how: signal.Signals) -> None:
 def test_workers_start_while_opencv_and_torch_hold_threads() -> None:
     run = subprocess.run([sys.executable, "-c", AFTER_THREADS], capture_output=True, text=True, timeout=120)
     assert run.stdout == "1 4\n", run.stderr
+
+
+def test_overlapping_streams_give_opencv_its_threads_back() -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        first, second = (load_batches([FACE] * 20, left_half, 4, 1) for _ in range(2))
+        next(first), next(second)
+        first.close()
+        second.close()
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+
+
+def process_and_picture(rgb: np.ndarray) -> tuple[int, np.ndarray]:
+    return os.getpid(), rgb
+
+
+def test_readers_keep_their_processes(files: list[str]) -> None:
+    readers = Readers(process_and_picture, 2)
+    try:
+        pids = [{item.value[0] for batch in readers.batches([FACE] * 40, 8) for item in batch} for _ in range(2)]
+        abandoned = readers.batches([FACE] * 100, 8)
+        next(abandoned)
+        del abandoned
+        values = [item.value for batch in readers.batches(files, 8) for item in batch]
+        assert {value[0] for value in values if value} <= pids[0] == pids[1]
+        assert [value[1].shape[1] for value in values if value] == [*range(8, 13), 2, *range(13, 28)]
+    finally:
+        readers.close()
+    assert multiprocessing.active_children() == []
+
+
+def enlarged(rgb: np.ndarray) -> dict[str, np.ndarray]:
+    """Arrays that fit into the shared memory, those that do not, and one that is not contiguous."""
+    return {"small": rgb[:8, :8].copy(), "large": np.tile(rgb, (3, 3, 1)), "mirrored": rgb[:, ::-1]}
+
+
+def test_arrays_arrive_as_they_were_whatever_their_size() -> None:
+    """In two streams at once, of which the second finds no free place in the shared memory."""
+    image = read_image(FACE)
+    readers = Readers(enlarged, 1)
+    try:
+        streams = [readers.batches([FACE] * 30, 5) for _ in range(2)]
+        for batches in zip(*streams, strict=True):
+            for item in (item for batch in batches for item in batch):
+                assert item.value is not None
+                for name, value in enlarged(image).items():
+                    np.testing.assert_array_equal(item.value[name], value)
+                item.value["small"][:] = 0   # it is the caller's own
+    finally:
+        readers.close()
 
 
 def test_loaded_says_what_happened(files: list[str]) -> None:

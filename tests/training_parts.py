@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import recipe
 import torch
+import torch.distributed as dist
 from PIL import Image
 from recipe_tensors import golden_shapes, recipe_fill
 from safetensors.torch import save_file
@@ -38,6 +39,13 @@ def write_faces(folder: Path, count: int) -> Path:
     factors = rng.integers((3, 3, 2, 2, 2), size=(count, 5)).tolist()  # blur, pose, expression, illumination, occlusion
     write_labels(folder / "labels.tsv", [Label(f"{i}.png", rng.random(), *row) for i, row in enumerate(factors)])
     return folder / "labels.tsv"
+
+
+def join(rank: int, count: int, file: Path) -> None:
+    """Join a group of `count` processes on this machine, which meet in a file that must not exist before."""
+    torch.set_num_threads(1)
+    if count > 1:
+        dist.init_process_group("gloo", store=dist.FileStore(str(file), count), rank=rank, world_size=count)
 
 
 def run_train(

@@ -8,13 +8,20 @@ the whole batch; each sends gradients through its own share, and the sum over th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from model.device import best_device, pick_device
+
+LONGEST_WAIT = timedelta(hours=1)  # of a process for the others: they may read a large data set at unequal speeds
+BUCKET_BYTES = 25_000_000  # gradients that travel together; DistributedDataParallel's default too
+
+Key = TypeVar("Key")
 
 
 def start(device: str) -> torch.device:
@@ -25,8 +32,10 @@ def start(device: str) -> torch.device:
     found = pick_device(device)
     if found.type == "cuda":
         torch.cuda.set_device(found)
+        torch.backends.cudnn.benchmark = True  # all batches of an epoch have one or two sizes
     if "LOCAL_RANK" in os.environ:
-        dist.init_process_group("nccl" if found.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"  # NCCL takes no tensors of the CPU
+        dist.init_process_group(backend, timeout=LONGEST_WAIT)
     return found
 
 
@@ -71,12 +80,92 @@ def sum_in_place(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
+def mean(values: Tensor) -> Tensor:
+    """The mean of the tensors of all processes, on the device of `values`, which the backend must take."""
+    total = values.clone()
+    sum_in_place(total)
+    return total / count()
+
+
+def merge(found: Mapping[Key, Any]) -> dict[Key, Any]:
+    """The entries of all processes, the same in each. Where two have the same key, the lower rank's counts."""
+    if count() == 1:
+        return dict(found)
+    every: list[Any] = [None] * count()
+    dist.all_gather_object(every, dict(found))
+    return {key: value for each in reversed(every) for key, value in each.items()}
+
+
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace the gradients by their sums over the processes, in one message."""
+    """Replace the gradients by their sums over the processes, in one message behind the backward pass."""
     if count() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(summed.view_as(gradient))
+    _copy_back(gradients, flat)
+
+
+class GradientSums:
+    """Sums the gradients of some weights over the processes while the backward pass still runs.
+
+    The weights are divided into buckets of `BUCKET_BYTES`, the last layers first, since their gradients come first.
+    When a bucket and those before it are complete, one message with its gradients starts in the background. The order
+    of the messages is that of the buckets, so it is the same in all processes. `finish` belongs behind every backward
+    pass. With one process nothing happens.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self.buckets = _buckets([weight for weight in reversed(list(weights)) if weight.requires_grad])
+        self.bucket_of = {weight: index for index, bucket in enumerate(self.buckets) for weight in bucket}
+        self._begin()
+        if count() > 1:
+            for weight in self.bucket_of:
+                weight.register_post_accumulate_grad_hook(self._take)
+
+    def finish(self) -> None:
+        """Wait until `.grad` of each weight is the sum over the processes. A weight without a gradient, which it then
+        lacks in every process, keeps none."""
+        if count() > 1:
+            while self.started < len(self.buckets):  # those in which a weight had no gradient
+                self._start_next()
+            for gradients, flat, work in self.messages:
+                work.wait()
+                _copy_back(gradients, flat)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.missing = [len(bucket) for bucket in self.buckets]  # gradients that have not come yet
+        self.started = 0  # buckets whose message is on its way
+        self.messages: list[tuple[list[Tensor], Tensor, Any]] = []
+
+    def _take(self, weight: Tensor) -> None:
+        self.missing[self.bucket_of[weight]] -= 1
+        while self.started < len(self.buckets) and not self.missing[self.started]:
+            self._start_next()
+
+    def _start_next(self) -> None:
+        gradients = [weight.grad for weight in self.buckets[self.started] if weight.grad is not None]
+        self.started += 1
+        if gradients:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            self.messages.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
+
+
+def _copy_back(gradients: Sequence[Tensor], flat: Tensor) -> None:
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(weights: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The weights in their order, divided where `BUCKET_BYTES` are full."""
+    buckets: list[list[Tensor]] = []
+    filled = 0
+    for weight in weights:
+        size = weight.numel() * weight.element_size()
+        if not buckets or filled + size > BUCKET_BYTES:
+            buckets.append([])
+            filled = 0
+        buckets[-1].append(weight)
+        filled += size
+    return buckets

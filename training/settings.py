@@ -75,9 +75,11 @@ def _comments(kind: type) -> dict[str, tuple[str, str]]:
         if line.startswith("# --"):
             group = line.strip("# -")
         elif line.startswith("# "):
-            comment = line[2:]
-        elif match := re.match(r"(\w+): ", line):
-            found[match[1]] = (group, comment)
+            comment = f"{comment} {line[2:]}".lstrip()
+        else:
+            if match := re.match(r"(\w+): ", line):
+                found[match[1]] = (group, comment)
+            comment = ""
     return found
 
 

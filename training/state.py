@@ -1,16 +1,72 @@
-"""What runs leave on the disk, whatever they train: the tensors of optimisers, logs and texts, replaced atomically."""
+"""What runs leave on the disk, whatever they train: the state that --resume continues from, and the log.
+
+Both are written atomically, and neither needs unpickling: safetensors and JSON lines.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.checkpoint import load_strict, read_checkpoint, save_checkpoint
 from model.files import write_text
+from training.settings import flag
+
+
+def save_state(
+    path: Path,
+    system: str,
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    others: Mapping[str, Tensor | None],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write what later epochs depend on. The key of a tensor begins with the name of its network or optimiser; of
+    `others` those that are None are left out. `facts` must be JSON, and hold the `settings` and a hash `data`."""
+    tensors: dict[str, Tensor] = {}
+    for name, network in networks.items():
+        tensors |= prefixed(f"{name}.", network.state_dict())
+    for name, optimizer in optimizers.items():
+        tensors |= optimizer_tensors(optimizer, f"{name}.")
+    tensors |= {key: tensor for key, tensor in others.items() if tensor is not None}
+    save_checkpoint(path, tensors, {"system": f"{system}-training", "run": json.dumps(facts)})
+
+
+def read_state(path: Path, folder_flag: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts of `save_state`. Raises ValueError, naming the flag of the folder, when there are none."""
+    if not path.is_file():
+        raise ValueError(f"--resume: there is no {path}; leave --resume out to begin, or check {folder_flag}")
+    tensors, metadata = read_checkpoint(path)
+    return tensors, json.loads(metadata["run"])
+
+
+def require_same_settings(path: Path, before: Mapping[str, Any], settings: Any, free: Collection[str]) -> None:
+    """Raise ValueError, naming the flag, when the dataclass `settings` differs from those `before` in a field that is
+    not in `free`. Settings that only one of them has do not count."""
+    now = json.loads(json.dumps(asdict(settings)))
+    for name in now.keys() & before.keys() - free:
+        if now[name] != before[name]:
+            asked = f"{flag(name)} {before[name]}"
+            raise ValueError(f"--resume: {path} was begun with {asked}, not {now[name]}; give {asked}")
+
+
+def restore(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    networks: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+) -> None:
+    """Give networks and optimisers the tensors that `save_state` took. Raises CheckpointError when they do not fit."""
+    for name, network in networks.items():
+        load_strict(network, without_prefix(f"{name}.", tensors), path)
+    for name, optimizer in optimizers.items():
+        load_optimizer(optimizer, f"{name}.", tensors)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

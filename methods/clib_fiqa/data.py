@@ -15,17 +15,21 @@ from labels.label_table import read_labels, resolve
 from methods.clib_fiqa.losses import TASKS
 from model.preprocessing import Preprocessing
 from training import processes
-from training.images import Cache, Images, read_images
+from training.images import Cache, CacheSize, Images, read_images
 
 
 @dataclass
 class LabelledFaces:
-    """A label table, row for row: `quality` (N,) in [0, 1] (NaN without an anchor) and `factors` int64 (N, 5) in the
-    order of `TASKS[1:]`. Only the rows in `images.usable` have both an anchor and a readable image."""
+    """A label table, row for row: `quality` (N,) in [0, 1] (NaN in rows that do not train) and `factors` int64 (N, 5)
+    in the order of `TASKS[1:]`. Only the rows in `images.usable` train: they have an anchor and a readable image."""
 
     images: Images
     quality: Tensor
     factors: Tensor
+
+    def to(self, device: torch.device) -> LabelledFaces:
+        """With the labels on the device, where every step looks them up; the images stay."""
+        return LabelledFaces(self.images, self.quality.to(device), self.factors.to(device))
 
 
 def read_faces(
@@ -34,12 +38,13 @@ def read_faces(
     *,
     normalise: Literal["minmax", "percentile", "none"] = "minmax",
     cache: Cache = "auto",
+    cache_size: CacheSize = "network",
     workers: int = 0,
 ) -> tuple[LabelledFaces, list[tuple[str, str]]]:
     """The faces of a label table, and the (path, status) of its rows that cannot train.
 
-    The status of a bad image is the reader's; a row without an anchor has status `no_quality`. Raises ValueError when
-    too few rows are left.
+    The status of a bad image is the reader's; a row without an anchor has status `no_quality`. The anchors are
+    normalised over the rows that train. Raises ValueError when too few rows are left.
     """
     if not Path(table).is_file():
         raise ValueError(f"--data-list {table}: no such file; generate_labels.py writes a label table")
@@ -47,7 +52,7 @@ def read_faces(
     rows = [row for row, label in enumerate(labels) if label.quality is not None]
     raw = [math.nan if label.quality is None else label.quality for label in labels]
     paths = [str(resolve(label, table)) for label in labels]
-    images, bad = read_images(paths, rows, preprocessing, cache, workers)
+    images, bad = read_images(paths, rows, preprocessing, cache, workers, cache_size=cache_size)
     skipped = [(label.path, "no_quality") for label in labels if label.quality is None]
     skipped += [(labels[row].path, status) for row, status in bad.items()]
     if len(images.usable) < 2 * processes.count():
@@ -57,14 +62,16 @@ def read_faces(
             f"{' (' + ', '.join(reasons) + ')' if reasons else ''}; training needs {2 * processes.count()} or more"
         )
     factors = torch.tensor([[getattr(label, factor) for factor in TASKS[1:]] for label in labels])
-    quality = normalise_quality(torch.tensor(raw, dtype=torch.float64), normalise).float()
+    anchors = torch.full((len(labels),), math.nan, dtype=torch.float64)
+    anchors[images.usable] = torch.tensor(raw, dtype=torch.float64)[images.usable]
+    quality = normalise_quality(anchors, normalise).float()
     return LabelledFaces(images, quality, factors), skipped
 
 
 def normalise_quality(quality: Tensor, method: Literal["minmax", "percentile", "none"] = "minmax") -> Tensor:
     """Anchors (N,), NaN where there is none, to [0, 1].
 
-    `minmax` by the extremes of the table (published; one outlier moves all), `percentile` by its 1st and 99th
+    `minmax` by the extremes (published; one outlier moves all), `percentile` by the 1st and 99th
     percentile, clipped, `none` for anchors that are in [0, 1] already. Equal anchors become 0.5.
     Raises ValueError for `none` with an anchor outside [0, 1].
     """

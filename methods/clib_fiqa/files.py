@@ -1,6 +1,6 @@
 """What a run writes into its folder: the state that --resume continues from, the log, the confidences, the model.
 
-All are replaced atomically, and none needs unpickling: safetensors, JSON lines and tab-separated text.
+All are written atomically, and none needs unpickling: safetensors, JSON lines and tab-separated text.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from methods.clib_fiqa.calibration import certainty
 from methods.clib_fiqa.data import LabelledFaces
 from methods.clib_fiqa.run import ClibFiqaRun
-from model.checkpoint import load_strict, read_checkpoint, save_checkpoint, sha256_of
+from model.checkpoint import save_checkpoint, sha256_of
 from model.files import write_text
 from model.prompts import prompts_hash
-from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix, write_record
+from training import state
 
 # Settings that a resumed run may change; the others would make two runs out of one. Of the label table and the start
 # weights only the path may change.
 FREE = {
-    *("data_list", "clip_model", "mlp", "checkpoints", "device", "precision", "num_workers", "cache", "resume"),
-    *("epochs", "lr", "mlp_lr", "save_every", "save_text_tower", "tensorboard"),
+    *("data_list", "clip_model", "mlp", "checkpoints", "device", "precision", "num_workers", "cache", "compile"),
+    *("resume", "epochs", "lr", "mlp_lr", "save_every", "save_text_tower", "tensorboard"),
 }
 
 
@@ -39,14 +40,7 @@ def write_epoch(run: ClibFiqaRun, faces: LabelledFaces, record: Mapping[str, Any
 
 
 def save_state(run: ClibFiqaRun) -> None:
-    """Write state.safetensors: all that the epochs to come depend on (orders and flips follow from seed and epoch)."""
-    tensors = {
-        **prefixed("model.", run.model.state_dict()),
-        **prefixed("mlp.", run.mlp.state_dict()),
-        **optimizer_tensors(run.optimizer, "optimizer."),
-    }
-    if run.divergences is not None:
-        tensors["divergences"] = run.divergences
+    """Write state.safetensors: all that later epochs depend on (orders and flips follow from seed and epoch)."""
     facts = {
         "epoch": run.epoch,
         "history": run.history,
@@ -54,7 +48,8 @@ def save_state(run: ClibFiqaRun) -> None:
         "settings": asdict(run.config),
         "data": sha256_of(run.config.data_list),
     }
-    save_checkpoint(_state_path(run), tensors, {"system": "clib-fiqa-training", "run": json.dumps(facts)})
+    others = {"divergences": run.divergences}
+    state.save_state(_state_path(run), "clib-fiqa", _networks(run), {"optimizer": run.optimizer}, others, facts)
 
 
 def load_state(run: ClibFiqaRun) -> None:
@@ -63,16 +58,15 @@ def load_state(run: ClibFiqaRun) -> None:
     Raises ValueError when the state is of other settings or another label table.
     """
     path = _state_path(run)
-    if not path.is_file():
-        raise ValueError(f"--resume: there is no {path}; leave --resume out to begin, or check --checkpoints")
-    tensors, metadata = read_checkpoint(path)
-    facts = json.loads(metadata["run"])
-    _require_same_run(run, facts, path)
-    load_strict(run.model, without_prefix("model.", tensors), path)
-    load_strict(run.mlp, without_prefix("mlp.", tensors), path)
-    load_optimizer(run.optimizer, "optimizer.", tensors)
+    tensors, facts = state.read_state(path, "--checkpoints")
+    if facts["data"] != sha256_of(run.config.data_list):
+        raise ValueError(f"--resume: {run.config.data_list} is not the table that {path} was trained on")
+    free = FREE if run.config.lr_period else FREE - {"epochs"}  # without a period the rate falls over all epochs
+    state.require_same_settings(path, facts["settings"], run.config, free)
+    state.restore(path, tensors, _networks(run), {"optimizer": run.optimizer})
     run.scaler.load_state_dict(facts["scaler"])
-    run.epoch, run.history, run.divergences = facts["epoch"], facts["history"], tensors.get("divergences")
+    run.epoch, run.history = facts["epoch"], facts["history"]
+    run.divergences = tensors["divergences"].to(run.device) if "divergences" in tensors else None
 
 
 def save_model(run: ClibFiqaRun) -> Path:
@@ -99,7 +93,7 @@ def save_model(run: ClibFiqaRun) -> Path:
 
 def write_log(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:
     """Add the epoch's line to log.jsonl; lines of this epoch and later ones, left by an earlier attempt, go."""
-    write_record(Path(run.config.checkpoints) / "log.jsonl", record)
+    state.write_record(Path(run.config.checkpoints) / "log.jsonl", record)
     if run.config.tensorboard:
         _write_tensorboard(run, record)
 
@@ -107,8 +101,9 @@ def write_log(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:
 def write_confidences(run: ClibFiqaRun, faces: LabelledFaces) -> None:
     """Write confidence.tsv: path, divergence d and certainty rho of each row that trains, in the table's order."""
     assert run.divergences is not None, "before calibration"
-    rows = zip(faces.images.usable.tolist(), run.divergences[faces.images.usable].tolist(), strict=True)
-    rho = certainty(run.divergences).tolist()
+    divergences, usable = run.divergences.cpu(), faces.images.usable
+    rows = zip(usable.tolist(), divergences[usable].tolist(), strict=True)
+    rho = certainty(divergences).tolist()
     lines = [f"{faces.images.paths[row]}\t{d!r}\t{rho[row]!r}" for row, d in rows]
     write_text(Path(run.config.checkpoints) / "confidence.tsv", "\n".join(["path\tdivergence\tcertainty", *lines, ""]))
 
@@ -117,15 +112,8 @@ def _state_path(run: ClibFiqaRun) -> Path:
     return Path(run.config.checkpoints) / "state.safetensors"
 
 
-def _require_same_run(run: ClibFiqaRun, facts: Mapping[str, Any], path: Path) -> None:
-    if facts["data"] != sha256_of(run.config.data_list):
-        raise ValueError(f"--resume: {run.config.data_list} is not the table that {path} was trained on")
-    now = json.loads(json.dumps(asdict(run.config)))
-    for name, before in facts["settings"].items():
-        fixed = name not in FREE or (name == "epochs" and run.config.lr_period == 0)
-        if fixed and now.get(name) != before:
-            asked = f"--{name.replace('_', '-')} {before}"
-            raise ValueError(f"--resume: {path} was begun with {asked}, not {now.get(name)}; give {asked}")
+def _networks(run: ClibFiqaRun) -> dict[str, nn.Module]:
+    return {"model": run.model, "mlp": run.mlp}
 
 
 def _write_tensorboard(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:

@@ -1,23 +1,21 @@
 """The two stages of CLIB-FIQA's training (Ou et al., CVPR 2024) and the calibration of confidence between them.
 
 Stage 1 fits the joint distribution of an image to its quality anchor and its factor labels, and a small MLP to read
-the quality off the factors alone. Calibration then asks how far the two predictions diverge: the more the factors
-contradict the quality, the less certain the anchor. Stage 2 fits to targets that are the flatter the less certain.
+the quality off the factors alone. Calibration then measures how far the two predictions diverge: an anchor that the
+factors contradict is less certain. Stage 2 fits to targets that are flatter where the anchor is less certain.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from methods.clib_fiqa.calibration import certainty, divergence
 from methods.clib_fiqa.data import LabelledFaces
@@ -25,11 +23,17 @@ from methods.clib_fiqa.frozen import tower_of
 from methods.clib_fiqa.losses import TASKS, earth_movers_distance, score_to_distribution, task_losses
 from methods.clib_fiqa.run import ClibFiqaRun
 from methods.clib_fiqa.weighting import loss_weights
-from model.clib_fiqa import factor_joint, marginals
+from model.clib_fiqa import ClibFiqa, factor_joint, marginals
+from model.multi_level import MultiLevelTower
 from training import processes
+from training.batches import mirrored, network_input, on_device
+from training.console import progress
 from training.images import Batch, mixed_seed
+from training.means import StepValues
 from training.schedule import cosine_wave, milestones
-from training.step import TrainingError
+from training.step import backward, require_finite, step
+
+ADVICE = "a lower --lr, or --precision fp32, and look for odd values of quality in the label table"
 
 
 def train_epoch(run: ClibFiqaRun, faces: LabelledFaces) -> dict[str, Any]:
@@ -39,25 +43,32 @@ def train_epoch(run: ClibFiqaRun, faces: LabelledFaces) -> dict[str, Any]:
     """
     config, began = run.config, time.perf_counter()
     lr, announced_lr = _set_learning_rates(run)
-    weights = loss_weights(run.history, len(TASKS), config.weighting)
-    factors_weighed = torch.cat([weights[:1], config.factor_weight * weights[1:], torch.ones(1)])  # the last: the MLP's
+    weights = loss_weights(run.history, len(TASKS), config.weighting)  # (6,)
+    stage = 1 if run.divergences is None else 2
+    names = (*TASKS, "mlp")[: 7 if stage == 1 else 6]  # in stage 2 the MLP rests
+    with_mlp = torch.cat([weights[:1], config.factor_weight * weights[1:], torch.ones(1)])
+    loss_factors = with_mlp[: len(names)].to(run.device)
     run.model.train()
     torch.manual_seed(mixed_seed((config.seed, run.epoch, 2, processes.rank())))  # of dropout
-    values = []
-    steps = faces.images.batches(config.batch_size, seed=(config.seed, run.epoch))
-    for step, batch in enumerate(_progress(steps, run, faces), 1):
-        losses = batch_losses(run, faces, batch)
-        norm = update(run, losses @ factors_weighed[: len(losses)].to(run.device))
-        values.append(losses.tolist())
-        _require_finite(run, step, lr, values[-1], norm)
+    images, values = faces.images, StepValues(run.device)
+    steps = images.steps(config.batch_size, config.batches)
+    batches = images.batches(config.batch_size, (config.seed, run.epoch), sizes=config.batches)
+    for index, batch in enumerate(progress(on_device(batches, run.device), _title(run), steps, "step"), 1):
+        losses = batch_losses(run, faces, batch)  # (7,) or (6,), the same in all processes
+        norm = update(run, losses @ loss_factors)
+        values.add(torch.cat([losses.detach(), norm[None]]))
+        if values.due or index == steps:
+            for number, row in values.read():
+                where = f"epoch {run.epoch + 1}, step {number}, at learning rate {lr:.3g}"
+                require_finite(names, row[:-1], row[-1], run.scaler, where, ADVICE)
     if config.freeze != "text-tower":
         run.model.refresh_text_features()
     run.epoch += 1
-    means = torch.tensor(values, dtype=torch.float64).mean(dim=0).tolist()
+    means = values.means()[:-1].tolist()
     run.history.append(means[: len(TASKS)])
     return {
         "epoch": run.epoch,
-        "stage": 1 if run.divergences is None else 2,
+        "stage": stage,
         "lr": announced_lr,
         "lr_used": lr,
         "losses": dict(zip_longest((*TASKS, "mlp"), means)),
@@ -70,10 +81,10 @@ def train_epoch(run: ClibFiqaRun, faces: LabelledFaces) -> dict[str, Any]:
 def batch_losses(run: ClibFiqaRun, faces: LabelledFaces, batch: Batch) -> Tensor:
     """The losses of a batch: (6,) in the order of `TASKS`; in stage 1 (7,), the MLP's the last."""
     config = run.config
-    rho = None if run.divergences is None else certainty(run.divergences[batch.rows]).to(run.device)
-    target = score_to_distribution(faces.quality[batch.rows].to(run.device), rho, config.soft_mapping)
-    labels = faces.factors[batch.rows].to(run.device)
-    joint = predict(run, batch)
+    rho = None if run.divergences is None else certainty(run.divergences[batch.rows])  # (B,)
+    target = score_to_distribution(faces.quality[batch.rows], rho, config.soft_mapping)  # (B, 5)
+    labels = faces.factors[batch.rows]  # (B, 5)
+    joint = predict(run, batch)  # (B, 360): the focal loss is no mean over images, so it needs the whole batch
     losses = task_losses(joint, target, labels, config.quality_weight, config.emd, config.focal)
     if rho is not None:
         return losses
@@ -92,49 +103,62 @@ def predict(run: ClibFiqaRun, batch: Batch) -> Tensor:
 
 def image_features(run: ClibFiqaRun, batch: Batch) -> Tensor:
     """The image tower's features of this process's share of a batch (b, D)."""
-    if run.config.freeze == "trunk":
-        levels = batch.images[torch.arange(len(batch.flip)), batch.flip.long()]
-        return tower_of(run.model).read(levels.to(run.device))
-    images = batch.images.to(run.device)
-    images = torch.where(batch.flip.to(run.device)[:, None, None, None], images.flip(2), images)
-    return run.model.clip.encode_image(run.model.preprocessing.normalise(images))
+    if run.config.freeze == "trunk":  # the batch holds features (b, 2, L) of each image and its mirror image
+        levels = batch.images[torch.arange(len(batch.flip), device=batch.flip.device), batch.flip.long()]
+        return tower_of(run.model).read(levels)
+    images = mirrored(batch.images, batch.flip)
+    return run.model.clip.encode_image(network_input(images, run.model.preprocessing))
 
 
-def update(run: ClibFiqaRun, loss: Tensor) -> float:
-    """One optimisation step of both networks; the longest of their gradients, before clipping."""
-    run.optimizer.zero_grad()
-    run.scaler.scale(loss).backward()
-    processes.sum_gradients(run.model.parameters())
-    run.scaler.unscale_(run.optimizer)
-    norms = [clip_grad_norm_(group["params"], run.config.clip_norm) for group in run.optimizer.param_groups]
-    run.scaler.step(run.optimizer)
+def update(run: ClibFiqaRun, loss: Tensor) -> Tensor:
+    """One optimisation step of both networks; the larger norm of their gradients before clipping, a scalar on the
+    device."""
+    backward(loss, [run.optimizer], run.scaler, run.sums)
+    norm = step(run.optimizer, run.scaler, run.config.clip_norm)
     run.scaler.update()
-    return torch.stack(norms).max().item()
+    return norm
 
 
 @torch.no_grad()
 def calibrate(run: ClibFiqaRun, faces: LabelledFaces) -> dict[str, float]:
-    """Begin stage 2: take the divergence of each usable row, and return their summary for the log.
+    """Begin stage 2: compute the divergence of each usable row, and return their summary for the log.
 
     As published the network stays in training mode, so each image is seen with the statistics of its batch, flipped
-    or not, and the running statistics move; `calibrate_in="eval"` looks at the images as scoring will.
+    or not, and the running statistics move; `calibrate_in="eval"` looks at the images as scoring will. Dropout, which
+    the published network does not have, is off in both.
     """
-    training = run.config.calibrate_in == "train"
+    config, training = run.config, run.config.calibrate_in == "train"
     run.model.train(training)
-    divergences = torch.full((len(faces.images.paths),), math.nan)
-    steps = faces.images.batches(run.config.batch_size, seed=(run.config.seed, run.epoch, 1), flips=training)
-    for batch in _progress(steps, run, faces):
-        joint = predict(run, batch)
-        quality, implied = marginals(joint)["quality"], run.mlp(factor_joint(joint))
-        divergences[batch.rows] = divergence(quality, implied, run.config.confidence).cpu()
+    divergences = torch.full((len(faces.images.paths),), math.nan, device=run.device)
+    batches = faces.images.batches(config.batch_size, (config.seed, run.epoch, 1), flips=training)
+    steps = faces.images.steps(config.batch_size)
+    with without_dropout(run.model):
+        for batch in progress(on_device(batches, run.device), _title(run), steps, "step"):
+            joint = predict(run, batch)  # (B, 360)
+            quality, implied = marginals(joint)["quality"], run.mlp(factor_joint(joint))  # (B, 5), (B, 5)
+            divergences[batch.rows] = divergence(quality, implied, config.confidence)
     run.divergences = divergences
-    found = divergences[faces.images.usable]
+    found = divergences[faces.images.usable.to(run.device)]
     rho = certainty(found)
     return {
         f"{name}_{statistic}": getattr(values, statistic)().item()
         for name, values in (("divergence", found), ("certainty", rho))
         for statistic in ("mean", "min", "max")
     }
+
+
+@contextmanager
+def without_dropout(model: ClibFiqa) -> Iterator[None]:
+    """Dropout of the image tower is off in the block, in training mode too."""
+    tower = model.clip.visual
+    if not isinstance(tower, MultiLevelTower):  # the others have none
+        yield
+        return
+    dropout, tower.dropout = tower.dropout, 0.0
+    try:
+        yield
+    finally:
+        tower.dropout = dropout
 
 
 def _set_learning_rates(run: ClibFiqaRun) -> tuple[float, float]:
@@ -147,26 +171,11 @@ def _set_learning_rates(run: ClibFiqaRun) -> tuple[float, float]:
     return used, announced
 
 
-def _require_finite(run: ClibFiqaRun, step: int, lr: float, losses: Sequence[float], norm: float) -> None:
-    overflow = run.scaler.is_enabled()  # an infinite gradient in fp16 makes the scaler skip the step, and go on
-    if all(map(math.isfinite, losses)) and (math.isfinite(norm) or overflow):
-        return
-    found = ", ".join(f"{name} {value:.4g}" for name, value in zip((*TASKS, "mlp"), losses, strict=False))
-    raise TrainingError(
-        f"the training has diverged in epoch {run.epoch + 1}, step {step}, at learning rate {lr:.3g}: losses {found}; "
-        f"gradient {norm:.4g}. Saved states of earlier epochs are kept: try --resume with a lower --lr, or "
-        "--precision fp32, and look for odd values of quality in the label table"
-    )
-
-
 def describe(record: dict[str, Any]) -> str:
     """The log's line for people."""
     losses = ", ".join(f"{name} {value:.4f}" for name, value in record["losses"].items() if value is not None)
     return "epoch {epoch}: lr {lr_used:.3g}, total {total:.4f} ({}), {seconds:.1f} s".format(losses, **record)
 
 
-def _progress(batches: Iterable[Batch], run: ClibFiqaRun, faces: LabelledFaces) -> Iterator[Batch]:
-    """The batches, with a bar on stderr."""
-    title, total = f"epoch {run.epoch + 1}/{run.config.epochs}", faces.images.steps(run.config.batch_size)
-    hidden = processes.rank() > 0 or None  # None: where stderr is no terminal
-    yield from tqdm(batches, title, total, unit="step", leave=False, disable=hidden, file=sys.stderr)
+def _title(run: ClibFiqaRun) -> str:
+    return f"epoch {run.epoch + 1}/{run.config.epochs}"

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.clib_fiqa import marginals
+from model.preprocessing import constant
 from model.prompts import QUALITY_ANCHORS
 
 TASKS = ("quality", "blur", "occlusion", "illumination", "pose", "expression")  # the order of the task weights
@@ -26,7 +27,7 @@ def score_to_distribution(scores: Tensor, certainty: Tensor | None = None, mappi
     p_n ~ exp(-32 rho d(q, a_n)) with the distance squared (published code) or absolute (paper) and the certainty
     rho (N,), in [0.5, 1] after calibration and 1 before it: a doubtful anchor gives a flatter target.
     """
-    anchors = torch.tensor(QUALITY_ANCHORS, dtype=scores.dtype, device=scores.device)
+    anchors = constant(QUALITY_ANCHORS, scores.dtype, scores.device)
     distance = (scores[:, None] - anchors).abs()  # (N, 5)
     if mapping == "squared":
         distance = distance.square()

@@ -13,6 +13,7 @@ from model import load
 from model.clib_fiqa import ClibFiqa
 from model.clip import TEXT_TOWER_KEYS
 from model.confidence import ConfidenceMLP
+from model.fast import pick_precision
 from model.multi_level import TRUNKS, MultiLevelTower
 from training import processes
 
@@ -34,6 +35,7 @@ class ClibFiqaRun:
     mlp: ConfidenceMLP
     optimizer: torch.optim.AdamW  # two groups: what trains of the model, and the MLP
     scaler: torch.amp.GradScaler  # works in fp16 only
+    sums: processes.GradientSums  # of the model's gradients over the processes
     epoch: int = 0  # epochs finished
     history: list[list[float]] = field(default_factory=list)  # each epoch's mean losses, in the order of TASKS
     divergences: Tensor | None = None  # d of each row of the table (N,), NaN where unusable; None in stage 1
@@ -48,13 +50,15 @@ def start_run(config: TrainConfig, device: torch.device) -> ClibFiqaRun:
 
 
 def prepare_run(config: TrainConfig, device: torch.device, model: ClibFiqa, mlp: ConfidenceMLP) -> ClibFiqaRun:
-    """Put the networks on the device, fix what `--freeze` says, and make the optimiser of the rest."""
+    """Put the networks on the device, freeze what `--freeze` names, and make the optimiser of the rest."""
     freeze(model, config.freeze)
     if isinstance(model.clip.visual, MultiLevelTower):
         model.clip.visual.dropout = config.dropout
     if processes.count() > 1 and device.type == "cuda":  # on the CPU each process has batch statistics of its own
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = synchronise_batch_norms(model, config.freeze)
     model.to(device).to(memory_format=torch.channels_last)
+    if config.compile:
+        model.clip.visual.compile()
     mlp.to(device)
     groups = [[weight for weight in model.parameters() if weight.requires_grad], list(mlp.parameters())]
     optimizer = torch.optim.AdamW(
@@ -62,18 +66,19 @@ def prepare_run(config: TrainConfig, device: torch.device, model: ClibFiqa, mlp:
         weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),  # one pass over the weights instead of ten
     )
-    dtype = precision_of(config.precision, device)
+    dtype = pick_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return ClibFiqaRun(config, device, dtype, model, mlp, optimizer, scaler)
+    sums = processes.GradientSums(groups[0])  # the MLP's gradients are those of the whole batch in every process
+    return ClibFiqaRun(config, device, dtype, model, mlp, optimizer, scaler, sums)
 
 
 def freeze(model: ClibFiqa, rule: str) -> None:
-    """Fix the parameters that the rule names (`--freeze`), and let the others train.
+    """Freeze the parameters that the rule names (`--freeze`); the others train.
 
     `text-tower` leaves the image tower and the temperature (paper). `published` goes by parts of names, as the
-    published code does: it fixes the image tower's positional embedding too, and trains the text tower's token
-    embedding and last norm. `trunk` fixes those of a `MultiLevelTower`. Raises ValueError when there is no text tower,
-    or no such trunk, where the rule needs one.
+    published code does: it freezes the image tower's positional embedding too, and trains the text tower's token
+    embedding and last norm. `trunk` freezes those of a `MultiLevelTower`. Raises ValueError when the rule needs a text
+    tower, or such a trunk, and there is none.
     """
     if rule == "trunk":
         tower_of(model)
@@ -92,11 +97,15 @@ def freeze(model: ClibFiqa, rule: str) -> None:
         parameter.requires_grad_(not frozen[rule])
 
 
-def precision_of(name: str, device: torch.device) -> torch.dtype:
-    """The number format that `--precision` names."""
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+def synchronise_batch_norms(model: ClibFiqa, rule: str) -> ClibFiqa:
+    """Let the batch norms that train use the statistics of the whole batch. A frozen trunk stays as it is."""
+    if rule != "trunk":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    tower = tower_of(model)
+    for name, part in tower.named_children():
+        if f"{name}." not in TRUNKS:
+            setattr(tower, name, nn.SyncBatchNorm.convert_sync_batchnorm(part))
+    return model
 
 
 def _load(source: str, expected: type[Network], flag: str) -> Network:

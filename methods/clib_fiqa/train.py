@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from methods.clib_fiqa.frozen import frozen_levels, tower_of
 from methods.clib_fiqa.loop import calibrate, describe, train_epoch
 from methods.clib_fiqa.run import start_run
 from training import processes
+from training.console import say
 
 if TYPE_CHECKING:
     from config_train import TrainConfig
@@ -28,23 +28,27 @@ def train(config: TrainConfig) -> None:
         run.model.preprocessing,
         normalise=config.normalise,
         cache=config.cache,
+        cache_size=config.cache_size,
         workers=config.num_workers if config.num_workers >= 0 else min(12, os.cpu_count() or 1),
     )
     report_skipped(config, skipped)
-    if config.freeze == "trunk":
-        faces.images.cached = frozen_levels(tower_of(run.model), faces.images, run.device)
-    if config.resume:
-        load_state(run)
-    steps = faces.images.steps(config.batch_size)
-    say(f"{len(faces.images.usable)} images, {steps} steps an epoch, on {run.device} in {run.dtype}")
-
-    while run.epoch < config.epochs:
-        record = train_epoch(run, faces)
-        if run.epoch == config.calibration_epoch:
-            record["confidence"] = calibrate(run, faces)
-        say(describe(record))
-        if processes.rank() == 0:
-            write_epoch(run, faces, record)
+    faces = faces.to(run.device)
+    try:
+        if config.freeze == "trunk":
+            faces.images.cached = frozen_levels(tower_of(run.model), faces.images, run.device)
+        if config.resume:
+            load_state(run)
+        count, steps = len(faces.images.usable), faces.images.describe(config.batch_size, config.batches)
+        say(f"{count} images, {steps}, on {run.device} in {run.dtype}")
+        while run.epoch < config.epochs:
+            record = train_epoch(run, faces)
+            if run.epoch == config.calibration_epoch:
+                record["confidence"] = calibrate(run, faces)
+            say(describe(record))
+            if processes.rank() == 0:
+                write_epoch(run, faces, record)
+    finally:
+        faces.images.close()
     if processes.rank() == 0:
         print(save_model(run))
 
@@ -59,9 +63,3 @@ def report_skipped(config: TrainConfig, skipped: list[tuple[str, str]]) -> None:
         counts = Counter(status for _, status in skipped).most_common()
         reasons = ", ".join(f"{count} {status}" for status, count in counts)
         say(f"{len(skipped)} rows cannot train ({reasons}); they are listed in {side_file}")
-
-
-def say(text: str) -> None:
-    """Progress goes to stderr, from one process; stdout holds the path of the result only."""
-    if processes.rank() == 0:
-        print(text, file=sys.stderr)

@@ -31,6 +31,9 @@ class Config:
     min_images: int = 1
     # most images of a step, over all processes
     batch_size: int = 512
+    # even: all images in every epoch, in batches that differ by one image at most; full: batches of exactly
+    # --batch-size, and the images that are left over are dropped, others in every epoch
+    batches: Literal["even", "full"] = "even"
     # processes that decode images; 0: none
     num_workers: int = 2
     # keep the decoded images in memory, and check all before the first step; auto: when they fit into 2 GB
@@ -41,7 +44,7 @@ class Config:
     depth: int = 50
     # channels of its four stages, the first of which is the stem's too
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    # of the last feature map, in training only
+    # dropout of the last feature map, in training only
     dropout: float = 0.4
     # start weights: a backbone's state dict, whose depth and widths go before the two above; none: random
     start_weights: str = ""
@@ -69,21 +72,21 @@ class Config:
     # -- Schedule --
     # passes over the data
     epochs: int = 34
-    # highest learning rate at a batch of 512 images; it goes with the batch size
+    # maximum learning rate at a batch of 512 images; it is proportional to the batch size
     lr: float = 0.1
     # steps: a tenth from each of the milestones on; cosine: half a cosine to 0
     schedule: Literal["steps", "cosine"] = "steps"
-    # epochs, counted from 1, from which on the learning rate is a tenth
+    # epochs, counted from 1, at whose beginning the learning rate is divided by ten
     milestones: tuple[int, ...] = (20, 28, 32)
     # epochs in which the learning rate rises from 0
     warm_up: float = 0.0
-    # of SGD
+    # momentum of SGD
     momentum: float = 0.9
-    # of SGD, on all weights
+    # weight decay of SGD, on all weights
     weight_decay: float = 5e-4
-    # longest gradient of the backbone; longer ones are shortened to it
+    # maximum gradient norm of the backbone (gradient clipping)
     clip_norm: float = 5.0
-    # of new weights, dropout, the order of the images and their flips
+    # random seed of new weights, of dropout, of the order of the images and of their flips
     seed: int = 323
 
     # -- Verification --
@@ -101,8 +104,10 @@ class Config:
     save_every: int = 1
     # auto, cpu, cuda, cuda:1, mps; under torchrun each process takes a GPU of its own
     device: str = "auto"
-    # arithmetic of the backbone; auto: bf16 on CUDA, fp32 elsewhere
+    # precision of the backbone's arithmetic; auto: on CUDA bf16 where the card has it, else fp16; fp32 elsewhere
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    # compile the backbone with torch.compile, a minute at the start; best with --batches full
+    compile: bool = False
     # continue the run in --output after its last finished epoch
     resume: bool = False
 

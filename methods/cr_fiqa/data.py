@@ -29,6 +29,10 @@ class Identities:
     classes: list[str]
     labels: Tensor
 
+    def to(self, device: torch.device) -> Identities:
+        """With the labels on the device, where every step looks them up; the images stay."""
+        return Identities(self.images, self.classes, self.labels.to(device))
+
 
 def read_identities(
     folders: Sequence[str],
@@ -44,12 +48,12 @@ def read_identities(
 
     Classes are in lexicographic order of the sub-folders, and in the order of the labels of a record file. `names` are
     files that list the identities to take. With the cache every image is read now, and bad ones are left out; without
-    it a bad image gives way to another of its batch. Raises ValueError when identities are missing or too few.
+    it another image of its batch replaces a bad one. Raises ValueError when identities are missing or too few.
     """
     source = _read_record_file(folders) if (Path(folders[0]) / "train.rec").is_file() else _read_folders(folders)
     rows = np.flatnonzero(_wanted(source, names, min_images)).tolist()
     bad: dict[int, str] = {}
-    if keeps(cache, len(rows), preprocessing):
+    if keeps(cache, len(rows), preprocessing.size):
         images, bad = read_images(source.paths, rows, preprocessing, "yes", workers, source.read)
     else:
         images = Images(source.paths, torch.tensor(rows), preprocessing, workers, None, source.read, replace_bad=True)

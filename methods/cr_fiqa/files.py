@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from methods.cr_fiqa.data import Identities
 from methods.cr_fiqa.run import CrFiqaRun
-from model.checkpoint import load_strict, read_checkpoint, save_checkpoint
 from model.files import replacing, write_text
-from training.settings import flag
-from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix
+from training import state
 
 # Settings that a resumed run may change; the others would make two runs out of one.
 FREE = {
     *("data", "identities", "num_workers", "cache", "start_weights", "lr", "verify", "verify_images", "eval_every"),
-    *("output", "save_every", "device", "precision", "resume"),
+    *("output", "save_every", "device", "precision", "compile", "resume"),
 }
 
 
@@ -37,11 +34,6 @@ def save_networks(run: CrFiqaRun, identities: Identities) -> Path:
 
 def save_state(run: CrFiqaRun, identities: Identities) -> None:
     """Write state.safetensors: all that later epochs depend on (orders and dropout follow from seed and epoch)."""
-    tensors = prefixed("backbone.", run.backbone.state_dict()) | prefixed("header.", run.header.state_dict())
-    for name, optimizer in run.optimizers.items():
-        tensors |= optimizer_tensors(optimizer, f"{name}-optimizer.")
-    if run.variance is not None:
-        tensors["variance"] = run.variance
     facts = {
         "epoch": run.epoch,
         "step": run.step,
@@ -50,7 +42,8 @@ def save_state(run: CrFiqaRun, identities: Identities) -> None:
         "settings": asdict(run.config),
         "data": _fingerprint(identities),
     }
-    save_checkpoint(_state_path(run), tensors, {"system": "cr-fiqa-training", "run": json.dumps(facts)})
+    others = {"variance": run.variance}
+    state.save_state(_state_path(run), "cr-fiqa", _networks(run), _optimizers(run), others, facts)
 
 
 def load_state(run: CrFiqaRun, identities: Identities) -> None:
@@ -59,24 +52,23 @@ def load_state(run: CrFiqaRun, identities: Identities) -> None:
     Raises ValueError when the state is of other settings or other images.
     """
     path = _state_path(run)
-    if not path.is_file():
-        raise ValueError(f"--resume: there is no {path}; leave --resume out to begin, or check --output")
-    tensors, metadata = read_checkpoint(path)
-    facts = json.loads(metadata["run"])
+    tensors, facts = state.read_state(path, "--output")
     if facts["data"] != _fingerprint(identities):
         raise ValueError(f"--resume: the images and identities are not those that {path} was trained on")
-    now = json.loads(json.dumps(asdict(run.config)))
-    for name, before in facts["settings"].items():
-        if name in now and name not in FREE and now[name] != before:
-            raise ValueError(f"--resume: {path} was begun with {flag(name)} {before}, not {now[name]}")
-    load_strict(run.backbone, without_prefix("backbone.", tensors), path)
-    load_strict(run.header, without_prefix("header.", tensors), path)
-    for name, optimizer in run.optimizers.items():
-        load_optimizer(optimizer, f"{name}-optimizer.", tensors)
+    state.require_same_settings(path, facts["settings"], run.config, FREE)
+    state.restore(path, tensors, _networks(run), _optimizers(run))
     if run.variance is not None:
         run.variance.copy_(tensors["variance"])
     run.scaler.load_state_dict(facts["scaler"])
     run.epoch, run.step, run.best = facts["epoch"], facts["step"], facts["best"]
+
+
+def _networks(run: CrFiqaRun) -> dict[str, nn.Module]:
+    return {"backbone": run.backbone, "header": run.header}
+
+
+def _optimizers(run: CrFiqaRun) -> dict[str, torch.optim.SGD]:
+    return {f"{name}-optimizer": optimizer for name, optimizer in run.optimizers.items()}
 
 
 def _state_path(run: CrFiqaRun) -> Path:
@@ -85,7 +77,7 @@ def _state_path(run: CrFiqaRun) -> Path:
 
 def _fingerprint(identities: Identities) -> str:
     """Of which image is of which class, wherever the images lie."""
-    rows, labels = identities.images.usable, identities.labels
+    rows, labels = identities.images.usable, identities.labels.cpu()
     names = [Path(identities.images.paths[row]).name for row in rows.tolist()]
     text = "\n".join([*identities.classes, *names, *map(str, labels[rows].tolist())])
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

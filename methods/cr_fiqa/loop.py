@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from methods.cr_fiqa.config import Config
 from methods.cr_fiqa.data import Identities
@@ -20,13 +17,18 @@ from methods.cr_fiqa.losses import quality_anchor, quality_loss, teacher_loss
 from methods.cr_fiqa.run import CrFiqaRun
 from methods.cr_fiqa.sampling import sample_classes, update_centres
 from methods.cr_fiqa.variance import teaches_quality, update_variance
+from model.preprocessing import constant
 from training import processes
+from training.batches import mirrored, network_input, on_device
+from training.console import progress
 from training.images import Batch
+from training.means import StepValues
 from training.schedule import milestones
-from training.step import TrainingError
+from training.step import backward, require_finite, step
 
 LR_BATCH = 512  # the batch size that --lr is meant for
 LOSSES = ("identity", "quality", "teacher")
+ADVICE = "a lower --lr, or a longer --warm-up, or --precision fp32"
 
 
 def train_epoch(run: CrFiqaRun, identities: Identities, verify: Callable[[], Any]) -> dict[str, Any]:
@@ -37,24 +39,30 @@ def train_epoch(run: CrFiqaRun, identities: Identities, verify: Callable[[], Any
     config, began = run.config, time.perf_counter()
     torch.manual_seed(config.seed + 1000 * (run.epoch + 1) + processes.rank())  # of the dropout
     run.backbone.train()
-    steps = identities.images.steps(config.batch_size)
-    sums, seen, lr = torch.zeros(7, dtype=torch.float64), 0, 0.0
-    for index, batch in enumerate(_progress(run, identities, steps)):
-        lr = learning_rate(config, run.epoch + index / steps)
-        values, norm = train_step(run, identities, batch, lr)
-        _require_finite(run, index + 1, lr, values[:3].tolist(), norm)
-        sums, seen = sums + values.double() * len(batch.images), seen + len(batch.images)
+    images, values, seen, rates = identities.images, StepValues(run.device), 0, []
+    steps = images.steps(config.batch_size, config.batches)
+    batches = images.batches(config.batch_size, (config.seed, run.epoch), sizes=config.batches)
+    title = f"epoch {run.epoch + 1}/{config.epochs}"
+    for index, batch in enumerate(progress(on_device(batches, run.device), title, steps, "step"), 1):
+        rates.append(learning_rate(config, run.epoch + (index - 1) / steps))
+        values.add(train_step(run, identities, batch, rates[-1]), len(batch.images))
+        seen += len(batch.images)
         run.step += 1
-        if config.eval_every and run.step % config.eval_every == 0:
+        verifying = config.eval_every > 0 and run.step % config.eval_every == 0
+        if values.due or verifying or index == steps:
+            for number, row in values.read():
+                where = f"epoch {run.epoch + 1}, step {number}, at learning rate {rates[number - 1]:.3g}"
+                require_finite(LOSSES, row[:3], row[-1], run.scaler, where, ADVICE)
+        if verifying:
             verify()
             run.backbone.train()
     run.epoch += 1
-    means = processes.gather((sums / seen)[None], processes.count()).mean(dim=0).tolist()
+    means = processes.mean(values.means().to(run.device)).tolist()  # of all processes; NCCL takes no CPU tensors
     seconds = time.perf_counter() - began
     return {
         "epoch": run.epoch,
         "step": run.step,
-        "lr": lr,
+        "lr": rates[-1],
         "losses": dict(zip(LOSSES, means[:3], strict=True)),
         "ccs": means[3],
         "nnccs": means[4],
@@ -75,32 +83,28 @@ class Centres(NamedTuple):
     labels: Tensor
 
 
-def train_step(run: CrFiqaRun, identities: Identities, batch: Batch, lr: float) -> tuple[Tensor, float]:
-    """One step of both optimisers: the means of the share's three losses and of its CCS, NNCCS, anchors and images
-    that teach quality (7,), and the length of the backbone's gradient."""
+def train_step(run: CrFiqaRun, identities: Identities, batch: Batch, lr: float) -> Tensor:
+    """One step of both optimisers. Returns (8,) on the device: the means over the share of the three losses, of CCS,
+    NNCCS and anchors, the part of its images that teach quality, and the norm of the backbone's gradient."""
+    config = run.config
     for optimizer in run.optimizers.values():
         optimizer.param_groups[0]["lr"] = lr
-        optimizer.zero_grad()
     centres = choose_centres(run, identities, batch)
-    losses, facts = share_losses(run, identities, batch, centres)
-    config = run.config
-    weights = losses.new_tensor([config.identity_weight, config.alpha, config.teacher_weight])
-    part = len(batch.images) / len(batch.rows)  # the sum over the processes is the mean over the batch
-    run.scaler.scale((losses @ weights) * part).backward()
-    processes.sum_gradients(run.backbone.parameters())
+    losses, facts = share_losses(run, identities, batch, centres)  # (3,), (4,)
+    weights = constant((config.identity_weight, config.alpha, config.teacher_weight), losses.dtype, run.device)
+    part = len(batch.images) / len(batch.rows)  # so that the sum over the processes is the mean over the batch
+    backward((losses @ weights) * part, list(run.optimizers.values()), run.scaler, run.sums)
     assert centres.kernel.grad is not None, "after backward"
-    processes.sum_in_place(centres.kernel.grad.t())
-    run.scaler.unscale_(run.optimizers["backbone"])
-    norm = clip_grad_norm_(run.backbone.parameters(), config.clip_norm)
-    run.scaler.step(run.optimizers["backbone"])
+    processes.sum_in_place(centres.kernel.grad.t())  # contiguous, as the centres lie next to each other
+    norm = step(run.optimizers["backbone"], run.scaler, config.clip_norm)
     step_header(run, centres, lr)
     run.scaler.update()
-    return torch.cat([losses.detach(), facts]).cpu(), norm.item()
+    return torch.cat([losses.detach(), facts, norm[None]])
 
 
 def choose_centres(run: CrFiqaRun, identities: Identities, batch: Batch) -> Centres:
-    """The centres that this step trains, the same in all processes."""
-    labels = identities.labels[processes.share(batch.rows)].to(run.device)
+    """The centres that this step trains, the same in all processes. A sample of them, unlike all, makes a GPU wait."""
+    labels = identities.labels[processes.share(batch.rows)]  # (b,)
     kernel = run.header.kernel
     if run.config.sample_rate == 1:
         return Centres(kernel, None, labels)
@@ -112,7 +116,7 @@ def choose_centres(run: CrFiqaRun, identities: Identities, batch: Batch) -> Cent
 
 
 def step_header(run: CrFiqaRun, centres: Centres, lr: float) -> None:
-    """One step of the header's optimiser, whose momenta belong to all classes."""
+    """One step of the header's optimiser, which keeps the momenta of all classes."""
     optimizer, kernel, config = run.optimizers["header"], run.header.kernel, run.config
     if centres.rows is None:
         run.scaler.step(optimizer)
@@ -122,7 +126,7 @@ def step_header(run: CrFiqaRun, centres: Centres, lr: float) -> None:
     state = optimizer.state[kernel]
     if "momentum_buffer" not in state:
         state["momentum_buffer"] = torch.zeros_like(kernel)
-    if grad.isfinite().all():  # as the scaler, which skips a step that overflows
+    if not run.scaler.is_enabled() or grad.isfinite().all():  # as the scaler, which skips a step that overflows
         momenta = state["momentum_buffer"].t()
         update_centres(kernel.t(), momenta, centres.rows, grad, lr, config.momentum, config.weight_decay)
 
@@ -131,20 +135,19 @@ def share_losses(run: CrFiqaRun, identities: Identities, batch: Batch, centres: 
     """The three losses (3,) of this process's share of a batch, means over its images, and the means (4,) of CCS,
     NNCCS, anchors and images that teach quality."""
     rows, config = processes.share(batch.rows), run.config
-    images, flip = batch.images.to(run.device), batch.flip.to(run.device)
-    images = torch.where(flip[:, None, None, None], images.flip(2), images)
+    images = network_input(mirrored(batch.images, batch.flip), run.backbone.preprocessing)  # (b, 3, S, S)
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        embeddings, predicted = run.backbone(run.backbone.preprocessing.normalise(images))
+        embeddings, predicted = run.backbone(images)  # (b, D), (b, 1)
     assert predicted is not None, "the backbone has no quality head"
     embeddings = embeddings.float()
     identity, ccs, nnccs = arcface_loss(embeddings, centres.kernel, centres.labels, config.scale, config.margin)
     anchors = quality_anchor(ccs, nnccs, config.anchor)
-    teaches = _teaches(run, identities.labels[rows].to(run.device), ccs, len(batch.rows))
+    teaches = _teaches(run, identities.labels[rows], ccs, len(batch.rows))
     quality = quality_loss(predicted[:, 0].float(), anchors) * teaches
     if run.targets is None:
         teacher = torch.zeros_like(identity)
     else:
-        teacher = teacher_loss(embeddings, run.targets[rows, batch.flip.long()].to(run.device))
+        teacher = teacher_loss(embeddings, run.targets[rows, batch.flip.long()])
     facts = torch.stack([ccs, nnccs, anchors, teaches])
     return torch.stack([identity, quality, teacher]).mean(dim=1), facts.mean(dim=1)
 
@@ -178,23 +181,3 @@ def describe(record: dict[str, Any]) -> str:
         f"epoch {record['epoch']} (step {record['step']}): lr {record['lr']:.3g}, {losses}, CCS {record['ccs']:.3f}, "
         f"NNCCS {record['nnccs']:.3f}, {record['images_per_second']} images/s{'; ' if found else ''}{found}"
     )
-
-
-def _require_finite(run: CrFiqaRun, step: int, lr: float, losses: list[float], norm: float) -> None:
-    overflow = run.scaler.is_enabled()  # an infinite gradient in fp16 makes the scaler skip the step, and go on
-    if all(map(math.isfinite, losses)) and (math.isfinite(norm) or overflow):
-        return
-    found = ", ".join(f"{name} {value:.4g}" for name, value in zip(LOSSES, losses, strict=True))
-    raise TrainingError(
-        f"the training has diverged in epoch {run.epoch + 1}, step {step}, at learning rate {lr:.3g}: losses {found}; "
-        f"gradient {norm:.4g}. Saved states of earlier epochs are kept: try --resume with a lower --lr, or a longer "
-        "--warm-up, or --precision fp32"
-    )
-
-
-def _progress(run: CrFiqaRun, identities: Identities, steps: int) -> Iterator[Batch]:
-    """The batches, with a bar on stderr."""
-    batches = identities.images.batches(run.config.batch_size, seed=(run.config.seed, run.epoch))
-    hidden = processes.rank() > 0 or None  # None: where stderr is no terminal
-    title = f"epoch {run.epoch + 1}/{run.config.epochs}"
-    yield from tqdm(batches, title, steps, unit="step", leave=False, disable=hidden, file=sys.stderr)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from methods.clib_fiqa.run import precision_of
 from methods.cr_fiqa.config import Config
 from methods.cr_fiqa.data import Identities
 from model.checkpoint import CheckpointError, read_checkpoint
+from model.fast import pick_precision
 from model.iresnet import LAYERS, ArcFaceHeader, IResNet
+from training import processes
 
 
 @dataclass
@@ -25,6 +26,7 @@ class CrFiqaRun:
     header: ArcFaceHeader
     optimizers: dict[str, torch.optim.SGD]  # of `backbone` and `header`
     scaler: torch.amp.GradScaler  # works in fp16 only
+    sums: processes.GradientSums  # of the backbone's gradients over the processes
     targets: Tensor | None = None  # the teacher's embeddings (N, 2, D) of each image and its mirror image
     variance: Tensor | None = None  # of the embeddings of each class (C,), where --variance-floor asks for it
     epoch: int = 0  # epochs finished
@@ -64,7 +66,10 @@ def start_run(config: Config, device: torch.device, backbone: IResNet, identitie
         )
         for name, network in (("backbone", backbone), ("header", header))
     }
-    dtype = precision_of(config.precision, device)
+    if config.compile:
+        backbone.compile()
+    dtype = pick_precision(config.precision, device)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    sums = processes.GradientSums(backbone.parameters())
     variance = torch.full((len(identities.classes),), torch.nan, device=device) if config.variance_floor else None
-    return CrFiqaRun(config, device, dtype, backbone, header, optimizers, scaler, variance=variance)
+    return CrFiqaRun(config, device, dtype, backbone, header, optimizers, scaler, sums, variance=variance)

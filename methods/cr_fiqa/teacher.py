@@ -6,26 +6,24 @@ of the identities; the identities still shape the class centres, and so CCS and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from labels.recognition import load_recognizer
 from methods.cr_fiqa.data import Identities
+from training import processes
+from training.console import counter
 
 BATCH = 128
 
 
 def teacher_embeddings(source: str, identities: Identities, width: int, device: torch.device) -> Tensor:
-    """The teacher's embeddings of all images and of their mirror images: unit vectors (N, 2, width).
+    """The teacher's embeddings of all images and of their mirror images: unit vectors (N, 2, width) on the device.
 
-    A teacher of fewer dimensions is carried into `width` by a fixed orthonormal map, which keeps all cosines. Rows of
-    images that do not train are 0. Raises ValueError for a teacher of more dimensions, or of another image size, and
-    when the images are not in memory.
+    Each process computes a share of them. A teacher of fewer dimensions is mapped into `width` by a fixed orthonormal
+    map, which keeps all cosines. Rows of images that do not train are 0. Raises ValueError for a teacher of more
+    dimensions, or of another image size, and when the images are not in memory.
     """
     teacher = load_recognizer(source, device=device)
     images = identities.images
@@ -39,23 +37,23 @@ def teacher_embeddings(source: str, identities: Identities, width: int, device: 
         )
     carry = _orthonormal(teacher.width, width)
     targets = torch.zeros(len(images.paths), 2, width)
-    for rows in _batches(images.usable):
-        faces = images.cached[rows].numpy()
-        for mirrored, view in enumerate((faces, np.ascontiguousarray(faces[:, :, ::-1]))):
-            targets[rows, mirrored] = F.normalize(torch.from_numpy(teacher.embed(view)), dim=1) @ carry
-    return targets
+    with counter("teacher", len(images.usable), "image") as bar:
+        for rows, faces in images.in_order(BATCH * processes.count()):
+            own = torch.zeros(len(faces), 2, width)
+            for mirrored, view in enumerate((faces, faces.flip(2)) if len(faces) else ()):
+                embeddings = torch.from_numpy(teacher.embed(view.contiguous().numpy()))
+                own[:, mirrored] = F.normalize(embeddings, dim=1) @ carry
+            targets[rows] = processes.gather(own.to(device), len(rows)).cpu()
+            bar.update(len(rows))
+    return targets.to(device)
 
 
 def class_centres(targets: Tensor, identities: Identities) -> Tensor:
     """The unit mean (C, D) of the teacher's embeddings of each class: where the header starts."""
-    rows = identities.images.usable
-    sums = torch.zeros(len(identities.classes), targets.shape[2])
+    rows = identities.images.usable.to(targets.device)
+    sums = targets.new_zeros(len(identities.classes), targets.shape[2])
     sums.index_add_(0, identities.labels[rows], targets[rows].sum(dim=1))
     return F.normalize(sums, dim=1)
-
-
-def _batches(rows: Tensor) -> Iterator[Tensor]:
-    yield from tqdm(rows.split(BATCH), "teacher", unit="batch", leave=False, disable=None)
 
 
 def _orthonormal(inputs: int, outputs: int) -> Tensor:

@@ -23,6 +23,8 @@ from methods.cr_fiqa.run import CrFiqaRun, make_backbone, start_run
 from methods.cr_fiqa.teacher import class_centres, teacher_embeddings
 from methods.cr_fiqa.verification import PairSet, read_pair_set, verify
 from training import processes
+from training.batches import network_input
+from training.console import say
 from training.state import write_record
 
 
@@ -45,6 +47,7 @@ def train(config: Config) -> Path:
         read_pair_set(name, config.verify_images, backbone.preprocessing, config.num_workers) for name in config.verify
     ]
     run = start_run(config, device, backbone, identities)
+    identities = identities.to(device)
     if config.teacher:
         width = backbone.fc.out_features
         run.targets = teacher_embeddings(config.teacher, identities, width, device)
@@ -53,47 +56,50 @@ def train(config: Config) -> Path:
     Path(config.output).mkdir(parents=True, exist_ok=True)
     if config.resume:
         load_state(run, identities)
-    steps = identities.images.steps(config.batch_size)
-    count = len(identities.images.usable)
-    say(f"{count} images of {len(identities.classes)} identities, {steps} steps an epoch, on {device} in {run.dtype}")
+    count, steps = len(identities.images.usable), identities.images.describe(config.batch_size, config.batches)
+    say(f"{count} images of {len(identities.classes)} identities, {steps}, on {device} in {run.dtype}")
 
     path = Path(config.output) / f"{run.step}backbone.pth"
-    while run.epoch < config.epochs:
-        record = train_epoch(run, identities, lambda: verify_all(run, pair_sets))
-        if pair_sets and not config.eval_every:
-            record["verification"] = verify_all(run, pair_sets)
-        record["best"] = run.best
-        say(describe(record))
-        if processes.rank() == 0:
-            write_record(Path(config.output) / "log.jsonl", record)
-            if run.epoch % config.save_every == 0 or run.epoch == config.epochs:
-                path = save_networks(run, identities)
-                save_state(run, identities)
+    try:
+        while run.epoch < config.epochs:
+            record = train_epoch(run, identities, lambda: verify_all(run, pair_sets))
+            if pair_sets and not config.eval_every:
+                record["verification"] = verify_all(run, pair_sets)
+            record["best"] = run.best
+            say(describe(record))
+            if processes.rank() == 0:
+                write_record(Path(config.output) / "log.jsonl", record)
+                if run.epoch % config.save_every == 0 or run.epoch == config.epochs:
+                    path = save_networks(run, identities)
+                    save_state(run, identities)
+    finally:
+        identities.images.close()
     return path
 
 
 def verify_all(run: CrFiqaRun, pair_sets: list[PairSet]) -> dict[str, Any]:
-    """Verify on each pair list, in the first process; keeps the best accuracies in `run.best`."""
-    if processes.rank() > 0:
-        return {}
+    """Verify on each pair list; keeps the best accuracies in `run.best`.
+
+    All processes must call this: each embeds a share of every batch, and all get the same result. If one did it alone,
+    the others would wait for it, on a GPU no longer than NCCL's time limit.
+    """
     run.backbone.eval()
 
     @torch.inference_mode()
     def embed(images: Tensor) -> Tensor:
-        with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-            return run.backbone(run.backbone.preprocessing.normalise(images.to(run.device)))[0]
+        own = processes.share(images)  # (b, S, S, 3)
+        if len(own):
+            with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+                embeddings = run.backbone(network_input(own.to(run.device), run.backbone.preprocessing))[0].float()
+        else:
+            embeddings = torch.zeros(0, run.backbone.fc.out_features, device=run.device)
+        return processes.gather(embeddings, len(images))
 
     found = {pair_set.name: {"step": run.step, **verify(embed, pair_set)} for pair_set in pair_sets}
     for name, values in found.items():
         if values["accuracy"] > run.best.get(name, {"accuracy": 0})["accuracy"]:
             run.best[name] = values
     return found
-
-
-def say(text: str) -> None:
-    """Progress goes to stderr, from one process; stdout holds the path of the result only."""
-    if processes.rank() == 0:
-        print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:

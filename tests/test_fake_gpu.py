@@ -1,0 +1,179 @@
+"""The trainings and the scoring networks on a GPU that has no arithmetic (tests/fake_gpu.py)."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from cr_fiqa_parts import tiny, tiny_network, write_identities
+from fake_gpu import CUDA, fake_gpu, let_numbers_be_read, pretend_processes
+from test_multi_level import faces, small_tower, write_start_of_small_tower
+from torch import nn
+from training_parts import write_faces, write_start
+
+from config_train import TrainConfig
+from evaluation.pairs import Pairs
+from methods.clib_fiqa.data import read_faces
+from methods.clib_fiqa.frozen import frozen_levels, tower_of
+from methods.clib_fiqa.loop import batch_losses, calibrate, train_epoch, update
+from methods.clib_fiqa.run import prepare_run, synchronise_batch_norms
+from methods.cr_fiqa import loop as cr_fiqa_loop
+from methods.cr_fiqa import run as cr_fiqa_run
+from methods.cr_fiqa import train as cr_fiqa_train
+from methods.cr_fiqa.data import read_identities
+from methods.cr_fiqa.verification import PairSet
+from model import load
+from model.confidence import ConfidenceMLP
+from model.fast import accelerate
+from training.batches import on_device
+
+RULES = ("text-tower", "published", "none", "trunk")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_faces(tmp_path_factory.mktemp("faces"), 12)
+
+
+@pytest.fixture(scope="module")
+def starts(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Start weights for each freezing rule."""
+    folders = [tmp_path_factory.mktemp(name) for name in ("clip", "levels")]
+    clip, levels = write_start(folders[0], golden), write_start_of_small_tower(folders[1], factors=True)
+    return {rule: levels if rule == "trunk" else clip for rule in RULES}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("rule", RULES)
+def test_both_stages_of_clib_fiqa(table: Path, starts: dict[str, Path], rule: str, processes: int) -> None:
+    """Stage 1, calibration and stage 2, in which the calibration MLP has no gradients."""
+    config = TrainConfig(data_list=str(table), clip_model=str(starts[rule]), freeze=rule, batch_size=6, num_workers=0)
+    model, mlp = load(starts[rule]), ConfidenceMLP()
+    labelled, _ = read_faces(config.data_list, model.preprocessing)
+    with fake_gpu() as patch:
+        let_numbers_be_read(patch)
+        if processes > 1:
+            pretend_processes(patch, processes)
+        run = prepare_run(config, CUDA, model, mlp)
+        labelled = labelled.to(CUDA)
+        if rule == "trunk":
+            labelled.images.cached = frozen_levels(tower_of(run.model), labelled.images, CUDA)
+        assert train_epoch(run, labelled)["stage"] == 1
+        calibrate(run, labelled)
+        assert train_epoch(run, labelled)["stage"] == 2
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_epoch_of_cr_fiqa(tmp_path: Path, processes: int) -> None:
+    config = tiny(write_identities(tmp_path / "faces"), tmp_path / "run")
+    backbone = cr_fiqa_run.make_backbone(config)
+    identities, _ = read_identities(config.data, backbone.preprocessing)
+    with fake_gpu() as patch:
+        let_numbers_be_read(patch)
+        if processes > 1:
+            pretend_processes(patch, processes)
+        run = cr_fiqa_run.start_run(config, CUDA, backbone, identities)
+        cr_fiqa_loop.train_epoch(run, identities.to(CUDA), lambda: None)
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_the_precision_is_one_that_the_card_has(tmp_path: Path, starts, bf16: bool, expected) -> None:
+    data = write_identities(tmp_path / "faces")
+    config = tiny(data, tmp_path / "run")
+    backbone = cr_fiqa_run.make_backbone(config)
+    identities, _ = read_identities(config.data, backbone.preprocessing)
+    model, mlp = load(starts["none"]), ConfidenceMLP()
+    with fake_gpu(bf16):
+        assert cr_fiqa_run.start_run(config, CUDA, backbone, identities).dtype == expected
+        assert prepare_run(TrainConfig(), CUDA, model, mlp).dtype == expected
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_no_step_of_clib_fiqa_waits_for_the_card(table: Path, starts: dict[str, Path], rule: str) -> None:
+    """Reading a number is an error here."""
+    config = TrainConfig(clip_model=str(starts[rule]), freeze=rule, batch_size=6, precision="fp16")
+    model, mlp = load(starts[rule]), ConfidenceMLP()
+    labelled, _ = read_faces(table, model.preprocessing)
+    with fake_gpu():
+        run, labelled = prepare_run(config, CUDA, model, mlp), labelled.to(CUDA)
+        if rule == "trunk":
+            labelled.images.cached = torch.zeros(12, 2, tower_of(run.model).width)
+        for divergences in (None, torch.zeros(12, device=CUDA)):
+            run.divergences = divergences
+            for batch in on_device(labelled.images.batches(6, (0,)), CUDA):
+                norm = update(run, batch_losses(run, labelled, batch).sum())
+                assert norm.device == CUDA
+
+
+def test_no_step_of_cr_fiqa_waits_for_the_card(tmp_path: Path) -> None:
+    config = tiny(write_identities(tmp_path / "faces"), tmp_path / "run", precision="bf16")
+    backbone = cr_fiqa_run.make_backbone(config)
+    identities, _ = read_identities(config.data, backbone.preprocessing)
+    with fake_gpu():
+        run, identities = cr_fiqa_run.start_run(config, CUDA, backbone, identities), identities.to(CUDA)
+        run.targets = torch.zeros(16, 2, 512, device=CUDA)
+        for batch in on_device(identities.images.batches(8, (0,)), CUDA):
+            assert cr_fiqa_loop.train_step(run, identities, batch, 0.1).device == CUDA
+
+
+def test_every_process_verifies_a_share(tmp_path: Path) -> None:
+    """A process that waits for another's verification would run into NCCL's time limit."""
+    config = tiny(write_identities(tmp_path / "faces"), tmp_path / "run")
+    backbone = cr_fiqa_run.make_backbone(config)
+    identities, _ = read_identities(config.data, backbone.preprocessing)
+    seen = []
+
+    def verify(embed: Any, pair_set: PairSet) -> dict[str, float]:
+        seen.append(embed(pair_set.images).shape)
+        return {"accuracy": 0.5}
+
+    with fake_gpu() as patch:
+        gathered = pretend_processes(patch, 3)
+        patch.setattr(dist, "get_rank", lambda *group: 2)
+        patch.setattr(cr_fiqa_train, "verify", verify)
+        run = cr_fiqa_run.start_run(config, CUDA, backbone, identities)
+        for count in (8, 1):  # of one image the last process has none
+            pairs = PairSet("pairs", Pairs([], np.zeros(0), np.zeros(0), np.zeros(0)), torch.zeros(count, 32, 32, 3))
+            assert cr_fiqa_train.verify_all(run, [pairs]) == {"pairs": {"step": 0, "accuracy": 0.5}}
+    assert seen == [(8, 512), (1, 512)]
+    assert gathered == [CUDA, CUDA]
+
+
+def test_a_network_with_synchronised_batch_norms_is_folded() -> None:
+    """On the CPU, where a SyncBatchNorm in eval mode is a batch norm."""
+    tower = small_tower(factors=True)
+    images = tower.preprocessing.normalise(faces(2))
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(deepcopy(tower)).eval()
+    expected = tower(images)
+    found = accelerate(synchronised, torch.float32, torch.device("cpu"))(images)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    kept = [module for module in synchronised.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert all(module.num_features in (tower.width, 8) for module in kept)  # those that follow no convolution
+
+
+def test_only_what_trains_is_synchronised(starts: dict[str, Path]) -> None:
+    model = synchronise_batch_norms(load(starts["trunk"]), "trunk")
+    names = {name for name, part in model.named_modules() if isinstance(part, nn.SyncBatchNorm)}
+    assert names == {"clip.visual.standardise"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scoring_networks(starts: dict[str, Path], dtype: torch.dtype) -> None:
+    """Those of CLIP, of several levels, and of CR-FIQA, from weights on the CPU and on the card."""
+    networks = [load(starts["none"]).clip.visual, small_tower(factors=True), tiny_network().eval()]
+    for network in networks:
+        size = network.preprocessing.size
+        for made_on in (torch.device("cpu"), CUDA):
+            copy = deepcopy(network)
+            with fake_gpu():
+                fast = accelerate(copy.to(made_on), dtype, CUDA)
+                images = network.preprocessing.normalise(torch.zeros(4, size, size, 3, dtype=torch.uint8, device=CUDA))
+                found = fast(images.to(dtype))
+                found = found[0] if isinstance(found, tuple) else found
+                assert found.device == CUDA
+                assert len(found) == 4

@@ -1,0 +1,67 @@
+"""Batches on the device: copied ahead, mirrored, normalised and enlarged there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.preprocessing import Preprocessing
+from training.images import Batch
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches with their tensors on the device; on the CPU they are the same objects.
+
+    On CUDA a batch is copied from pinned memory on a stream of its own while the device computes the one before it.
+    """
+    if device.type == "cpu":
+        yield from batches
+    elif device.type == "cuda":
+        yield from _copied_ahead(batches, device)
+    else:
+        for batch in batches:
+            yield Batch(*(tensor.to(device) for tensor in batch))
+
+
+def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    stream = torch.cuda.Stream(device)
+    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):  # the pinned copies are kept by torch until they have been read
+            copied = Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch))
+            arrived = torch.cuda.Event()
+            arrived.record(stream)
+        if waiting is not None:
+            yield _received(*waiting, device)
+        waiting = copied, arrived
+    if waiting is not None:
+        yield _received(*waiting, device)
+
+
+def _received(batch: Batch, arrived: torch.cuda.Event, device: torch.device) -> Batch:
+    """The batch, which the device's own stream now waits for; the host does not."""
+    stream = torch.cuda.current_stream(device)
+    stream.wait_event(arrived)
+    for tensor in batch:
+        tensor.record_stream(stream)  # its memory must not be used again before this stream is done with it
+    return batch
+
+
+def mirrored(images: Tensor, flip: Tensor) -> Tensor:
+    """Images (N, H, W, 3), those where `flip` (N,) is true mirrored from left to right."""
+    return torch.where(flip[:, None, None, None], images.flip(2), images)
+
+
+def network_input(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 (N, H, W, 3) -> normalised float32 (N, 3, S, S).
+
+    Images of another size (`--cache-size crop`) are enlarged here, bilinear and without rounding to uint8.
+    """
+    if images.shape[1:3] == (preprocessing.size, preprocessing.size):
+        return preprocessing.normalise(images)
+    size = (preprocessing.size, preprocessing.size)
+    pixels = F.interpolate(images.permute(0, 3, 1, 2).float(), size, mode="bilinear", antialias=True)
+    return preprocessing.normalise_pixels(pixels)

@@ -1,0 +1,46 @@
+"""The numbers of each step of an epoch, without waiting for a GPU in every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+STEPS_PER_READING = 20  # on a GPU: reading a number waits until all work before it is done
+
+
+class StepValues:
+    """A row of numbers for each step, kept where it was computed and copied to the host every few steps.
+
+    On a CPU each row is read at once. On a GPU the host works up to `STEPS_PER_READING` steps ahead, so a value that is
+    not finite is found that many steps late at most; `read` still says in which step it was.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.every = 1 if device.type == "cpu" else STEPS_PER_READING
+        self.pending: list[Tensor] = []
+        self.rows: list[list[float]] = []
+        self.weights: list[float] = []
+
+    def add(self, row: Tensor, weight: float = 1.0) -> None:
+        """Keep the row (k,) of a step, which counts with `weight` in the means."""
+        self.pending.append(row.detach())
+        self.weights.append(weight)
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to read."""
+        return len(self.pending) >= self.every
+
+    def read(self) -> list[tuple[int, list[float]]]:
+        """The steps, from 1 on, and rows that were not read yet. This waits for the device."""
+        first = len(self.rows) + 1
+        if self.pending:
+            self.rows += torch.stack(self.pending).tolist()
+            self.pending.clear()
+        return list(enumerate(self.rows[first - 1 :], first))
+
+    def means(self) -> Tensor:
+        """The weighted means (k,) of all rows read so far, float64 on the host."""
+        rows = torch.tensor(self.rows, dtype=torch.float64)
+        weights = torch.tensor(self.weights[: len(rows)], dtype=torch.float64)
+        return (rows * (weights / weights.mean())[:, None]).mean(dim=0)
