@@ -4,9 +4,9 @@
     python train.py --data-list labels.tsv --clip-model RN50.pt --checkpoints runs/rn50
 
 The defaults are those of the published code of CLIB-FIQA (Ou et al., CVPR 2024), from which its published results came;
-`--equations paper` starts from the equations of the paper instead. RN50 at the default batch of 256 images needs about
-20 GB of GPU memory; on two CPU cores it trains about ten images a second, and the shipped small model, which is the
-start when there is no --clip-model, some hundreds.
+`--equations paper` starts from the equations of the paper instead. RN50 at the default batch of 256 images is estimated
+to need about 20 GB of GPU memory. On two CPU cores RN50 trains about ten images a second, and the shipped small model,
+which is the start when there is no --clip-model, some hundreds.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TrainConfig:
     # -- Schedule --
     # passes over the data, both stages together
     epochs: int = 25
-    # last epoch of stage 1, after which the confidences are taken; 0: stage 1 only
+    # last epoch of stage 1, after which the confidences are computed; 0: stage 1 only
     calibration_epoch: int = 5
     # maximum learning rate of the image tower
     lr: float = 1e-5

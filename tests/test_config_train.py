@@ -20,7 +20,7 @@ def test_every_field_is_a_flag_with_a_help_text(capsys):
     for field in fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')} " in text
     assert text.count("(default: ") == len(fields(TrainConfig))
-    assert "what stays fixed: the text tower (paper)" in text
+    assert "what is frozen: the text tower (paper)" in text
 
 
 def test_flags_of_every_type():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,14 @@ from methods.cr_fiqa import train as cr_fiqa_train
 from methods.cr_fiqa.data import read_identities
 from methods.cr_fiqa.verification import PairSet
 from model import load
+from model.clib_fiqa import prompt_tokens
 from model.confidence import ConfidenceMLP
 from model.fast import accelerate
 from training.batches import on_device
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from benchmarks.training import our_step, published_step, random_faces
 
 RULES = ("text-tower", "published", "none", "trunk")
 
@@ -177,3 +183,12 @@ def test_scoring_networks(starts: dict[str, Path], dtype: torch.dtype) -> None:
                 found = found[0] if isinstance(found, tuple) else found
                 assert found.device == CUDA
                 assert len(found) == 4
+
+
+def test_the_steps_that_the_benchmark_compares() -> None:
+    prompt_tokens()  # made outside: it is kept for the whole process
+    with fake_gpu():
+        pictures = random_faces(4)
+        for step in (published_step(pictures, CUDA), our_step(pictures, CUDA, "bf16"), our_step(pictures, CUDA, "fp32")):
+            step()
+            step()

@@ -168,6 +168,27 @@ def test_bf16_follows_fp32(config, tmp_path):
     assert all(tensor.dtype != torch.bfloat16 for tensor in load_file(tmp_path / "bf16/clib_fiqa.safetensors").values())
 
 
+def test_a_compiled_tower_trains_the_same(config, tmp_path, monkeypatch):
+    """With the compiler's front end only: its back end needs a minute and a C++ compiler."""
+    compiled = []
+
+    def compile_in_front(network):
+        compiled.append(type(network).__name__)
+        network._compiled_call_impl = torch.compile(network._call_impl, backend="eager", dynamic=False)
+
+    config = replace(config, epochs=2, batches="full", batch_size=12)
+    train.train(config)
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_in_front)
+    other = replace(config, compile=True, checkpoints=str(tmp_path / "compiled"))
+    train.train(other)
+    assert compiled == ["ModifiedResNet"]
+    np.testing.assert_allclose(losses(other), losses(config), rtol=1e-3)
+    a, b = (load_file(f"{c.checkpoints}/clib_fiqa.safetensors") for c in (config, other))
+    assert a.keys() == b.keys()
+    with pytest.raises(ValueError, match="--compile must be no with --freeze trunk"):
+        replace(config, compile=True, freeze="trunk")
+
+
 def test_tensorboard(config):
     train.train(replace(config, epochs=1, tensorboard=True))
     assert list(Path(config.checkpoints).glob("events.out.tfevents.*"))

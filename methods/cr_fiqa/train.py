@@ -103,7 +103,7 @@ def verify_all(run: CrFiqaRun, pair_sets: list[PairSet]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Exit code 0, 2 for a call that was wrong or a run that failed, 130 for Ctrl-C."""
+    """Exit codes: `command_line.exit_code`."""
 
     def run() -> int:
         keep_freed_memory()
