@@ -10,7 +10,8 @@
 
 A picture of 112x112 pixels is taken as an aligned crop; in any other the largest face is found and aligned. A picture
 that cannot be scored is a row with its status (missing, not_an_image, truncated, no_face, …) and stops nothing.
-Exit code: 0 when all were scored, 1 when some were not, 2 when the call was wrong. More: docs/inference.md
+Exit code: 0 when all were scored, 1 when some were not or the run failed, 2 when the call was wrong, 130 after Ctrl-C.
+An interrupted run with --output continues with --resume. More: docs/inference.md
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ THREADS_HELP = """CPU threads of each operation (default: OMP_NUM_THREADS, else 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score the images of the command line: one as a sentence, several as a table, or into a file; the exit code."""
+    """Score the images of the command line, with the lock of --output where there is one; return the exit code."""
     from faces.listing import expand_inputs
 
     if not args.output:
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
-    """Score the images at these paths; the exit code."""
+    """Score the images at these paths; return the exit code."""
     from scoring import Scorer
 
     if "-" not in args.images:
@@ -118,7 +119,7 @@ def is_crop(path: str) -> bool:
 
 
 def print_sentence(score: Score, percentiles: Percentiles | None) -> int:
-    """What the published script prints of its one image, and how it compares; a failure goes to stderr."""
+    """Print what the published script prints of one image, and the percentile; a failure goes to stderr."""
     if score.status != "ok":
         from scoring.tables import readable_name
 
@@ -134,7 +135,7 @@ def print_sentence(score: Score, percentiles: Percentiles | None) -> int:
 
 
 def print_table(scores: Iterable[Score]) -> Counter[str]:
-    """A line for each score as soon as it is there; how many there are of each status."""
+    """Print a line for each score as soon as it is there; return the number of rows of each status."""
     from scoring.tables import readable, readable_header
 
     statuses: Counter[str] = Counter()
@@ -146,7 +147,7 @@ def print_table(scores: Iterable[Score]) -> Counter[str]:
 
 
 def write_table(scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace) -> Counter[str]:
-    """The file, with progress on stderr; how many rows there are of each status."""
+    """Write the table, with progress on stderr; return the number of rows of each status."""
     from tqdm import tqdm
 
     from scoring.tables import Journal
@@ -195,7 +196,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run_until_closed(args: argparse.Namespace) -> int:
-    """`run`; whoever reads the printed table may stop at any line, which is no error to report."""
+    """`run`, but a reader of the printed table may close the pipe (`| head`): exit code 1 without a message."""
     try:
         return run(args)
     except BrokenPipeError:
@@ -214,7 +215,7 @@ def resume_hint(output: Path | None, error: BaseException) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 or 1 as the scores are, and those of `command_line.exit_code`; finished rows are never lost."""
+    """The exit code: 0 or 1 as the scores are, else as in `command_line.exit_code`. Finished rows are never lost."""
     let_threads_sleep()
     args = parse(arguments)
     keep_freed_memory()

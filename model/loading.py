@@ -36,7 +36,7 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
     "dsl-fiqa": DslFiqa,
     "dsl-fiqa-de": DegradationEncoder,
 }
-TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
+TELLING_KEYS = {  # a key that only the checkpoints of one system have -> that system
     "visual.conv1.weight": "clib-fiqa",
     "visual.conv1.0.weight": "clib-fiqa",
     "visual.trunk.conv1.0.weight": "clib-fiqa",
@@ -56,8 +56,9 @@ TELLING_KEYS = {  # a key that only this system's checkpoints have -> the system
 def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
     """The network of a checkpoint, in eval mode on `device`, with its `preprocessing` and `metadata`.
 
-    `name_or_path` is a file or a name of `model/weights.py`. What it is, the metadata's `system` says, else the keys.
-    Raises WeightsError when it cannot be found, CheckpointError when it is damaged or fits no known system.
+    `name_or_path` is a file or a name of `model/weights.py`. The system is the one that the metadata names, else the
+    one whose keys the checkpoint has. Raises WeightsError when the file cannot be found, CheckpointError when it is
+    damaged or fits no known system.
     """
     from .weights import find_weights  # here, so that `python -m model.weights` runs the module it names once
 

@@ -1,6 +1,7 @@
-"""Where a quality stands among those of a named set of images: the entry `percentiles` of a checkpoint's metadata.
+"""Percentiles: how a quality compares with the qualities of a named set of images.
 
-Qualities of different networks have different scales, and "is 0.63 good?" has no answer but a comparison.
+Qualities of different networks have different scales, so "is 0.63 good?" can only be answered by a comparison. The
+table is the entry `percentiles` of a checkpoint's metadata.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Percentiles:
 
     @classmethod
     def of_set(cls, name: str, quality: np.ndarray) -> Percentiles:
-        """From the qualities (N,) of the set's images. Raises ValueError when there are none, or not only numbers."""
+        """From the qualities (N,) of the set's images. Raises ValueError without images, or for values not finite."""
         if not len(quality) or not np.isfinite(quality).all():
             raise ValueError(f"percentiles of {name!r} need the qualities of at least one image, and finite ones")
         quantiles = np.quantile(quality, np.linspace(0, 1, POINTS))
@@ -39,16 +40,16 @@ class Percentiles:
         return np.interp(quality, self.quality, np.linspace(0, 100, POINTS))
 
     def threshold(self, discard: float) -> float:
-        """The quality below which the share `discard`, in [0, 1], of the set lies."""
+        """The quality that the share `discard`, in [0, 1], of the set scores below."""
         return float(np.interp(100 * discard, np.arange(POINTS), self.quality))
 
     def to_json(self) -> str:
-        """As the entry of the metadata."""
+        """The entry of the metadata."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Percentiles | None:
-        """What the metadata of a checkpoint says; None when it says nothing."""
+        """The entry of a checkpoint's metadata; None when it has none."""
         if "percentiles" not in metadata:
             return None
         fields = json.loads(metadata["percentiles"])

@@ -34,7 +34,7 @@ CHUNK = 1 << 20
 
 
 class WeightsError(OSError):
-    """Weights that are not there, or could not be downloaded; the message says how to get them."""
+    """Weights that are not present, or could not be downloaded. The message says how to get them."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,10 @@ def is_known(name_or_path: str | Path) -> bool:
 
 
 def find_weights(name_or_path: str | Path) -> Path:
-    """An existing path, or a known name or file name in `weights/`; WeightsError says what to do. Never downloads."""
+    """The path of a file, or of a known name or file name in `weights/`. Never downloads.
+
+    Raises WeightsError, whose message says how to get the file.
+    """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
     if (FOLDER / name_or_path).is_file():
@@ -153,9 +156,9 @@ def find_weights(name_or_path: str | Path) -> Path:
 
 
 def download(known: KnownWeights, folder: Path = FOLDER) -> Path:
-    """Fetch a file with progress on stderr, continuing an interrupted download; verified before it gets its name.
+    """Download a file, with progress on stderr; an interrupted download continues. The sha256 is checked first.
 
-    Raises WeightsError when there is no link, no connection, the connection breaks, or the sha256 is another.
+    Raises WeightsError when there is no link or no connection, when the connection breaks, or when the sha256 differs.
     """
     target = folder / known.file
     if known.url is None or known.sha256 is None:
@@ -174,7 +177,7 @@ def download(known: KnownWeights, folder: Path = FOLDER) -> Path:
 
 
 def _fetch(url: str, partial: Path) -> None:
-    """Download to `partial`, from where it ends when the server can continue."""
+    """Download to `partial`; continue it when the server can."""
     done = partial.stat().st_size if partial.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
@@ -209,7 +212,7 @@ def _how_to_get(known: KnownWeights, folder: Path) -> str:
 
 
 def _state(known: KnownWeights) -> str:
-    """Whether the file is in `weights/`, and if so whether it is the known one; else how it comes there."""
+    """The state of a file, as `HELP` explains it."""
     path = FOLDER / known.file
     if not path.is_file():
         return "to download" if known.url else "by hand"

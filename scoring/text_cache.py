@@ -1,4 +1,4 @@
-"""Loading a network to score with: a published CLIB-FIQA has a text tower instead of its sentences' features."""
+"""Loading a network to score with. A published CLIB-FIQA holds a text tower, but no features of the sentences."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from model.weights import FOLDER, find_weights
 
 
 def load_network(name_or_path: str | Path) -> Any:
-    """As `model.load`, on the CPU; the sentences of a published CLIB-FIQA go through its text tower only once.
+    """`model.load` on the CPU, but the sentences of a published CLIB-FIQA are encoded only once.
 
-    What scoring needs of it, the image tower and the text features, is kept in weights/cache, under the sha256 of the
-    checkpoint and of the sentences. Where that folder cannot be written, they are computed every time.
+    Scoring needs the image tower and the text features. They are stored in weights/cache, under the sha256 of the
+    checkpoint and of the sentences. When that folder cannot be written, they are computed every time.
     """
     path = find_weights(name_or_path)
     if path.suffix == ".safetensors":  # ours: they hold the text features
