@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from faces import degrade as crops
 from faces.degradations import DEGRADATIONS, degrade, require_kinds
 from faces.reader import read_image
-from recipes.default_model import degrade as crops
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 

@@ -21,7 +21,6 @@ FLOORS = {  # package -> the other packages that it may import
     "evaluation": SHARED,
     "methods": {*SHARED, "scoring", "training", "evaluation"},
 }
-ON_THE_MOVE = {"methods/cr_fiqa/run.py": ["methods.clib_fiqa.run"]}  # to be emptied: file -> what it imports wrongly
 IMPORT_ANYTHING = ("recipes", "samples", "docs")
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")}
 FOLDERS = [*FLOORS, *IMPORT_ANYTHING]
@@ -87,8 +86,7 @@ def wrong_imports(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_a_floor_imports_only_what_lies_below(path: Path) -> None:
-    known = ON_THE_MOVE.get(path.relative_to(ROOT).as_posix(), [])
-    assert not [name for name in wrong_imports(path) if name not in known]
+    assert wrong_imports(path) == []
 
 
 def test_model_can_be_vendored() -> None:
