@@ -81,7 +81,7 @@ def scoring_speed(count: int, workers: int) -> float:
             smooth = Image.fromarray(rng.integers(0, 256, (14, 14, 3), np.uint8)).resize((112, 112))
             smooth.save(Path(folder) / f"{index}.jpg", quality=95)
         paths = [str(Path(folder) / f"{index % 256}.jpg") for index in range(count)]
-        scorer = Scorer(weights, device="cuda", batch_size=BATCH)
+        scorer = Scorer(weights=weights, device="cuda", batch_size=BATCH)
         for _ in scorer.stream(paths[: 4 * BATCH], workers):
             pass  # the first batches choose kernels
         began = time.perf_counter()

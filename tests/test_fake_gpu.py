@@ -189,6 +189,7 @@ def test_the_steps_that_the_benchmark_compares() -> None:
     prompt_tokens()  # made outside: it is kept for the whole process
     with fake_gpu():
         pictures = random_faces(4)
-        for step in (published_step(pictures, CUDA), our_step(pictures, CUDA, "bf16"), our_step(pictures, CUDA, "fp32")):
+        ours = [our_step(pictures, CUDA, precision) for precision in ("bf16", "fp32")]
+        for step in (published_step(pictures, CUDA), *ours):
             step()
             step()
