@@ -80,9 +80,11 @@ def sum_in_place(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean of the tensors of all processes, on the device of `values`, which the backend must take."""
-    total = values.clone()
+def mean(values: Tensor, device: torch.device) -> Tensor:
+    """The mean of the tensors of all processes; they travel from `device`, since NCCL takes no tensors of the CPU."""
+    if count() == 1:
+        return values
+    total = values.to(device)
     sum_in_place(total)
     return total / count()
 

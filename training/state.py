@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import load_strict, read_checkpoint, save_checkpoint
-from model.files import write_text
+from model.files import only_run, write_text
+from training import processes
 from training.settings import flag
+
+
+@contextmanager
+def sole_run(folder: str | Path) -> Iterator[None]:
+    """Make the folder of a run and hold it, so that no second run writes into it; of several processes the first does.
+
+    Raises BlockingIOError when another run holds it.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if processes.rank() > 0:
+        yield
+        return
+    with only_run(Path(folder) / "run"):
+        yield
 
 
 def save_state(

@@ -7,6 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from labels.label_table import write_skipped
 from methods.clib_fiqa.data import read_faces
 from methods.clib_fiqa.files import load_state, save_model, write_epoch
@@ -15,6 +17,7 @@ from methods.clib_fiqa.loop import calibrate, describe, train_epoch
 from methods.clib_fiqa.run import start_run
 from training import processes
 from training.console import say
+from training.state import sole_run
 
 if TYPE_CHECKING:
     from config_train import TrainConfig
@@ -22,7 +25,13 @@ if TYPE_CHECKING:
 
 def train(config: TrainConfig) -> None:
     """Train both stages and write CHECKPOINTS/clib_fiqa.safetensors."""
-    run = start_run(config, processes.start(config.device))
+    device = processes.start(config.device)
+    with sole_run(config.checkpoints):
+        _train_on(config, device)
+
+
+def _train_on(config: TrainConfig, device: torch.device) -> None:
+    run = start_run(config, device)
     faces, skipped = read_faces(
         config.data_list,
         run.model.preprocessing,

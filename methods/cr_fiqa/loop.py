@@ -57,7 +57,7 @@ def train_epoch(run: CrFiqaRun, identities: Identities, verify: Callable[[], Any
             verify()
             run.backbone.train()
     run.epoch += 1
-    means = processes.mean(values.means().to(run.device)).tolist()  # of all processes; NCCL takes no CPU tensors
+    means = processes.mean(values.means(), run.device).tolist()
     seconds = time.perf_counter() - began
     return {
         "epoch": run.epoch,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from command_line import exit_code, keep_freed_memory
-from faces.reader import ImageError
 from methods.cr_fiqa.config import Config, parse_arguments
 from methods.cr_fiqa.data import read_identities
 from methods.cr_fiqa.files import load_state, save_networks, save_state
@@ -25,12 +24,17 @@ from methods.cr_fiqa.verification import PairSet, read_pair_set, verify
 from training import processes
 from training.batches import network_input
 from training.console import say
-from training.state import write_record
+from training.state import sole_run, write_record
 
 
 def train(config: Config) -> Path:
     """Train, and return the path of the last {step}backbone.pth."""
     device = processes.start(config.device)
+    with sole_run(config.output):
+        return _train_on(config, device)
+
+
+def _train_on(config: Config, device: torch.device) -> Path:
     torch.manual_seed(config.seed)  # of new weights
     backbone = make_backbone(config)
     identities, skipped = read_identities(
@@ -53,7 +57,6 @@ def train(config: Config) -> Path:
         run.targets = teacher_embeddings(config.teacher, identities, width, device)
         with torch.no_grad():  # as long as random centres are
             run.header.kernel.copy_(class_centres(run.targets, identities).t() * run.header.kernel.norm(dim=0).mean())
-    Path(config.output).mkdir(parents=True, exist_ok=True)
     if config.resume:
         load_state(run, identities)
     count, steps = len(identities.images.usable), identities.images.describe(config.batch_size, config.batches)
@@ -111,8 +114,6 @@ def main() -> int:
             path = train(parse_arguments())
             if processes.rank() == 0:
                 print(path)
-        except ImageError as error:
-            raise ValueError(str(error)) from error
         finally:
             processes.stop()
         return 0
