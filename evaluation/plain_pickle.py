@@ -6,7 +6,8 @@ choice, and a call of `numpy.ndarray` is enough to read foreign memory. This rea
 
 - the few functions that a file may name (`FUNCTIONS`) are functions of this module, which check their arguments;
 - no other object can be made, and only the state of arrays and of their number types can be set, after a check;
-- no value is larger than the bytes of the file that it is made of, so that a short file cannot fill the memory;
+- no value is larger than the bytes of the file that it is made of, and the same bytes are not copied again and again,
+  so that a short file cannot fill the memory;
 - keys of dicts are text or bytes, whose hashes a file cannot choose.
 
 Protocols 0 to 5, of Python 2 and 3, NumPy 1 and 2. Strings of Python 2 become bytes: JPEG files are such strings.
@@ -26,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+COPIES = 4  # of the file; bytes of an array in protocols 0 to 2 go through three functions
+MOST_EMPTY = 2**16  # rows or columns of an array without numbers
 SHOWN = 80  # characters of the file that a message repeats
 
 
@@ -53,6 +56,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0  # bytes and list items that were handed to functions
 
     def run(self) -> Any:
         while (opcode := self.take(1)) != b".":
@@ -92,6 +96,13 @@ class _Machine:
         values, self.stack = self.stack, self.marks.pop()
         return values
 
+    def copy(self, arguments: tuple[Any, ...]) -> None:
+        """Count what a function copies. Raises PlainPickleError when the same bytes of the file are copied again and
+        again."""
+        self.copied += sum(len(value) for value in arguments if isinstance(value, bytes | str | list))
+        if self.copied > COPIES * self.size:
+            raise PlainPickleError("it copies the same values again and again")
+
     def last(self, count: int) -> tuple[Any, ...]:
         """The last values, taken off the stack."""
         if len(self.stack) < count:
@@ -115,6 +126,8 @@ class _NumberType:
         if not re.fullmatch(r"[biufc]\d{1,2}|[SU]\d{1,6}|\?", code):
             raise PlainPickleError(f"it holds an array of {code[:SHOWN]!a}; numbers or text were expected")
         self.dtype: np.dtype[Any] = np.dtype(code)
+        if not self.dtype.itemsize:
+            raise PlainPickleError("it holds an array of empty text")
 
     def set_state(self, state: Any) -> None:
         """state: version, byte order, three parts of nested types, which must be absent, and sizes, which are known."""
@@ -131,7 +144,7 @@ def _array(data: Any, number_type: Any, shape: Any, order: Any) -> np.ndarray:
         raise PlainPickleError("it holds an array of something else than numbers or text")
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
         raise PlainPickleError("it holds an array of an impossible shape")
-    if math.prod(shape) * number_type.dtype.itemsize != len(data):
+    if math.prod(shape) * number_type.dtype.itemsize != len(data) or max(shape, default=0) > max(len(data), MOST_EMPTY):
         raise PlainPickleError(f"it holds an array of shape {shape} in {len(data)} bytes")
     return np.ndarray(shape, number_type.dtype, data, order=order)
 
@@ -234,12 +247,15 @@ def _call(machine: _Machine) -> Any:
     function, arguments = machine.last(2)
     if not isinstance(function, _Function) or not isinstance(arguments, tuple):
         raise PlainPickleError("it calls something that is no function, and only plain values are read")
+    machine.copy(arguments)
     return function.call(*arguments)
 
 
 def _build(machine: _Machine) -> None:
     state = machine.stack.pop()
     target = machine.stack[-1]
+    if isinstance(state, tuple):
+        machine.copy(state)
     if isinstance(target, _NumberType):
         target.set_state(state)
     elif isinstance(target, np.ndarray) and target.flags.owndata:  # made by _new_array, its state not yet set

@@ -80,6 +80,8 @@ DTYPE = b"\x80\x04cnumpy\ndtype\n"
 DTYPE_O = DTYPE + b"\x8c\x01O\x89\x88\x87R\x94"
 DTYPE_F4 = DTYPE + b"\x8c\x02f4\x89\x88\x87R\x94"
 RECONSTRUCT = b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+FROM_BUFFER = b"cnumpy._core.numeric\n_frombuffer\n"
+MEGABYTE = b"B" + struct.pack("<I", 1 << 20) + b"A" * (1 << 20)
 LONG = struct.pack("<Q", 8 << 30)
 NUMBER_2_33 = b"\x8a\x05" + (8 << 30).to_bytes(5, "little")
 HOSTILE = {
@@ -121,6 +123,16 @@ HOSTILE = {
     "nothing on the stack": b"\x80\x04.",
     "no mark": b"\x80\x04u.",
     "an empty file": b"",
+    "texts of no width": b"\x80\x04]" + DTYPE[2:] + b"\x8c\x02S0\x89\x88\x87R\x94a" + FROM_BUFFER
+    + b"(C\x00h\x00J\x00\x00\x00\x40\x85\x8c\x01CtRa.",
+    "no numbers in many rows": b"\x80\x04]" + DTYPE_F4[2:] + b"a" + FROM_BUFFER
+    + b"(C\x00h\x00J\x00\x00\x00\x40K\x00\x86\x8c\x01CtRa.",
+    "many arrays of the same bytes": b"\x80\x04]" + DTYPE_F4[2:] + b"a" + MEGABYTE + b"\x94a"
+    + (RECONSTRUCT + b"(K\x01J\x00\x00\x04\x00\x85h\x00\x89h\x01tba") * 6000 + b".",
+    "the same text encoded often": b"\x80\x04]X" + MEGABYTE[1:] + b"\x94a"
+    + b"c_codecs\nencode\nh\x00\x8c\x06latin1\x86Ra" * 6000 + b".",
+    "the same list as many dicts": b"\x80\x04]](" + b"".join(b"(\x8c\x03" + b"%03d" % i + b"Nt" for i in range(900))
+    + b"e\x94a" + b"ccollections\nOrderedDict\nh\x00\x85Ra" * 200_000 + b".",
 }
 SAME_IMAGE = b"B" + struct.pack("<I", 4 << 20) + b"A" * (4 << 20) + b"\x94" + b"h\x01" * 3999
 HOSTILE_BINS = {
