@@ -21,7 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from command_line import channels, exit_code, keep_freed_memory, natural, positive
+from command_line import (
+    THREADS_HELP,
+    channels,
+    exit_code,
+    keep_freed_memory,
+    let_threads_sleep,
+    natural,
+    positive,
+    set_threads,
+)
 from evaluation.commands import BASELINES, baseline, compare, edc, embed, pairs, prepare, threshold
 from evaluation.tables import DEFAULT_LIMIT
 from model.files import only_run
@@ -112,6 +121,7 @@ def _add_running_flags(add: Any, batch_size: int) -> None:
     add("--device", default="auto", help="auto (default), cpu, cuda, mps")
     add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"(default {batch_size})")
     add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--threads", type=positive, metavar="N", help=THREADS_HELP)
     add("--resume", action="store_true", help="go on with an interrupted run")
 
 
@@ -137,6 +147,8 @@ def _share(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """The sub-command, which holds its --output: a second run with the same one ends at once."""
+    if getattr(args, "threads", None):
+        set_threads(args.threads)
     if getattr(args, "output", None) is None:
         return args.function(args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 1 when some images could not be used, 2 when the call was wrong, 130 for Ctrl-C."""
+    let_threads_sleep()
     args = parse(arguments)
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from command_line import (
+    THREADS_HELP,
     available_cores,
     exit_code,
     keep_freed_memory,
@@ -47,8 +48,6 @@ MOST_WORKERS = 16
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa or diffiqa-r (default: the one that --weights are for)"
 WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} images, 1 for aligned crops on a CPU,
     else the number of cores, at most {MOST_WORKERS})"""
-THREADS_HELP = """CPU threads of each operation (default: OMP_NUM_THREADS, else the number of cores); beside other work
-    on the same cores give 1"""
 
 
 def run(args: argparse.Namespace) -> int:

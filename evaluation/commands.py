@@ -299,8 +299,14 @@ def _identity(recognizer: Recognizer) -> dict[str, Any]:
 
 
 def _extraction(args: argparse.Namespace, settings: Mapping[str, Any]) -> Extraction:
-    from evaluation.extract import Extraction
+    import torch
 
+    from evaluation.extract import Extraction
+    from model.device import pick_device
+
+    device = pick_device(args.device).type
+    threads = torch.get_num_threads() if device == "cpu" else 0  # the last digit can depend on them
+    settings = {**settings, "device": device, "threads": threads}
     return Extraction(args.output, settings, args.align, args.batch_size, args.workers, args.resume)
 
 

@@ -159,6 +159,8 @@ def _onnx_session(path: Path, device: torch.device) -> Any:
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")   # threads sleep while they wait
+    options.intra_op_num_threads = torch.get_num_threads()
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as error:   # as above

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from model.checkpoint import save_checkpoint, sha256_of
 from model.files import only_run
 from model.iresnet import IResNet
 
+ROOT = Path(__file__).parents[1]
 KEYS = [
     "method", "fr", "fmr", "limit", "threshold", "fnmr0", "errors", "pauc",
     "pauc_relative", "pauc_minus_best", "pauc_relative_ci", "resolvable",
@@ -454,3 +456,16 @@ def test_edc_takes_names_that_are_no_utf8(tmp_path: Path) -> None:
     assert record["methods"]["m"]["without_ok_score"]["examples"] == [f"{odd}/1.jpg"]
     assert b"caf\xe9/1.jpg" in (tmp_path / "out/report.html").read_bytes()
     assert not [path.name for path in (tmp_path / "out").iterdir() if "partial" in path.name]
+
+
+def test_threads_are_bounded_and_sleep(tmp_path: Path) -> None:
+    """OpenMP reads its environment when torch is loaded: by then the script has set it."""
+    script = (
+        "import os, sys, evaluate; assert 'torch' not in sys.modules; evaluate.main(sys.argv[1:]); import cv2, torch; "
+        "print(torch.get_num_threads(), cv2.getNumThreads(), os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    call = ["baseline", "sobel", str(tmp_path), "--output", str(tmp_path / "x.csv"), "--threads", "3"]
+    command = [sys.executable, "-c", script, *call]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["3", "3", "PASSIVE"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from faces.blur import blur_class, sharpness
 from faces.dlib_models import find_landmarks
 from faces.pose import euler_angles, pose_class
 from faces.reader import read_image
-from labels import factors, measure
+from labels import factors, generate, measure
 from labels.anchors import EmbeddedFaces, Header, centre_similarities, load_header, quality_anchor
 from labels.label_table import Label, read_labels, resolve
 from labels.recognition import load_recognizer
@@ -187,13 +189,25 @@ def test_changed_images_do_not_mix_with_those_of_an_interrupted_run(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate_labels, "label_faces", stop)
+        patch.setattr(generate, "label_faces", stop)
         assert run() == 130
     image = tmp_path / "faces/ann/0000.png"
     times = image.stat()
     os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns + 1))   # the same size, written later
     assert run("--resume") == 2
     assert "cannot resume: images changed" in capsys.readouterr().err
+
+
+def test_threads_are_bounded_and_sleep(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, generate_labels; generate_labels.main(sys.argv[1:]); import cv2, torch; "
+        "print(torch.get_num_threads(), cv2.getNumThreads(), os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    paths = ["--data", str(tmp_path), "--output", str(tmp_path / "x.tsv")]
+    call = [sys.executable, "-c", script, *paths, "--threads", "3"]
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, cwd=SAMPLES.parent, check=True)
+    assert done.stdout.split() == ["3", "3", "PASSIVE"]
 
 
 def test_the_header_and_the_centres_are_on_the_device_of_the_call(
@@ -209,8 +223,8 @@ def test_the_header_and_the_centres_are_on_the_device_of_the_call(
         devices.append(arguments[-1])
         return load_header(*arguments[:-1])
 
-    monkeypatch.setattr(generate_labels, "centre_similarities", centres)
-    monkeypatch.setattr(generate_labels, "load_header", header)
+    monkeypatch.setattr(generate, "centre_similarities", centres)
+    monkeypatch.setattr(generate, "load_header", header)
     save_faces(tmp_path / "faces", astronaut_crop, {"1": 3, "2": 3})
     assert run(device="cpu") == run(device="cpu", header=networks / "7header.safetensors") == 0
     assert devices == [torch.device("cpu")] * 2
@@ -250,12 +264,12 @@ def test_workers_and_resuming_change_nothing(
             raise KeyboardInterrupt
         return factors.label_faces(*arguments)
 
-    monkeypatch.setattr(generate_labels, "label_faces", partial(stop_after, 2))
+    monkeypatch.setattr(generate, "label_faces", partial(stop_after, 2))
     assert run() == 130
     assert not table.exists()
     assert run("--resume", anchor="shifted") == 2   # not the settings of the interrupted run
     seen.clear()
-    monkeypatch.setattr(generate_labels, "label_faces", partial(stop_after, 10))
+    monkeypatch.setattr(generate, "label_faces", partial(stop_after, 10))
     assert run("--resume") == 0
     assert len(seen) == 3   # of five batches two were there
     assert table.read_bytes() == complete
