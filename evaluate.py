@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("faces", type=Path, metavar="FACES", help="folder with a sub-folder for each identity")
     add("--output", type=Path, required=True, metavar="PAIRS.tsv", help="path_a, path_b, same; paths relative to FACES")
     add("--mated", type=positive, default=40, metavar="N", help="at most, an identity (default 40)")
-    add("--non-mated", type=positive, default=60_000, metavar="N", help="in all (default 60000)")
+    add("--non-mated", type=positive, default=60_000, metavar="N", help="in all, if there are so many (default 60000)")
     add("--seed", type=natural, default=0, metavar="N", help="of what is drawn (default 0)")
 
     add = _command(commands, prepare)

@@ -267,7 +267,12 @@ def pairs(args: argparse.Namespace) -> int:
     rows = draw_pairs(names, args.mated, args.non_mated, args.seed)
     write_pairs(args.output, rows)
     mated = sum(same for *_, same in rows)
-    print(f"{mated} mated and {len(rows) - mated} non-mated pairs of {len(names)} images -> {args.output}")
+    if (non_mated := len(rows) - mated) < args.non_mated:
+        print(
+            f"note: --non-mated {args.non_mated} is more than the folder has; the list holds all {non_mated} of them",
+            file=sys.stderr,
+        )
+    print(f"{mated} mated and {non_mated} non-mated pairs of {len(names)} images -> {args.output}")
     return 0
 
 

@@ -13,7 +13,7 @@ def draw_pairs(names: Sequence[str], mated: int, non_mated: int, seed: int) -> l
     """(name, name, 1 or 0), mated pairs first. The folder of an image is its identity; no pair occurs twice.
 
     Mated: all pairs of an identity, or `mated` of them drawn without replacement. Non-mated: drawn uniformly over the
-    images of different identities. Raises ValueError when there are fewer non-mated pairs than wanted, or no mated one.
+    images of different identities, or all where there are no more. Raises ValueError when there are no pairs of a kind.
     """
     rng, names = np.random.default_rng(seed), sorted(names)
     identity = [PurePath(name).parent.as_posix() for name in names]
@@ -24,11 +24,12 @@ def draw_pairs(names: Sequence[str], mated: int, non_mated: int, seed: int) -> l
         rows += [(names[a], names[b], 1) for a, b in (pairs[i] for i in sorted(chosen))]
     sizes = np.unique(identity, return_counts=True)[1]
     available = (len(names) ** 2 - int((sizes.astype(np.int64) ** 2).sum())) // 2
-    if not rows or available < non_mated:
+    if not rows or not available:
         raise ValueError(
             f"{len(names)} images of {len(sizes)} identities (folders) make {len(rows)} mated and {available} non-mated"
-            f" pairs; at least one mated and {non_mated} non-mated ones were expected"
+            " pairs; at least one of each was expected: a sub-folder for each identity, with two images in one of them"
         )
+    non_mated = min(non_mated, available)
     drawn: dict[tuple[int, int], None] = {}
     while len(drawn) < non_mated:
         for a, b in rng.integers(len(names), size=(non_mated, 2)).tolist():

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +17,9 @@ FOLDER = Path(__file__).parent
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", metavar="PICTURE.png")
+    output = parser.parse_args().output
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +34,7 @@ def main() -> None:
         plot.axis("off")
         plot.set_title(f"{score.quality:.2f}", fontsize=15, fontweight="bold")
         plot.text(0.5, -0.05, "\n".join(faults(score)), transform=plot.transAxes, ha="center", va="top", fontsize=9)
-    figure.savefig(sys.argv[1], dpi=110)
+    figure.savefig(output, dpi=110)
 
 
 def faults(score: Score) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import cv2
@@ -50,6 +50,8 @@ def darken(crop: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent, help="(default: samples)")
+    folder = parser.parse_args().folder
     for name, crop in make_samples().items():
         Image.fromarray(crop).save(folder / name, optimize=True)
