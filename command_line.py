@@ -51,8 +51,15 @@ def exit_code(run: Callable[[], int], stopped: str, hint: Callable[[BaseExceptio
         print(f"{stopped}{hint(error)}", file=sys.stderr)
         return 130
     except (OSError, ValueError, ImportError, RuntimeError, MemoryError) as error:
-        print(f"error: {error}{hint(error)}", file=sys.stderr)
+        print(f"error: {message_of(error)}{hint(error)}", file=sys.stderr)
         return code_of(error)
+
+
+def message_of(error: BaseException) -> str:
+    """The error in a sentence; one of the operating system begins with the file."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
+        return f"{os.fspath(error.filename)}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 def code_of(error: BaseException) -> int:

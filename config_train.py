@@ -30,8 +30,8 @@ class TrainConfig:
     normalise: Literal["minmax", "percentile", "none"] = "minmax"
     # most images of a step, over all processes
     batch_size: int = 256
-    # even: all images in every epoch, in batches that differ by one image at most; full: batches of exactly
-    # --batch-size, and the images that are left over are dropped, others in every epoch
+    # even: all images in every epoch, in batches that differ by one image at most; full: batches of --batch-size
+    # exactly, and the images that are left over are dropped, others in every epoch
     batches: Literal["even", "full"] = "even"
     # processes that decode images; 0: none, -1: one for each core, at most 12
     num_workers: int = -1

@@ -106,7 +106,8 @@ def centre_similarities(
     paths = [path for gallery in galleries for path in gallery.paths]
     classes = _index(map(identity_of, paths))
     if len(classes) < 2:
-        raise ValueError(f"anchors compare identities, and {', '.join(classes) or 'none'} is all there is: add others")
+        found = f"only {next(iter(classes))} has a face that can be used" if classes else "no face can be used"
+        raise ValueError(f"anchors compare two identities or more, and {found}")
     members = np.array([classes[identity_of(path)] for path in paths])
     sums = _sum_by_class(galleries, members, len(classes))
     centres = torch.from_numpy(_unit(sums).astype(np.float32).T).to(device)

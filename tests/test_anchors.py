@@ -126,7 +126,7 @@ def test_few_embeddings_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch, s
 
 def test_one_identity_alone_has_no_anchors() -> None:
     faces = some_faces(["a/1.jpg", "a/2.jpg", "a/3.jpg"])
-    with pytest.raises(ValueError, match="a is all there is"):
+    with pytest.raises(ValueError, match="two identities or more, and only a has a face"):
         centre_similarities(faces, faces)
 
 

@@ -37,6 +37,8 @@ def test_tensors_use_the_memory_of_those_before_them() -> None:
     [
         (ValueError("wrong"), 2, "error: wrong (hint)"),
         (FileNotFoundError("nowhere"), 2, "error: nowhere (hint)"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.csv"), 2, "error: a.csv: no such file (hint)"),
+        (OSError(errno.ENOSPC, "No space", "a.csv"), 1, "error: a.csv: no space (hint)"),
         (OSError(errno.ENOSPC, "no space"), 1, f"error: [Errno {errno.ENOSPC}] no space (hint)"),
         (RuntimeError("out of memory"), 1, "error: out of memory (hint)"),
         (KeyboardInterrupt(), 130, "stopped (hint)"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import fields
 
 import pytest
@@ -16,7 +18,11 @@ def test_without_flags_the_published_settings():
 def test_every_field_is_a_flag_with_a_help_text(capsys):
     with pytest.raises(SystemExit, match="0"):
         parse_arguments(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr().out
+    headings = re.findall(r"^(\w.*):$", printed, flags=re.MULTILINE)
+    titles = re.findall(r"# -- (.*) --$", inspect.getsource(TrainConfig), flags=re.MULTILINE)
+    assert headings == ["options", *titles]
+    text = " ".join(printed.split())
     for field in fields(TrainConfig):
         assert f"--{field.name.replace('_', '-')} " in text
     assert text.count("(default: ") == len(fields(TrainConfig))

@@ -31,8 +31,8 @@ class Config:
     min_images: int = 1
     # most images of a step, over all processes
     batch_size: int = 512
-    # even: all images in every epoch, in batches that differ by one image at most; full: batches of exactly
-    # --batch-size, and the images that are left over are dropped, others in every epoch
+    # even: all images in every epoch, in batches that differ by one image at most; full: batches of --batch-size
+    # exactly, and the images that are left over are dropped, others in every epoch
     batches: Literal["even", "full"] = "even"
     # processes that decode images; 0: none
     num_workers: int = 2

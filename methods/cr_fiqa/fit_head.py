@@ -110,7 +110,9 @@ def run(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 2 when the call was wrong, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "methods.cr_fiqa.fit_head", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("backbone", type=Path, metavar="BACKBONE", help="of train.py, with a quality head or none")
     parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS.npz", help="its embeddings of faces of identities")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.pth", help="the backbone with its new head")

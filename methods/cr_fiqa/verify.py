@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 2 when the call was wrong, 130 for Ctrl-C."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "methods.cr_fiqa.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("fr", metavar="MODEL", help="face recognition model: .onnx, a checkpoint, or dlib")
     parser.add_argument("pairs", nargs="+", metavar="PAIRS", help="pair lists")
     images_help = "folder that the names of the lists start from (default: that of the list, or the one above)"
