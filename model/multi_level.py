@@ -1,4 +1,4 @@
-"""An image tower of CLIB-FIQA that reads all levels of a frozen face recognition network.
+"""An image tower of CLIB-FIQA that reads all levels of a face recognition network, which stays as it was trained.
 
 Its last layers know who somebody is and forget how the picture was taken; the earlier ones still know blur, light and
 occlusion, and the length of its embedding how sure it is. This is our own design, not part of CLIB-FIQA: where faces
