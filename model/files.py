@@ -51,8 +51,8 @@ def only_run(output: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it may be another run's
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def open_text(path: str | Path, mode: str = "r") -> IO[str]:

@@ -13,6 +13,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from .checkpoint import sha256_of
+from .files import only_run
 
 HELP = """The known weight files: which they are, where they come from, and how to get them.
 
@@ -158,17 +159,26 @@ def find_weights(name_or_path: str | Path) -> Path:
 def download(known: KnownWeights, folder: Path = FOLDER) -> Path:
     """Download a file, with progress on stderr; an interrupted download continues. The sha256 is checked first.
 
-    Raises WeightsError when there is no link or no connection, when the connection breaks, or when the sha256 differs.
+    Raises WeightsError when there is no link or no connection, when the connection breaks, or when the sha256 differs;
+    BlockingIOError when another process downloads the file.
     """
     target = folder / known.file
     if known.url is None or known.sha256 is None:
         raise WeightsError(_how_to_get(known, folder))
     folder.mkdir(parents=True, exist_ok=True)
+    with only_run(target):
+        return _download(known, target)
+
+
+def _download(known: KnownWeights, target: Path) -> Path:
+    """`download`, in the only process that writes this file."""
+    assert known.url is not None, "checked above"
     partial = target.with_name(target.name + ".partial")
     try:
         _fetch(known.url, partial)
     except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
-        raise WeightsError(f"{known.url} could not be downloaded ({error}). {_how_to_get(known, folder)}") from error
+        how = _how_to_get(known, target.parent)
+        raise WeightsError(f"{known.url} could not be downloaded ({error}). {how}") from error
     if (found := sha256_of(partial)) != known.sha256:
         partial.unlink()
         raise WeightsError(f"{known.url} gave a file of sha256 {found}, expected {known.sha256}: it was deleted")
@@ -235,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in names:
             match = [known for known in WEIGHTS if known.name == name]
             print(download(match[0]) if match else find_weights(name))
-    except WeightsError as error:
+    except OSError as error:  # WeightsError, or another process downloads the same file
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from model.files import only_run, open_text, replacing, write_csv_rows, write_text
 
@@ -55,6 +56,20 @@ def test_a_second_run_with_the_same_output_ends_at_once(tmp_path: Path) -> None:
         assert f"another run is writing {output}" in second.stderr
     assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_file_is_removed_while_the_lock_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards another run may hold it; without its file a third one would not see that."""
+    release, seen = FileLock.release, []
+
+    def look_and_release(lock: FileLock, *arguments: object) -> None:
+        seen.append((lock.is_locked, list(tmp_path.iterdir())))
+        release(lock, *arguments)
+
+    monkeypatch.setattr(FileLock, "release", look_and_release)
+    with only_run(tmp_path / "scores.csv"):
+        assert [file.name for file in tmp_path.iterdir()] == ["scores.csv.lock"]
+    assert seen == [(True, [])]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from model import weights
+from model.files import only_run
 from model.loading import SYSTEMS
 from model.weights import WEIGHTS, KnownWeights, WeightsError, download, find_weights
 
@@ -97,6 +98,12 @@ def test_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> N
 def test_complete_partial_file_is_taken(server: Server, tmp_path: Path) -> None:
     (tmp_path / "weights.pt.partial").write_bytes(CONTENT)
     assert download(known(server.url), tmp_path).read_bytes() == CONTENT
+
+
+def test_one_process_downloads_a_file(server: Server, tmp_path: Path) -> None:
+    with only_run(tmp_path / "weights.pt"), pytest.raises(BlockingIOError, match="another run is writing"):
+        download(known(server.url), tmp_path)
+    assert server.ranges == []
 
 
 def test_wrong_hash_is_deleted(server: Server, tmp_path: Path) -> None:

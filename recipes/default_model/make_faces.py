@@ -26,6 +26,7 @@ from tqdm import tqdm
 from command_line import exit_code, natural, positive
 from faces.degrade import KINDS, degrade
 from faces.reader import read_image
+from model.files import open_text, replacing
 from recipes.default_model.crops import celeba_paths, crop_paths, identities
 
 
@@ -41,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     work = partial(make_versions, folder=output / "faces", copies=options.copies, seed=options.seed)
     with ProcessPoolExecutor() as pool:
         made = list(tqdm(pool.map(work, range(len(chosen)), chosen, chunksize=32), total=len(chosen), desc="damaged"))
-    with (output / "damage.tsv").open("w", newline="", encoding="utf-8") as file:
+    with replacing(output / "damage.tsv") as temporary, open_text(temporary, "w") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["path", "blur", "illumination", "occlusion", "kinds"])
         writer.writerows(row for rows in made for row in rows)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
 from faces.reader import read_image
+from model.files import open_text, replacing
 from recipes.default_model.crops import lfw_test_paths
 
 SIZE, MIDDLE = 112, 55.5
@@ -148,7 +149,7 @@ def run(options: argparse.Namespace) -> int:
     work = partial(damage, folder=options.output / "lfw", seed=options.seed, every=options.every)
     with ProcessPoolExecutor() as pool:
         rows = list(tqdm(pool.map(work, range(len(paths)), paths, chunksize=32), "unseen", len(paths), disable=None))
-    with (options.output / "damage.tsv").open("w", newline="", encoding="utf-8") as file:
+    with replacing(options.output / "damage.tsv") as temporary, open_text(temporary, "w") as file:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["path", "kind", "strength"])
         writer.writerows(rows)
