@@ -46,7 +46,7 @@ def only_run(output: str | Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BlockingIOError(
-            f"another run is writing {output}; wait for its end, or give this run an --output of its own"
+            f"another run is writing {output}; wait for its end, or choose another output for this run"
         ) from error
     try:
         yield

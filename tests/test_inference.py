@@ -220,7 +220,9 @@ def test_ctrl_c_loses_nothing_and_resume_goes_on(tmp_path: Path, weights: Path) 
     partial = tmp_path / "scores.csv.partial"
     call = command(f"@{listed}", "--weights", weights, "--align", "no", "--output", output, "--workers", "2")
     process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 200
     while process.poll() is None and not (partial.is_file() and partial.read_bytes().count(b"\n") > 40):
+        assert time.monotonic() < deadline, "no rows were written"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, err = process.communicate(timeout=60)
