@@ -55,18 +55,18 @@ def exit_code(run: Callable[[], int], stopped: str, hint: Callable[[BaseExceptio
         return code_of(error)
 
 
-def message_of(error: BaseException) -> str:
-    """The error in a sentence; one of the operating system begins with the file."""
-    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
-        return f"{os.fspath(error.filename)}: {error.strerror[:1].lower()}{error.strerror[1:]}"
-    return str(error)
-
-
 def code_of(error: BaseException) -> int:
     """1 for an error in the middle of a run, 2 for an error of the call."""
     if isinstance(error, OSError):
         return 1 if error.errno in FAILING_DISK else 2
     return 1 if isinstance(error, RuntimeError | MemoryError) else 2
+
+
+def message_of(error: BaseException) -> str:
+    """The error in a sentence; one of the operating system begins with the file."""
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | os.PathLike):
+        return f"{os.fspath(error.filename)}: {error.strerror[:1].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 def available_cores() -> int:
