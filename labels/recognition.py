@@ -92,7 +92,10 @@ def load_recognizer(
     def embed(faces: np.ndarray) -> np.ndarray:
         return run(preprocessing.normalise(torch.from_numpy(faces)))
 
-    embeddings = embed(np.zeros((2, preprocessing.size, preprocessing.size, 3), np.uint8))
+    try:
+        embeddings = embed(np.zeros((2, preprocessing.size, preprocessing.size, 3), np.uint8))
+    except RuntimeError as error:  # here the file or a setting is wrong; later it is the run that fails
+        raise ValueError(str(error)) from error
     if embeddings.ndim != 2 or len(embeddings) != 2:
         raise ValueError(f"{path} makes {embeddings.shape} of two faces; embeddings (2, D) were expected")
     return Recognizer(path.name, sha256, preprocessing, embeddings.shape[1], embed)
@@ -136,7 +139,7 @@ def _onnx(path: Path, device: torch.device) -> tuple[Embedder, int | None]:
         try:
             embeddings = _onnx_thread().submit(embed, parts).result()
         except Exception as error:   # onnxruntime's errors have no common class of their own
-            raise ValueError(f"{path} fails on {images.shape}; its batch must be free, or 1: {error}") from error
+            raise RuntimeError(f"{path} fails on {images.shape}; its batch must be free, or 1: {error}") from error
         return embeddings.astype(np.float32)
 
     return run, shape[1] if isinstance(shape[1], int) else None

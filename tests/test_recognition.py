@@ -125,6 +125,12 @@ def test_onnx_that_is_no_fr_model_is_refused(tmp_path: Path) -> None:
         load_recognizer(tmp_path / "text.onnx")
 
 
+def test_onnx_that_fails_in_the_middle_of_a_run_is_no_wrong_call(tmp_path: Path, faces: np.ndarray) -> None:
+    recognizer = load_recognizer(linear_model(tmp_path / "two.onnx", rows=2))   # of two images, as those it is tried on
+    with pytest.raises(RuntimeError, match=r"two\.onnx fails on"):
+        recognizer.embed(faces)
+
+
 def test_files_that_are_missing_or_something_else_are_refused(tmp_path: Path, golden: Path) -> None:
     with pytest.raises(OSError, match="no such file"):
         load_recognizer(tmp_path / "absent.onnx")
