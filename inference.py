@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
-METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa or diffiqa-r (default: the one that --weights are for)"
+METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
+METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
 WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} images, 1 for aligned crops on a CPU,
     else the number of cores, at most {MOST_WORKERS})"""
 
@@ -80,7 +81,8 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     if args.threads:
         set_threads(args.threads)
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
-    scorer = Scorer(args.method, args.weights, *settings)
+    options = {name: vars(args)[name] for name in METHOD_OPTIONS if vars(args)[name] is not None}
+    scorer = Scorer(args.method, args.weights, *settings, **options)
     if len(first) == 1 and not args.output:
         return print_sentence(scorer.score(first[0]), scorer.percentiles)
     if args.workers is None:
@@ -188,6 +190,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, metavar="N", help="images a network sees at once (CPU: 16, CUDA: 256, mps: 64)")
     add("--workers", type=natural, metavar="N", help=WORKERS_HELP)
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    add("--degradation-encoder", metavar="FILE", help="dsl-fiqa: the encoder, such as the published DE.pt")
+    add("--crops", type=positive, metavar="N", help="dsl-fiqa: random crops of each image (default: 20)")
+    add("--landmark-folder", metavar="FOLDER", help="dsl-fiqa: published landmarks, STEM.npy of each image STEM.*")
     args = parser.parse_args(arguments)
     if args.resume and not args.output:
         parser.error("--resume continues a file: give its --output")

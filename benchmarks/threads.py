@@ -30,6 +30,16 @@ sys.path.insert(0, str(ROOT))
 
 from command_line import available_cores, natural, positive  # noqa: E402
 from faces.listing import list_images  # noqa: E402
+from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
+
+COLUMNS = [
+    Column("busy loops"),
+    Column("waiting threads"),
+    Column("threads"),
+    Column("workers"),
+    Column("images/s", "{:.0f}"),
+    Column("processor ms an image", "{:.1f}"),
+]
 
 
 class Setting(NamedTuple):
@@ -90,28 +100,33 @@ def main() -> None:
     parser.add_argument("--workers", nargs="+", type=natural, default=[0, 1, 2])
     parser.add_argument("--busy", nargs="+", type=natural, default=[0, 2], help="busy loops beside the run (0 2)")
     parser.add_argument("--rounds", type=positive, default=3, help="(3)")
+    add_results_option(parser)
     args = parser.parse_args()
     settings = [
         Setting(wait, threads, workers)
         for wait, threads, workers in itertools.product(args.wait, args.threads, args.workers)
         if threads > 1 or wait == args.wait[-1]  # one thread waits for nobody
     ]
+    what = f"Workers and threads of inference.py: {args.weights}, {args.count} crops, {available_cores()} cores"
+    output = Output(args.results, "python benchmarks/threads.py FACES", [args.weights])
     with tempfile.TemporaryDirectory() as scratch:
         listed = Path(scratch) / "list.txt"
         listed.write_text("".join(f"{path.absolute()}\n" for path in list_images(args.faces)[: args.count]))
-        print(f"{args.weights}, {args.count} images, {available_cores()} cores, other load {os.getloadavg()[0]:.1f}\n")
-        print("| busy loops | threads wait | threads | workers | images/s | processor ms an image |")
-        print("|---|---|---|---|---|---|")
-        for loops in args.busy:
-            with busy_loops(loops):
-                rounds = [
-                    [score(setting, listed, args.weights, Path(scratch) / "scores.csv") for setting in settings]
-                    for _ in range(args.rounds)
-                ]
-            for setting, runs in zip(settings, zip(*rounds, strict=True), strict=True):
-                rate, cpu = (statistics.median(values) for values in zip(*runs, strict=True))
-                cells = loops, setting.wait, setting.threads, setting.workers, f"{rate:.0f}"
-                print(f"| {' | '.join(map(str, cells))} | {1000 * cpu / args.count:.1f} |", flush=True)
+        output.add("threads", what, COLUMNS, rows(args, settings, listed))
+
+
+def rows(args: argparse.Namespace, settings: list[Setting], listed: Path) -> Iterator[list[Cell]]:
+    """A row of the table for each setting, first on the machine as it is, then beside busy loops."""
+    for loops in args.busy:
+        with busy_loops(loops):
+            rounds = [
+                [score(setting, listed, args.weights, listed.with_name("scores.csv")) for setting in settings]
+                for _ in range(args.rounds)
+            ]
+        for setting, runs in zip(settings, zip(*rounds, strict=True), strict=True):
+            rate, cpu = (statistics.median(values) for values in zip(*runs, strict=True))
+            wait = "–" if setting.threads == 1 else "spin" if setting.wait == "active" else "sleep"
+            yield [loops, wait, setting.threads, setting.workers, rate, 1000 * cpu / args.count]
 
 
 if __name__ == "__main__":

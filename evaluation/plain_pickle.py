@@ -8,7 +8,7 @@ choice, and a call of `numpy.ndarray` is enough to read foreign memory. This rea
 - no other object can be made, and only the state of arrays and of their number types can be set, after a check;
 - no value is larger than the bytes of the file that it is made of, and the same bytes are not copied again and again,
   so that a short file cannot fill the memory;
-- keys of dicts are text or bytes, whose hashes a file cannot choose.
+- keys of dicts are text or bytes, whose hashes a file cannot choose, or small whole numbers.
 
 Protocols 0 to 5, of Python 2 and 3, NumPy 1 and 2. Strings of Python 2 become bytes: JPEG files are such strings.
 """
@@ -29,6 +29,7 @@ import numpy as np
 
 COPIES = 4  # of the file; bytes of an array in protocols 0 to 2 go through three functions
 MOST_EMPTY = 2**16  # rows or columns of an array without numbers
+LARGEST_KEY = 2**31  # larger numbers could be chosen so that their hashes collide
 SHOWN = 80  # characters of the file that a message repeats
 
 
@@ -37,8 +38,11 @@ class PlainPickleError(ValueError):
 
 
 def read_plain_pickle(path: str | Path) -> Any:
-    """The value in the file. Raises PlainPickleError for anything but lists, tuples, dicts with keys of text or bytes,
-    text, bytes, numbers, and arrays of numbers or text; OSError for a file that cannot be opened."""
+    """The value in the file.
+
+    Raises PlainPickleError for anything but lists, tuples, dicts with keys of text, bytes or small whole numbers, text,
+    bytes, numbers, and arrays of numbers or text; OSError for a file that cannot be opened.
+    """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return _Machine(content).run()
@@ -206,8 +210,9 @@ def _filled(target: Any, flat: list[Any]) -> dict[Any, Any]:
     if type(target) is not dict or len(flat) % 2:
         raise PlainPickleError("it sets items of something else than a dict")
     for key in flat[::2]:
-        if not isinstance(key, str | bytes):
-            raise PlainPickleError(f"a key of its dict is a {type(key).__name__}; text was expected")
+        number = isinstance(key, int | np.integer) and abs(int(key)) <= LARGEST_KEY
+        if not (number or isinstance(key, str | bytes)):
+            raise PlainPickleError(f"a key of its dict is a {type(key).__name__}; text or a number was expected")
     target.update(zip(flat[::2], flat[1::2], strict=True))
     return target
 

@@ -17,7 +17,6 @@ from itertools import chain, islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import cv2
-import numpy as np
 import torch
 
 from .reader import ImageError, read_image
@@ -43,12 +42,14 @@ class Loaded(Generic[T]):
 
 def load_batches(
     paths: Iterable[str],
-    prepare: Callable[[np.ndarray], T],
+    prepare: Callable[[Any], T],
     batch_size: int,
     workers: int,
-    read: Callable[[str], np.ndarray] = read_image,
+    read: Callable[[str], Any] = read_image,
 ) -> Iterator[list[Loaded[T]]]:
-    """Read each path, hand the RGB uint8 (H, W, 3) image to `prepare`, and give the results in lists of `batch_size`.
+    """Read each path, hand what was read to `prepare`, and give the results in lists of `batch_size`.
+
+    What was read is an RGB uint8 image (H, W, 3), unless `read` is another function.
 
     The order is that of `paths`, and the results are the same for any number of workers; 0 works in this process. Where
     workers are spawned instead of forked, `prepare` must be picklable: a function of a module, or a partial of one. It
@@ -66,7 +67,7 @@ class Readers(Generic[T]):
     """`load_batches` with worker processes that stay for the next list of paths."""
 
     def __init__(
-        self, prepare: Callable[[np.ndarray], T], workers: int, read: Callable[[str], np.ndarray] = read_image
+        self, prepare: Callable[[Any], T], workers: int, read: Callable[[str], Any] = read_image
     ) -> None:
         self.load: Callable[[str], T] = partial(_read_and_prepare, read, prepare)
         self.workers = workers
@@ -202,7 +203,7 @@ def _load_one(load: Callable[[str], T], path: str) -> Loaded[T]:
         return Loaded(path, error.status, None)
 
 
-def _read_and_prepare(read: Callable[[str], np.ndarray], prepare: Callable[[np.ndarray], T], path: str) -> T:
+def _read_and_prepare(read: Callable[[str], Any], prepare: Callable[[Any], T], path: str) -> T:
     return prepare(read(path))
 
 

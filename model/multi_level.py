@@ -1,9 +1,10 @@
-"""An image tower of CLIB-FIQA that reads all levels of a face recognition network, which stays as it was trained.
+"""An image tower of CLIB-FIQA that reads the feature maps of all levels of a frozen face recognition network.
 
-Its last layers know who somebody is and forget how the picture was taken; the earlier ones still know blur, light and
-occlusion, and the length of its embedding how sure it is. This is our own design, not part of CLIB-FIQA: where faces
-are few, a network that millions of faces have taught is better read than trained on (docs/default_model.md). A second
-network that was trained to tell the factors, the trunk of an MFN, may be read beside it.
+The last layers of such a network tell identities apart and suppress how the picture was taken. Earlier layers still
+hold blur, light and occlusion, and the L2 norm of the embedding grows with the network's confidence. This is our own
+design, not part of CLIB-FIQA: with few training faces, a network that was trained on millions of faces gives better
+features than fine-tuning does (docs/default_model.md). A second network, the trunk of an MFN, which was trained to
+recognise the factors, may be read beside it.
 """
 
 from __future__ import annotations

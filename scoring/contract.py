@@ -2,8 +2,8 @@
 
 A method's class is made from the loaded network. It has two members:
 
-- `prepare(rgb) -> Prepared` runs in the worker processes that read images, so it must be picklable: a function of a
-  module, a `functools.partial` of one, or an object of a small class with `__call__`.
+- `prepare(rgb, path) -> Prepared` runs in the worker processes that read images, so it must be picklable: a function of
+  a module, a `functools.partial` of one, or an object of a small class with `__call__`.
 - `predict(batch) -> Columns` runs on the device, under `torch.inference_mode`. It should not wait for the device: the
   scorer reads all columns of a batch with one copy.
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -56,8 +55,11 @@ class Scoring(Protocol):
     """A method with its network, on a device."""
 
     @property
-    def prepare(self) -> Callable[[np.ndarray], Prepared]:
-        """Makes crops of an RGB uint8 image (H, W, 3). Raises ImageError for an image that cannot be scored."""
+    def prepare(self) -> Callable[[np.ndarray, str], Prepared]:
+        """Makes crops of an RGB uint8 image (H, W, 3). `path` is its file, or "" for an image that comes from no file.
+
+        Raises ImageError for an image that cannot be scored.
+        """
 
     def predict(self, batch: Batch) -> Columns:
         """The results of a batch, in its order."""
@@ -70,11 +72,13 @@ class Method(NamedTuple):
     """Default weights: a name of `model/weights.py`."""
     network: type[Any]
     """The class that `model.load` makes of the method's checkpoints."""
-    scoring: Callable[[Any, torch.dtype, torch.device, str], Scoring]
-    """(network, dtype, device, align) -> the method on that device; it may change the network."""
+    scoring: Callable[..., Scoring]
+    """(network, dtype, device, align, **options) -> the method on that device; it may change the network."""
     range: tuple[float, float] | None = None
     """Lowest and highest possible quality; None when it has no bounds."""
     aligned: bool = True
     """Whether it takes 112x112 crops that are aligned to the ArcFace template, or pictures of any kind."""
     crops: int = 1
     """K of `Prepared.crops`: default batch sizes are divided by it."""
+    options: tuple[str, ...] = ()
+    """Names of the options that `scoring` takes besides, as `Scorer` and inference.py name them."""

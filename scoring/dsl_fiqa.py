@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from faces.align import largest_face
-from faces.random_crops import CROPS, crops_for, face_square, fit
+from faces.random_crops import CROPS, crops_for, face_square, fit, read_landmarks
 from faces.reader import ImageError
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
 from model.loading import load
@@ -22,14 +23,31 @@ NO_LANDMARKS = "no_landmarks"  # the status of a score without a found face
 class DslFiqaScoring:
     """The quality network with its degradation encoder, on a device.
 
-    Raises WeightsError (an OSError) when the weights hold no encoder and the file of the published one is not there.
+    `degradation_encoder` is the encoder's file, for weights that hold none or another one (default: the published one).
+    `crops` is the number of random crops of an image. `landmark_folder` holds `STEM.npy`, the landmarks of the image
+    `STEM.*`, as the published data sets have them; without it landmarks are looked for.
+
+    Raises WeightsError (an OSError) when the weights hold no encoder and the encoder's file is not there.
     """
 
-    def __init__(self, network: DslFiqa, dtype: torch.dtype, device: torch.device, align: str) -> None:
-        if network.encoder is None:
-            network.attach_encoder(load(DEFAULT_ENCODER))
+    def __init__(
+        self,
+        network: DslFiqa,
+        dtype: torch.dtype,
+        device: torch.device,
+        align: str,
+        degradation_encoder: str | Path | None = None,
+        crops: int = CROPS,
+        landmark_folder: str | Path | None = None,
+    ) -> None:
+        if degradation_encoder or network.encoder is None:
+            network.attach_encoder(load(degradation_encoder or DEFAULT_ENCODER))
+        if crops < 1:
+            raise ValueError(f"crops {crops} is too small: at least 1 was expected")
+        if landmark_folder and not Path(landmark_folder).is_dir():
+            raise ValueError(f"there is no landmark folder {landmark_folder}; a folder of .npy files was expected")
         self.network, self.dtype, self.device = network.to(device).eval(), dtype, device
-        self.prepare = partial(prepare_photograph, network.shape, align)
+        self.prepare = partial(prepare_file, network.shape, align, crops, landmark_folder)
 
     def predict(self, batch: Batch) -> Columns:
         """Quality from 0 on: the mean over the crops. All crops of one image are one batch of the network, and no crop
@@ -44,10 +62,26 @@ class DslFiqaScoring:
         return scores.float().mean()
 
 
-def prepare_photograph(
-    shape: DslFiqaShape, align: str, rgb: np.ndarray, points: np.ndarray | None = None
+def prepare_file(
+    shape: DslFiqaShape, align: str, count: int, folder: str | Path | None, rgb: np.ndarray, path: str = ""
 ) -> Prepared:
-    """The crops of an RGB uint8 picture (H, W, 3), with the landmarks of each.
+    """`prepare_photograph`, with the landmarks of `folder` when there is one.
+
+    Raises ImageError with the status bad_landmarks when the image has no usable landmark file there.
+    """
+    if folder is None:
+        return prepare_photograph(shape, align, count, rgb)
+    try:
+        points = read_landmarks(str(Path(folder) / f"{Path(path).stem}.npy"), rgb)
+    except ValueError as error:
+        raise ImageError("bad_landmarks", str(error)) from error
+    return prepare_photograph(shape, align, count, rgb, points)
+
+
+def prepare_photograph(
+    shape: DslFiqaShape, align: str, count: int, rgb: np.ndarray, points: np.ndarray | None = None
+) -> Prepared:
+    """`count` crops of an RGB uint8 picture (H, W, 3), with the landmarks of each.
 
     `points` (P, 2), x and y in pixels, are landmarks that are known already; else those of the largest face are looked
     for. With `align` yes the square around the face is taken of every picture, not only of large ones.
@@ -58,8 +92,8 @@ def prepare_photograph(
     if align == "yes" and points is not None:
         rgb, points = face_square(rgb, points)
     image, points = fit(rgb, points, shape.image_size)
-    crops, landmarks = crops_for(shape, image, points)
-    return Prepared(np.repeat(crops, CROPS // len(crops), axis=0), landmarks, status)
+    crops, landmarks = crops_for(shape, image, points, count)
+    return Prepared(np.repeat(crops, count // len(crops), axis=0), landmarks, status)
 
 
 def _landmarks(rgb: np.ndarray) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from .contract import Batch, Prepared
 ALIGN = ("auto", "yes", "no")
 
 
-def prepare_face(preprocessing: Preprocessing, align: str, rgb: np.ndarray) -> Prepared:
+def prepare_face(preprocessing: Preprocessing, align: str, rgb: np.ndarray, path: str = "") -> Prepared:
     """RGB uint8 (H, W, 3) -> the face as one crop of the network's size.
 
     `align` is one of `ALIGN`; auto aligns every image that is not 112x112. Raises ImageError (no_face).

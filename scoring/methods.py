@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from faces.random_crops import CROPS
 from model.clib_fiqa import ClibFiqa
+from model.dsl_fiqa import DslFiqa
 from model.ediffiqa import EDifFIQA
 from model.iresnet import IResNet
 from model.regressor import QualityRegressor
@@ -10,6 +12,7 @@ from model.regressor import QualityRegressor
 from .clib_fiqa import ClibFiqaScoring
 from .contract import Method
 from .cr_fiqa import CrFiqaScoring
+from .dsl_fiqa import DslFiqaScoring
 from .ediffiqa import FeatureHeadScoring
 
 DEFAULT_METHOD = "clib-fiqa"
@@ -18,4 +21,12 @@ METHODS = {
     "cr-fiqa": Method("cr-fiqa-l", IResNet, CrFiqaScoring),
     "ediffiqa": Method("ediffiqa-t", EDifFIQA, FeatureHeadScoring),
     "diffiqa-r": Method("diffiqa-r", QualityRegressor, FeatureHeadScoring),
+    "dsl-fiqa": Method(
+        "dsl-fiqa",
+        DslFiqa,
+        DslFiqaScoring,
+        aligned=False,
+        crops=CROPS,
+        options=("degradation_encoder", "crops", "landmark_folder"),
+    ),
 }

@@ -46,7 +46,8 @@ class Scorer:
     `device` is auto, cpu, cuda, cuda:N or mps. `precision` is auto (bf16 on CUDA, else fp32), fp32, bf16 or fp16.
     `align` is auto, yes or no: auto takes a picture of 112x112 pixels as an aligned crop, and finds and aligns the
     largest face of any other. `batch_size` is the number of images that the network sees at once (default: 16 on a CPU,
-    256 on CUDA, 64 on mps). With `swapped_channels` the images hold BGR instead of RGB.
+    256 on CUDA, 64 on mps). With `swapped_channels` the images hold BGR instead of RGB. `options` are those of the
+    method, such as `crops` of dsl-fiqa (`Method.options`).
 
     Raises ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
     """
@@ -60,6 +61,7 @@ class Scorer:
         align: str = "auto",
         batch_size: int | None = None,
         swapped_channels: bool = False,
+        **options: Any,
     ) -> None:
         if align not in ALIGN:
             raise ValueError(f"align {align!r} is none of {', '.join(ALIGN)}")
@@ -77,9 +79,13 @@ class Scorer:
         method = METHODS[self.method]
         self.batch_size = batch_size or max(1, CROPS_AT_ONCE[self.device.type] // method.crops)
         self.percentiles = Percentiles.from_metadata(network.metadata)
-        scoring = method.scoring(network, self.dtype, self.device, align)
+        if unknown := options.keys() - method.options:
+            known = ", ".join(method.options) or "none"
+            raise ValueError(f"{self.method} has no option {min(unknown)}; its options: {known}")
+        self.options = options
+        scoring = method.scoring(network, self.dtype, self.device, align, **options)
         self.predict: Callable[[Batch], Columns] = scoring.predict
-        self.prepare: Callable[[np.ndarray], Prepared] = scoring.prepare
+        self.prepare: Callable[[np.ndarray, str], Prepared] = scoring.prepare
         if swapped_channels:
             self.prepare = partial(prepare_swapped, scoring.prepare)
 
@@ -95,6 +101,7 @@ class Scorer:
             "align": self.align,
             "swapped_channels": self.swapped_channels,
             "batch_size": self.batch_size,
+            **{name: sha256_of(value) if Path(str(value)).is_file() else value for name, value in self.options.items()},
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
         }
 
@@ -126,12 +133,13 @@ class Scorer:
 
     def stream(self, paths: Iterable[str], workers: int = 0) -> Iterator[Score]:
         """A score for each path, in order: for any number of files, read by `workers` processes."""
-        return self._scores(load_batches(paths, self.prepare, self.batch_size, workers))
+        read = partial(read_prepared, self.prepare)
+        return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
     def _load(self, image: Picture, color: str) -> Loaded[Prepared]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
         try:
-            return Loaded(path, "ok", self.prepare(pixels(image, color)))
+            return Loaded(path, "ok", self.prepare(pixels(image, color), path))
         except ImageError as error:
             return Loaded(path, error.status, None)
 
@@ -211,9 +219,19 @@ def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
     )
 
 
-def prepare_swapped(prepare: Callable[[np.ndarray], Prepared], bgr: np.ndarray) -> Prepared:
+def read_prepared(prepare: Callable[[np.ndarray, str], Prepared], path: str) -> Prepared:
+    """The image at a path, prepared. Raises ImageError."""
+    return prepare(read_image(path), path)
+
+
+def as_it_is(prepared: Prepared) -> Prepared:
+    """For `load_batches`: `read_prepared` has done all."""
+    return prepared
+
+
+def prepare_swapped(prepare: Callable[[np.ndarray, str], Prepared], bgr: np.ndarray, path: str = "") -> Prepared:
     """`prepare` for images whose red and blue are swapped."""
-    return prepare(_swapped(bgr))
+    return prepare(_swapped(bgr), path)
 
 
 def _swapped(image: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ import torch
 from dsl_fiqa_parts import SIZE, landmarks_for, small_network
 
 from faces.random_crops import landmark_vector
-from faces.reader import read_image
+from faces.reader import ImageError, read_image
 from model.weights import WeightsError
+from scoring import Scorer
 from scoring.dsl_fiqa import Batch, DslFiqaScoring, prepare_photograph
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_landmarks_that_are_known() -> None:
     scoring = scoring_of("full")
     image, points = recipe.mirror_image(5, SIZE), np.full((68, 2), 400.0)
     points[:3] = ((10, 20), (30, 5), (64, 64))
-    prepared = prepare_photograph(scoring.network.shape, "auto", image, points)
+    prepared = prepare_photograph(scoring.network.shape, "auto", 20, image, points)
     assert prepared.status == "ok"
     assert np.array_equal(prepared.extra, landmark_vector(points, np.zeros(2, int), SIZE, 70)[None])
 
@@ -84,3 +85,23 @@ def test_landmarks_change_the_score() -> None:
 def test_the_published_encoder_is_asked_for() -> None:
     with pytest.raises(WeightsError, match=r"DE.pt is needed: get it from"):
         DslFiqaScoring(small_network(encoder=False), torch.float32, CPU, "auto")
+
+
+def test_landmarks_of_a_folder(tmp_path: Path) -> None:
+    """STEM.npy belongs to STEM.png; an image without a usable one has a status of its own."""
+    network, image = small_network("full"), recipe.mirror_image(5, SIZE)
+    np.save(tmp_path / "face.npy", np.full((68, 2), 10.0))
+    np.save(tmp_path / "other.npy", np.full((68, 2), 1000.0))
+    scoring = DslFiqaScoring(network, torch.float32, CPU, "auto", crops=3, landmark_folder=tmp_path)
+    prepared = scoring.prepare(image, "photos/face.png")
+    assert prepared.status == "ok"
+    assert prepared.crops.shape == (3, SIZE, SIZE, 3)
+    for name, reason in (("other.png", "the file of another picture"), ("none.png", "does not exist")):
+        with pytest.raises(ImageError, match=reason) as error:
+            scoring.prepare(image, name)
+        assert error.value.status == "bad_landmarks"
+
+
+def test_options_belong_to_a_method() -> None:
+    with pytest.raises(ValueError, match="clib-fiqa has no option crops; its options: none"):
+        Scorer("clib-fiqa", device="cpu", crops=3)

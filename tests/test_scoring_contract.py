@@ -32,7 +32,7 @@ class Brightness(nn.Module):
     metadata: Mapping[str, str] = {}
 
 
-def three_corners(bonus: float, rgb: np.ndarray) -> Prepared:
+def three_corners(bonus: float, rgb: np.ndarray, path: str) -> Prepared:
     """Three crops of a picture and a number; a picture whose first pixel is black has a remark."""
     if min(rgb.shape[:2]) < SIDE:
         raise ImageError("too_small", f"at least {SIDE} pixels were expected")

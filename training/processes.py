@@ -1,8 +1,9 @@
-"""Data-parallel training under torchrun: each process works on its share of every batch, all see the loss of the whole.
+"""Data-parallel training under torchrun: each process computes a share of every batch, the loss is of the whole batch.
 
-The losses of CLIB-FIQA are not means over images (the focal loss bends the mean of the batch), so averaging the
-processes' gradients would train something else. Here the processes exchange their predictions and compute the loss of
-the whole batch; each sends gradients through its own share, and the sum over the processes is the exact gradient.
+The losses of CLIB-FIQA are not means over images: the focal loss is a non-linear function of the mean over the batch.
+The mean of the processes' gradients would therefore be wrong. Here the processes exchange their predictions, and each
+computes the loss of the whole batch. Gradients flow through its own share only, so the sum of the gradients over the
+processes is the exact gradient.
 """
 
 from __future__ import annotations

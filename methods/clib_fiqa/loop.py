@@ -37,7 +37,7 @@ ADVICE = "a lower --lr, or --precision fp32, and look for odd values of quality 
 
 
 def train_epoch(run: ClibFiqaRun, faces: LabelledFaces) -> dict[str, Any]:
-    """Train the next epoch, in the stage that is due, and return its line of the log.
+    """Train the next epoch and return its line of the log. It is of stage 1 until `calibrate` was called, then of 2.
 
     Raises TrainingError when a loss or a gradient is not finite.
     """
@@ -45,7 +45,7 @@ def train_epoch(run: ClibFiqaRun, faces: LabelledFaces) -> dict[str, Any]:
     lr, announced_lr = _set_learning_rates(run)
     weights = loss_weights(run.history, len(TASKS), config.weighting)  # (6,)
     stage = 1 if run.divergences is None else 2
-    names = (*TASKS, "mlp")[: 7 if stage == 1 else 6]  # in stage 2 the MLP rests
+    names = (*TASKS, "mlp")[: 7 if stage == 1 else 6]  # in stage 2 the MLP is frozen
     with_mlp = torch.cat([weights[:1], config.factor_weight * weights[1:], torch.ones(1)])
     loss_factors = with_mlp[: len(names)].to(run.device)
     run.model.train()
@@ -88,7 +88,7 @@ def batch_losses(run: ClibFiqaRun, faces: LabelledFaces, batch: Batch) -> Tensor
     losses = task_losses(joint, target, labels, config.quality_weight, config.emd, config.focal)
     if rho is not None:
         return losses
-    # Detached: the MLP learns to read the factors, they do not learn to suit it.
+    # Detached: the MLP's loss trains the MLP only.
     mlp_loss = earth_movers_distance(run.mlp(factor_joint(joint).detach()), target, config.emd)
     return torch.cat([losses, mlp_loss[None]])
 

@@ -102,6 +102,8 @@ class QualityConfig:
     data: str = ""
     # set whose best SRCC chooses the weights
     validation: str = ""
+    # crops of each picture of it, of which the score is the mean
+    validation_crops: int = 20
     # bring the scores of each set to [0, 1], as published; no: they must lie there already
     normalise: bool = True
     # share of the pictures that are mirrored, with their landmarks
@@ -175,7 +177,8 @@ class QualityConfig:
         require_choices(self)
         require(self, "widths", len(self.widths) == 2 and min(self.widths) >= 16, "two numbers, each at least 16")
         require(self, "depths", bool(self.depths) and min(self.depths) >= 1, "numbers from 1 on")
-        for name in ("batch_size", "tab_blocks", "levels", "swin_mlp", "decoder_blocks", "epochs", "period"):
+        counts = ("batch_size", "tab_blocks", "levels", "swin_mlp", "decoder_blocks", "epochs", "period")
+        for name in (*counts, "validation_crops"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         possible = self.levels <= self.trunk_depth - self.trunk_depth // 2
         require(self, "levels", possible, f"at most half of --trunk-depth {self.trunk_depth}")
@@ -238,6 +241,7 @@ QUALITY_PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "epoch",
         "clip_norm": 1.0,
         "flip": 0.5,
+        "validation_crops": 4,
     },
 }
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from faces.listing import list_images
-from faces.random_crops import crops_for, cut, fit, landmarks_for, mirrored, read_landmarks
+from faces.random_crops import CROPS, crops_for, cut, fit, landmarks_for, mirrored, read_landmarks
 from faces.reader import read_image
 from faces.workers import load_batches
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
@@ -119,10 +119,10 @@ class RatedPictures:
         """Batches of an epoch: each process has a picture of every one."""
         return max(1, min(math.ceil(len(self.usable) / batch_size), len(self.usable) // processes.count()))
 
-    def in_order(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Row, crops (K, S, S, 3) and their landmarks of each usable picture, as for its score."""
-        for row, picture in zip(self.usable, self._pictures(self.usable), strict=True):
-            yield row, *crops_for(self.shape, picture.image, picture.points)
+    def in_order(self, count: int = CROPS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Crops (K, S, S, 3) and their landmarks of each usable picture, as for its score; K is `count` mostly."""
+        for picture in self._pictures(self.usable):
+            yield crops_for(self.shape, picture.image, picture.points, count)
 
     def _random_crop(self, picture: Picture, seed: Sequence[int], flip_share: float) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -172,10 +172,12 @@ def read_pictures(
 
 
 @torch.inference_mode()
-def score_pictures(network: DslFiqa, pictures: RatedPictures, device: torch.device, dtype: torch.dtype) -> np.ndarray:
-    """The score of each usable picture, float64 (U,): the mean over its crops, which are one batch."""
+def score_pictures(
+    network: DslFiqa, pictures: RatedPictures, device: torch.device, dtype: torch.dtype, count: int = CROPS
+) -> np.ndarray:
+    """The score of each usable picture, float64 (U,): the mean over `count` crops, which are one batch."""
     scores = []
-    for _, crops, landmarks in pictures.in_order():
+    for crops, landmarks in pictures.in_order(count):
         images = network.preprocessing.normalise(torch.from_numpy(crops).to(device))
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             found = network(images, torch.from_numpy(landmarks).to(device))

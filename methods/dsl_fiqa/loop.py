@@ -103,7 +103,7 @@ def learning_rate(config: QualityConfig, epoch: int, step: int) -> float:
 def validate(run: QualityRun, pictures: RatedPictures, opinions: np.ndarray) -> dict[str, float]:
     """SRCC, PLCC and RMSE on a validation set with the crops of its scores; `run.best` keeps the best SRCC."""
     run.network.eval()
-    predicted = score_pictures(run.network, pictures, run.device, run.dtype)
+    predicted = score_pictures(run.network, pictures, run.device, run.dtype, run.config.validation_crops)
     opinions = opinions[pictures.usable]
     if not np.isfinite(predicted).all():
         raise TrainingError(f"the network gives no number any more after epoch {run.epoch}: use a lower --lr")
