@@ -244,7 +244,10 @@ def method_and_weights(name: str | Path | None, weights: str | Path | None) -> t
     if name is None:
         return None, weights or METHODS[DEFAULT_METHOD].weights
     if str(name) in METHODS:
-        return str(name), weights or METHODS[str(name)].weights
+        default = METHODS[str(name)].weights
+        if weights is None and not is_known(default):
+            raise ValueError(f"no weights of {name} are known: train some, and give their file as the weights")
+        return str(name), weights or default
     if not is_known(name):
         names = ", ".join(known.name for known in WEIGHTS)
         raise ValueError(f"method {str(name)!r} is none of {', '.join(METHODS)}; nor is it a file or one of {names}")

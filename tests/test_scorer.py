@@ -271,6 +271,8 @@ def test_the_first_argument_names_weights_or_a_method(weights: Path, scorer: Sco
     assert Scorer("clib-fiqa-tiny", device="cpu").weights.name == "clib_fiqa_tiny.safetensors"
     assert Scorer("clib-fiqa", device="cpu").weights.name == "clib_fiqa_small.safetensors"
     assert Scorer(str(weights)).score(face()) == Scorer(weights).score(face()) == Scorer(weights=weights).score(face())
+    with pytest.raises(ValueError, match="no weights of diffiqa-r are known: train some"):
+        Scorer("diffiqa-r")
     with pytest.raises(ValueError, match="two weights were given, clib-fiqa-tiny and"):
         Scorer("clib-fiqa-tiny", weights)
     with pytest.raises(ValueError, match="nor is it a file or one of clib-fiqa, clib-fiqa-tiny"):
