@@ -433,8 +433,10 @@ def test_ctrl_c_leaves_the_earlier_result(files, tmp_path):
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".many.tsv.*.partial")):
         assert child.poll() is None, "it ended before it was stopped"
+        assert time.monotonic() < deadline, "it did not begin to work"
         time.sleep(0.01)
     child.send_signal(signal.SIGINT)
     assert "stopped; nothing was written" in child.communicate(timeout=60)[1]

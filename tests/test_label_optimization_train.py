@@ -239,8 +239,10 @@ def test_the_command_ctrl_c_and_resume(data, tmp_path):
     command = call(data, tmp_path, "--epochs", "3000")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
     while not (tmp_path / "state.safetensors").is_file():
         assert child.poll() is None, "it ended before it was stopped"
+        assert time.monotonic() < deadline, "it did not begin to work"
         time.sleep(0.05)
     child.send_signal(signal.SIGINT)
     assert "--resume continues" in child.communicate(timeout=60)[1]

@@ -60,7 +60,7 @@ def require_choices(settings: Any) -> None:
 def require(settings: Any, name: str, holds: bool, expected: str) -> None:
     """Raise ValueError, naming the flag, what was expected and what was given, unless `holds`."""
     if not holds:
-        raise ValueError(f"{flag(name)} must be {expected}; it is {getattr(settings, name)}")
+        raise ValueError(f"{flag(name)} must be {expected}; it is {_show(getattr(settings, name))}")
 
 
 def flag(name: str) -> str:
@@ -72,7 +72,7 @@ def _comments(kind: type) -> dict[str, tuple[str, str]]:
     """The group and the comment of each field, as they stand in the source of the class."""
     found, group, comment = {}, "", ""
     for line in map(str.strip, inspect.getsource(kind).splitlines()):
-        if line.startswith("# --"):
+        if line.startswith("# -- "):
             group = line.strip("# -")
         elif line.startswith("# "):
             comment = f"{comment} {line[2:]}".lstrip()
@@ -108,5 +108,5 @@ def _show(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, tuple):
-        return ",".join(map(str, default))
+        return ",".join(map(str, default)) or "none"
     return "none" if default in ("", None) else str(default)

@@ -31,7 +31,7 @@ def sole_run(folder: str | Path) -> Iterator[None]:
     if processes.rank() > 0:
         yield
         return
-    with only_run(Path(folder) / "run"):
+    with only_run(folder):
         yield
 
 
