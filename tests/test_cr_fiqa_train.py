@@ -341,7 +341,7 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(data, tmp_path, capsys, monkey
 
     monkeypatch.setattr("sys.argv", ["train", "--data", str(data), "--output", str(tmp_path), "--num-workers", "0",
                                      "--preset", "small", "--device", "cpu", *arguments])  # fmt: skip
-    monkeypatch.setattr(script, "keep_freed_memory", lambda: None)  # this process has other tests to run
+    monkeypatch.setattr("command_line.keep_freed_memory", lambda: None)  # this process has other tests to run
     assert script.main() == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from PIL import Image
 from recipe_tensors import recipe_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training_parts import ROOT, read_log, same_tensors
+from training_parts import ROOT, join, read_log, same_tensors
 
 from methods.ediffiqa import train as script
 from methods.ediffiqa.config import PRESETS, Config, parse_arguments
 from methods.ediffiqa.data import read_items
-from methods.ediffiqa.loop import rate_factor, train_mode
+from methods.ediffiqa.loop import rate_factor, validate
 from methods.ediffiqa.losses import centre_distance, consistency_loss, optimised_labels, quality_loss, total_loss
 from methods.ediffiqa.run import make_network, start_run, trained_parameters
 from methods.ediffiqa.train import train
@@ -28,7 +29,8 @@ from model import load
 from model.ediffiqa import EDifFIQA
 from model.iresnet import IResNet
 from model.preprocessing import FACE_PREPROCESSING
-from training.step import TrainingError
+from training import processes
+from training.step import TrainingError, train_mode
 
 WIDTH, SIDE, IMAGES, CLASSES = 24, 32, 40, 4
 
@@ -292,6 +294,29 @@ def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert "e.npz does not exist" in error
+
+
+def save_validation(rank: int, count: int, config: Config, path: str) -> None:
+    """The validation losses of a new network, as process `rank` has them."""
+    join(rank, count, Path(f"{path}.store"))
+    torch.manual_seed(0)
+    model = make_network(config, WIDTH)
+    items, _ = read_items(config.items, config.images, config.teacher, model.preprocessing, validation_every=4)
+    assert len(items.validation.usable) == 10
+    losses = validate(start_run(config, torch.device("cpu"), model), items)
+    save_file({name: torch.tensor(loss) for name, loss in losses.items()}, f"{path}.{rank}")
+    processes.stop()
+
+
+def test_two_processes_validate_all_images_once(data: Path, tmp_path: Path) -> None:
+    """In batches of nine and of one, of which the second process has no share."""
+    config = tiny(data, tmp_path, batch_size=9, epsilon=0.0)
+    save_validation(0, 1, config, str(tmp_path / "one"))
+    torch.multiprocessing.spawn(save_validation, (2, config, str(tmp_path / "two")), nprocs=2)
+    one, first, second = (load_file(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    assert same_tensors(first, second)
+    for name, loss in one.items():
+        torch.testing.assert_close(first[name], loss, rtol=1e-5, atol=1e-6)
 
 
 def test_two_processes_train_what_one_does(data: Path, tmp_path: Path) -> None:

@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from cr_fiqa_parts import SIZE, tiny_network
 from PIL import Image
 from recipe_tensors import golden_shapes
-from safetensors.torch import load_file
-from training_parts import read_log, same_tensors
+from safetensors.torch import load_file, save_file
+from training_parts import join, read_log, same_tensors
 
 from labels.label_table import Label, write_labels
 from methods.label_optimization.config import Config, parse_arguments
 from methods.label_optimization.data import read_scored_faces
-from methods.label_optimization.run import make_network, parameter_groups
+from methods.label_optimization.loop import train_step, validate
+from methods.label_optimization.run import make_network, parameter_groups, start_run
 from methods.label_optimization.train import train
 from model.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from model.face_trunk import FaceTrunk
@@ -32,6 +34,7 @@ from model.iresnet import LAYERS, IResNet
 from model.mobilefacenet import FactorNetwork, TrunkShape
 from model.preprocessing import Preprocessing
 from model.regressor import QualityRegressor
+from training import processes
 
 ROOT = Path(__file__).parents[1]
 COUNT = 42
@@ -84,6 +87,34 @@ def test_learns_and_keeps_the_best(data, tmp_path):
     with torch.no_grad():
         _, quality = network(network.preprocessing.normalise(faces.train.cached))
     assert np.corrcoef(quality[:, 0].numpy(), faces.labels.numpy())[0, 1] > 0.9
+
+
+def save_run(rank: int, count: int, config: Config, path: str) -> None:
+    """The validation loss of the start weights, and the gradients of the first batch, as process `rank` has them."""
+    join(rank, count, Path(f"{path}.store"))
+    run = start_run(config, torch.device("cpu"), make_network(config))
+    faces, _ = read_scored_faces(config.labels, config.images, run.model.preprocessing, validation_every=4)
+    assert len(faces.validation.usable) == 11
+    found = {"validation": torch.tensor(validate(run, faces))}
+    train_step(run, faces, next(faces.train.batches(config.batch_size, (0,), flips=False)))
+    weights = run.model.named_parameters()
+    found |= {name: weight.grad.contiguous() for name, weight in weights if weight.grad is not None}
+    save_file(found, f"{path}.{rank}")
+    processes.stop()
+
+
+def test_two_processes_validate_and_step_as_one_does(data, tmp_path):
+    """Batches of ten and of one validate, of which the second process has no share. The gradients of all groups are
+    clipped together; the network stays in eval mode, as batch statistics would differ."""
+    config = tiny(data, tmp_path, clip_norm=0.01)
+    save_run(0, 1, config, str(tmp_path / "one"))
+    torch.multiprocessing.spawn(save_run, (2, config, str(tmp_path / "two")), nprocs=2)
+    one, first, second = (load_file(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    assert same_tensors(first, second)
+    for name, tensor in one.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
+    norm = sum(float(tensor.square().sum()) for name, tensor in one.items() if name != "validation") ** 0.5
+    assert norm == pytest.approx(0.01, rel=1e-3)
 
 
 def test_resume_continues_bit_for_bit_in_the_middle_of_an_epoch(data, tmp_path):

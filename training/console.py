@@ -24,9 +24,9 @@ def progress(items: Iterable[T], title: str, total: int, unit: str) -> tqdm[T]:
     return tqdm(items, title, total, unit=unit, leave=False, disable=_hidden(), file=sys.stderr)
 
 
-def counter(title: str, total: int, unit: str) -> tqdm[Any]:
-    """A bar to `update` by hand."""
-    return tqdm(desc=title, total=total, unit=unit, leave=False, disable=_hidden(), file=sys.stderr)
+def counter(title: str, total: int, unit: str, done: int = 0) -> tqdm[Any]:
+    """A bar to `update` by hand, which begins at `done`."""
+    return tqdm(desc=title, total=total, initial=done, unit=unit, leave=False, disable=_hidden(), file=sys.stderr)
 
 
 def _hidden() -> bool | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from command_line import exit_code, keep_freed_memory
+from command_line import training_exit_code
 from methods.cr_fiqa.config import Config, parse_arguments
 from methods.cr_fiqa.data import read_identities
 from methods.cr_fiqa.files import load_state, save_networks, save_state
@@ -107,18 +107,7 @@ def verify_all(run: CrFiqaRun, pair_sets: list[PairSet]) -> dict[str, Any]:
 
 def main() -> int:
     """Exit codes: `command_line.exit_code`."""
-
-    def run() -> int:
-        keep_freed_memory()
-        try:
-            path = train(parse_arguments())
-            if processes.rank() == 0:
-                print(path)
-        finally:
-            processes.stop()
-        return 0
-
-    return exit_code(run, "stopped; the same command with --resume continues after the last saved epoch")
+    return training_exit_code(lambda: train(parse_arguments()), "saved epoch")
 
 
 if __name__ == "__main__":

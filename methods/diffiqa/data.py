@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
@@ -48,12 +47,6 @@ def find_images(arguments: Sequence[str], identities: Sequence[str]) -> list[str
     if not paths:
         raise ValueError(f"--data {','.join(arguments)}: no images were found, or none of the --identities")
     return paths
-
-
-def fingerprint(paths: Sequence[str]) -> str:
-    """A hash of the images' names, with the folders that they are in."""
-    names = ("/".join(Path(path).parts[-2:]) for path in paths)
-    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def batches(

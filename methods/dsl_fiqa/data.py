@@ -25,6 +25,7 @@ from faces.random_crops import crops_for, cut, fit, landmarks_for, mirrored, rea
 from faces.reader import read_image
 from faces.workers import load_batches
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
+from model.files import open_text
 from training import processes
 from training.images import CACHE_BYTES, Cache, mixed_seed
 
@@ -60,6 +61,15 @@ class Picture(NamedTuple):
 
     image: np.ndarray
     points: np.ndarray | None
+
+
+def photographs(folders: Sequence[str], without: str = "") -> list[str]:
+    """All images below the folders, but for those whose own folder is named in the file `without`."""
+    left_out: set[str] = set()
+    if without:
+        with open_text(without) as lines:
+            left_out = {line.strip() for line in lines}
+    return [str(path) for folder in folders for path in list_images(folder) if path.parent.name not in left_out]
 
 
 def read_rated_set(folder: str | Path, landmarks: bool) -> RatedSet:

@@ -20,10 +20,10 @@ import torch
 from command_line import exit_code, keep_freed_memory, natural, positive
 from faces.degradations import require_kinds
 from faces.reader import read_image
+from methods.dsl_fiqa.data import photographs
 from methods.dsl_fiqa.degradation import Sample, crop_of, normalise, represent
 from methods.dsl_fiqa.evaluation import rank_correlation
 from methods.dsl_fiqa.networks import load_encoder
-from methods.dsl_fiqa.train_degradation import photographs
 from model.degradation_encoder import DegradationEncoder
 from model.device import pick_device
 
