@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faces import degrade
+from faces.degradations import SIZE, compress, degrade
 from faces.listing import expand_inputs
 from faces.reader import read_image
 from faces.workers import load_batches
@@ -83,8 +83,8 @@ def damage(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _damage_once(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     kinds = rng.permutation([rng.choice(BLURS), "low_resolution", "noise"]).tolist()
     for kind in [kind for kind in kinds if rng.random() < 0.5]:
-        image = degrade.degrade(image, kind, rng.random(), rng)
-    return degrade.compress(image, int(rng.integers(10, 96)))
+        image = degrade(image, kind, rng.random(), rng)
+    return compress(image, int(rng.integers(10, 96)))
 
 
 def _order(images: int, size: int, seed: int, done: int) -> Iterator[np.ndarray]:
@@ -105,7 +105,7 @@ def _read_pair(preprocessing: Preprocessing, seed: int, name: str) -> np.ndarray
     """`NUMBER PATH` -> (2, S, S, 3): the damaged image and the image, perhaps both mirrored."""
     number, path = name.split(" ", 1)
     rng = np.random.default_rng((seed, int(number), 1))
-    crop = Preprocessing(degrade.SIZE, preprocessing.mean, preprocessing.std)
+    crop = Preprocessing(SIZE, preprocessing.mean, preprocessing.std)
     high = crop.resize(read_image(path))
     high = np.ascontiguousarray(high[:, ::-1]) if rng.random() < 0.5 else high
     return np.stack([preprocessing.resize(image) for image in (damage(high, rng), high)])

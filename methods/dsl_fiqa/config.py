@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from faces.degradations import require_kinds
+from faces.degradations import require_photographic
 from model.dsl_fiqa import DslFiqaShape
 from training.settings import parse_settings, require, require_choices
 
@@ -30,7 +30,7 @@ class DegradationConfig:
     real: tuple[str, ...] = ()
     # leave out every picture whose folder is named in this file, one name a line
     without: str = ""
-    # degradations, separated by commas; none: all of faces/degradations.py
+    # degradations, separated by commas; none: all PHOTOGRAPHIC ones of faces/degradations.py
     kinds: tuple[str, ...] = ()
     # bins of strength that count as degradations of their own
     levels: int = 4
@@ -80,7 +80,7 @@ class DegradationConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require_kinds(self.kinds)
+        require_photographic(self.kinds)
         # Below 16 channels torch 2.14's convolutions corrupt the memory of the process in their backward pass on a CPU.
         wide = len(self.widths) == 3 and min(self.widths) >= 16
         require(self, "widths", wide, "three numbers of channels, each at least 16")

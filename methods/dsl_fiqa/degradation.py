@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from faces.degradations import DEGRADATIONS, degrade
+from faces.degradations import degrade
 from faces.random_crops import cut, fit
 from faces.reader import read_image
 from faces.workers import load_batches
@@ -140,7 +140,7 @@ def crop_of(image: np.ndarray, sample: Sample, size: int) -> np.ndarray:
     image, _ = fit(image, None, size)
     corner = rng.integers(0, (image.shape[0] - size + 1, image.shape[1] - size + 1))
     crop = cut(image, corner[None], size)[0]
-    return degrade(crop, sample.kind, sample.strength, rng) if sample.kind in DEGRADATIONS else crop
+    return degrade(crop, sample.kind, sample.strength, rng) if sample.kind else crop
 
 
 def train_epoch(run: DegradationRun, kinds: Sequence[str], paths: Sequence[str], real: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from PIL import Image
 
 from command_line import exit_code, natural, positive
 from faces.align import largest_face
-from faces.degradations import degrade, require_kinds
+from faces.degradations import degrade, require_photographic
 from faces.random_crops import fit
 from faces.reader import read_image
 from faces.workers import load_batches
@@ -76,8 +76,8 @@ def versions_of(
 def make_set(args: argparse.Namespace) -> int:
     """Exit code 0. Photographs in which no face is found, or that cannot be read, are reported and left out."""
     held_out = tuple(args.held_out)
-    require_kinds(held_out)
-    kinds = [kind for kind in require_kinds(tuple(args.kinds)) if kind not in held_out]
+    require_photographic(held_out)
+    kinds = [kind for kind in require_photographic(tuple(args.kinds)) if kind not in held_out]
     if not kinds:
         raise ValueError("no kind is left to train on: hold fewer out")
     paths = [Path(path) for path in photographs([args.photos], args.without)]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from command_line import training_exit_code
-from faces.degradations import require_kinds
+from faces.degradations import require_photographic
 from methods.dsl_fiqa.config import DegradationConfig, parse_degradation
 from methods.dsl_fiqa.data import photographs
 from methods.dsl_fiqa.degradation import DegradationRun, train_epoch
@@ -42,7 +42,7 @@ def train(config: DegradationConfig) -> Path:
 def _train(config: DegradationConfig, device: torch.device) -> Path:
     paths = readable(photographs(config.data, config.without), config.num_workers)
     real = readable(photographs(config.real, config.without), config.num_workers) if config.real else paths
-    kinds = require_kinds(config.kinds)
+    kinds = require_photographic(config.kinds)
     run = start_run(config, len(kinds), device)
     data = fingerprint_of_files([*paths, *real])
     state = state_of(config, data, run.networks, run.optimizer, run.scaler)

@@ -24,7 +24,7 @@ from scipy.stats import spearmanr
 
 from command_line import exit_code
 from faces.align import aligned
-from faces.degrade import compress
+from faces.degradations import compress
 from faces.listing import expand_inputs
 from faces.reader import ImageError, read_image
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
