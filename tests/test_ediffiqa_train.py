@@ -215,10 +215,10 @@ def test_images_that_cannot_be_read_are_left_out(data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("path score\n", "tab-separated header path score class was expected"),
-        ("path\tscore\tclass\n", "has no rows"),
-        ("path\tscore\tclass\n0/0 a.png\tnan\t0\n", "line 2: a finite score"),
-        ("path\tscore\tclass\n0/0 a.png\t0.5\n", "line 2: a path, a score and a class"),
+        ("path score\n", "the header lacks path, score, class; expected the tab-separated path score class"),
+        ("path\tscore\tclass\n", "has a header and no rows"),
+        ("path\tscore\tclass\n0/0 a.png\tnan\t0\n", r"a finite score .* for 0/0 a\.png, not \['nan', '0'\]"),
+        ("path\tscore\tclass\n0/0 a.png\t0.5\n", "line 2: 2 cells, expected 3"),
         ("path\tscore\tclass\n0/0 a.png\t0.5\t7\n", "class 7, centres.npz has 4 classes"),
         ("path\tscore\tclass\n0/other.png\t0.5\t0\n", "no counterpart"),
         ("path\tscore\tclass\n0/0 a.png\t0.5\t0\n1/1 a.png\t0.5\t1\n", "scores that differ were expected"),

@@ -31,7 +31,7 @@ from methods.label_optimization.train import train
 from model.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from model.face_trunk import FaceTrunk
 from model.iresnet import LAYERS, IResNet
-from model.mobilefacenet import FactorNetwork, TrunkShape
+from model.mobilefacenet import FactorNetwork, MobileFaceNetEmbedding, TrunkShape
 from model.preprocessing import Preprocessing
 from model.regressor import QualityRegressor
 from training import processes
@@ -191,13 +191,16 @@ def test_only_the_last_tensors_train(data, tmp_path):
     assert torch.equal(before["bn1.running_mean"], after["base_model.bn1.running_mean"])
 
 
-@pytest.mark.parametrize("kind", ["face-trunk", "mfn"])
+@pytest.mark.parametrize("kind", ["face-trunk", "mfn", "mobilefacenet"])
 def test_other_backbones(data, tmp_path, kind):
     torch.manual_seed(0)
+    shape = TrunkShape((16, 16, 16), (1, 1, 1), (16, 16, 16), (16, 16, 16), 16, 32)
     if kind == "mfn":
-        shape = TrunkShape((16, 16, 16), (1, 1, 1), (16, 16, 16), (16, 16, 16), 16, 32)
         start: torch.nn.Module = FactorNetwork(shape, 16)
         preprocessing = Preprocessing(32, (0.4,) * 3, (0.5,) * 3).to_json()
+    elif kind == "mobilefacenet":
+        start = MobileFaceNetEmbedding(shape, 24, SIZE)
+        preprocessing = Preprocessing(SIZE, (0.4,) * 3, (0.5,) * 3).to_json()
     else:
         start = FaceTrunk(16, [(16, 16)] * 15, 32, 24, image_size=SIZE)
         preprocessing = Preprocessing(SIZE, (0.4,) * 3, (0.5,) * 3).to_json()

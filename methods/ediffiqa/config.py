@@ -25,7 +25,7 @@ class Config:
     items: str = ""
     # folder that the paths of items.tsv are relative to
     images: str = ""
-    # embeddings of the teacher, an FR model: an .npz with names and embeddings
+    # embeddings of the teacher, an FR model: an .npz with names and embeddings, or a pickle of a dict of them
     teacher: str = ""
     # every Nth image in the order of the scores validates and does not train
     validation_every: int = 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evaluation.embeddings import read_embeddings
+from evaluation.inputs import read_any_embeddings, read_tsv, take_rows
 from evaluation.names import match_names
-from model.files import open_text
+from methods.ediffiqa.prepare import COLUMNS
 from model.preprocessing import Preprocessing
 from training import processes
 from training.images import Cache
 from training.scored import ScoredImages, read_scored_images
 from training.state import fingerprint
 
-COLUMNS = ["path", "score", "class"]
 CHUNK = 4096  # embeddings that are checked at a time
 
 
@@ -95,14 +93,15 @@ def read_items(
     centres = _read_centres(folder / "centres.npz")
     if classes.max() >= len(centres):
         raise ValueError(f"{folder}: items.tsv has class {classes.max()}, centres.npz has {len(centres)} classes")
-    embeddings = read_embeddings(teacher)
+    embeddings = read_any_embeddings(teacher)
     teacher_rows = match_names(names, embeddings.names, str(teacher))
     if embeddings.rows.shape[1] != centres.shape[1]:
         raise ValueError(
             f"{teacher} holds embeddings of {embeddings.rows.shape[1]} numbers, {folder}/centres.npz centres of "
             f"{centres.shape[1]}; prepare the items with the embeddings of this teacher"
         )
-    _require_directions(embeddings.rows, teacher_rows, names, teacher)
+    for start in range(0, len(teacher_rows), CHUNK):
+        take_rows(embeddings, teacher, teacher_rows[start : start + CHUNK])
 
     paths, source = [str(Path(root) / name) for name in names], str(folder / "items.tsv")
     images, bad = read_scored_images(paths, scores, preprocessing, validation_every, cache, workers, source)
@@ -120,30 +119,22 @@ def read_items(
 
 
 def read_table(path: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.int64]]:
-    """Names, scores and classes of items.tsv. Raises ValueError, with the line, for a table that breaks the format."""
+    """Names, scores and classes of items.tsv. Raises ValueError for a table that breaks the format."""
     if not path.is_file():
         raise ValueError(f"there is no {path}; make it with `python -m methods.ediffiqa.prepare`")
-    with open_text(path) as file:
-        rows = list(_rows(path, csv.reader(file, delimiter="\t")))
-    if not rows:
-        raise ValueError(f"{path} has no rows")
-    names, scores, classes = zip(*rows, strict=True)
+    names, scores, classes = zip(*(_row(path, cells) for cells in read_tsv(path, COLUMNS)), strict=True)
     return list(names), np.array(scores), np.array(classes)
 
 
-def _rows(path: Path, lines: Iterator[list[str]]) -> Iterator[tuple[str, float, int]]:
-    header = next(lines, [])
-    if header != COLUMNS:
-        raise ValueError(f"{path}: the tab-separated header {' '.join(COLUMNS)} was expected, not {' '.join(header)}")
-    for number, cells in enumerate(lines, 2):
-        try:
-            name, score, class_index = cells
-            row = name, float(score), int(class_index)
-        except ValueError:
-            raise ValueError(f"{path}, line {number}: a path, a score and a class were expected, not {cells}") from None
-        if not math.isfinite(row[1]) or row[2] < 0:
-            raise ValueError(f"{path}, line {number}: a finite score and a class from 0 were expected, not {cells[1:]}")
-        yield row
+def _row(path: Path, cells: list[str]) -> tuple[str, float, int]:
+    name, score, class_index = cells
+    try:
+        row = name, float(score), int(class_index)
+    except ValueError:
+        raise ValueError(f"{path}: a score and a class were expected for {name}, not {cells[1:]}") from None
+    if not math.isfinite(row[1]) or row[2] < 0:
+        raise ValueError(f"{path}: a finite score and a class from 0 were expected for {name}, not {cells[1:]}")
+    return row
 
 
 def _read_centres(path: Path) -> NDArray[np.float32]:
@@ -157,13 +148,3 @@ def _read_centres(path: Path) -> NDArray[np.float32]:
     if centres.ndim != 2 or not np.isfinite(centres).all() or not centres.any(axis=1).all():
         raise ValueError(f"{path}: finite centres (classes, D) that are not zero were expected, found {centres.shape}")
     return centres
-
-
-def _require_directions(
-    rows: NDArray[np.floating], used: NDArray[np.int64], names: list[str], source: str | Path
-) -> None:
-    for start in range(0, len(used), CHUNK):
-        norms = np.linalg.norm(np.asarray(rows[used[start : start + CHUNK]], np.float64), axis=1)
-        bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-        if bad.size:
-            raise ValueError(f"{source}: the embedding of {names[start + bad[0]]} is zero or not finite")

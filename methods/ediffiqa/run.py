@@ -12,8 +12,9 @@ from torch import nn
 
 from methods.ediffiqa.config import Config
 from methods.ediffiqa.data import TeacherItems
+from model.backbones import embed, read_backbone
 from model.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
-from model.ediffiqa import EDifFIQA, read_backbone
+from model.ediffiqa import EDifFIQA
 from model.iresnet import LAYERS, IResNet
 from model.mobilefacenet import MobileFaceNetEmbedding
 from training import state
@@ -54,8 +55,7 @@ def make_network(config: Config, width: int) -> EDifFIQA:
             raise CheckpointError(f"--start-weights {config.start_weights} is no backbone: {error}") from error
         with torch.no_grad():
             size = backbone.preprocessing.size
-            output = backbone(torch.zeros(1, 3, size, size))
-        found = (output[0] if isinstance(output, tuple) else output).shape[1]
+            found = embed(backbone, torch.zeros(1, 3, size, size)).shape[1]
         if found != width:
             raise ValueError(
                 f"--start-weights {config.start_weights} makes {found} numbers of a face, the teacher {width}: "

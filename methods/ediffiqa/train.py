@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from command_line import training_exit_code
-from evaluation.embeddings import read_embeddings
+from evaluation.inputs import read_any_embeddings
 from methods.ediffiqa.config import Config, parse_arguments
 from methods.ediffiqa.data import read_items
 from methods.ediffiqa.loop import describe, train_epoch
@@ -30,7 +30,7 @@ def train(config: Config) -> Path:
 
 def _train_on(config: Config, device: torch.device) -> Path:
     torch.manual_seed(config.seed)  # of new weights
-    model = make_network(config, read_embeddings(config.teacher).rows.shape[1])
+    model = make_network(config, read_any_embeddings(config.teacher).rows.shape[1])
     items, skipped = read_items(
         config.items,
         config.images,

@@ -36,7 +36,8 @@ class Config:
     cache: Literal["auto", "yes", "no"] = "auto"
 
     # -- Network --
-    # start weights: a file or a known name of an IResNet, a FaceTrunk, or a factor network (for its MobileFaceNet)
+    # start weights: a file or a known name of an IResNet, a FaceTrunk, a MobileFaceNet, or a factor network (for its
+    # trunk)
     backbone: str = ""
     # batch norms: train: by their batches, all of them (published); frozen: by the statistics of the start weights
     batch_norm: Literal["train", "frozen"] = "train"
