@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from PIL import Image
 from recipe_tensors import recipe_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training_parts import ROOT, join, read_log, same_tensors
+from training_parts import interrupted, join, read_log, same_tensors, train_by_one_and_two
 
 from methods.ediffiqa import train as script
 from methods.ediffiqa.config import PRESETS, Config, parse_arguments
@@ -150,20 +148,11 @@ def test_learns_by_heart_and_keeps_the_best_network(data: Path, tmp_path: Path) 
     assert np.corrcoef(predicted, items.labels[rows])[0, 1] > 0.9
 
 
-def test_resume_continues_bit_for_bit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     straight = tiny(data, tmp_path / "straight", epochs=3, schedule="cosine")
     train(straight)
     broken = tiny(data, tmp_path / "broken", epochs=3, schedule="cosine")
-    save = script.save_state
-
-    def save_and_stop(*arguments: object) -> None:
-        save(*arguments)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
+    interrupted(script, broken, after=1)
     train(replace(broken, resume=True))
     for name in ("state.safetensors", "ediffiqa.safetensors"):
         assert same_tensors(*(load_file(tmp_path / run / name) for run in ("straight", "broken")))
@@ -324,11 +313,7 @@ def test_two_processes_train_what_one_does(data: Path, tmp_path: Path) -> None:
     flags = ["--items", data, "--images", data / "faces", "--teacher", data / "teacher.npz", "--epochs", 2]
     flags += ["--start-weights", data / "start.safetensors", "--trained-tensors", 0, "--batch-norm", "frozen"]
     flags += ["--batch-size", 11, "--num-workers", 0, "--device", "cpu"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        command = [*launcher, "-m", "methods.ediffiqa.train", *flags, "--output", tmp_path / name]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
+    train_by_one_and_two("methods.ediffiqa.train", flags, tmp_path)
     one, two = (load_file(tmp_path / name / "ediffiqa.safetensors") for name in ("one", "two"))
     for key, tensor in one.items():
         torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=1e-4)

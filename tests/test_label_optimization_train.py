@@ -20,9 +20,10 @@ from cr_fiqa_parts import SIZE, tiny_network
 from PIL import Image
 from recipe_tensors import golden_shapes
 from safetensors.torch import load_file, save_file
-from training_parts import join, read_log, same_tensors
+from training_parts import ROOT, interrupted, join, read_log, same_tensors
 
 from labels.label_table import Label, write_labels
+from methods.label_optimization import train as script
 from methods.label_optimization.config import Config, parse_arguments
 from methods.label_optimization.data import read_scored_faces
 from methods.label_optimization.loop import train_step, validate
@@ -36,7 +37,6 @@ from model.preprocessing import Preprocessing
 from model.regressor import QualityRegressor
 from training import processes
 
-ROOT = Path(__file__).parents[1]
 COUNT = 42
 
 
@@ -121,8 +121,7 @@ def test_resume_continues_bit_for_bit_in_the_middle_of_an_epoch(data, tmp_path):
     straight = tiny(data, tmp_path / "straight")
     train(straight)
     broken = tiny(data, tmp_path / "broken")
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(broken, after=3)
+    interrupted(script, broken, after=3)
     assert read_log(tmp_path / "broken")[-1]["epoch"] == 1.5
     assert (tmp_path / "broken/regressor.safetensors").is_file()
     train(replace(broken, resume=True))
@@ -131,22 +130,6 @@ def test_resume_continues_bit_for_bit_in_the_middle_of_an_epoch(data, tmp_path):
         assert same_tensors(*files)
     logs = [[record | {"seconds": 0} for record in read_log(tmp_path / run)] for run in ("straight", "broken")]
     assert logs[0] == logs[1]
-
-
-def interrupted(config: Config, after: int) -> None:
-    from methods.label_optimization import train as script
-
-    save, saved = script.save_state, []
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        saved.append(1)
-        if len(saved) == after:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "save_state", save_and_stop)
-        train(config)
 
 
 def test_resume_refuses_another_run(data, tmp_path):

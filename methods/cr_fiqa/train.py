@@ -23,7 +23,7 @@ from methods.cr_fiqa.teacher import class_centres, teacher_embeddings
 from methods.cr_fiqa.verification import PairSet, read_pair_set, verify
 from training import processes
 from training.batches import network_input
-from training.console import say
+from training.console import say, say_left_out
 from training.state import sole_run, write_record
 
 
@@ -45,8 +45,7 @@ def _train_on(config: Config, device: torch.device) -> Path:
         cache=config.cache,
         workers=config.num_workers,
     )
-    for name, status in skipped:
-        say(f"left out: {name} ({status})")
+    say_left_out(skipped)
     pair_sets = [
         read_pair_set(name, config.verify_images, backbone.preprocessing, config.num_workers) for name in config.verify
     ]

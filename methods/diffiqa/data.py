@@ -16,7 +16,7 @@ from torch import Tensor
 from faces.degradations import SIZE, compress, degrade
 from faces.listing import expand_inputs
 from faces.reader import read_image
-from faces.workers import load_batches
+from faces.workers import as_it_is, load_batches
 from model.preprocessing import Preprocessing
 from training import processes
 from training.step import TrainingError
@@ -62,7 +62,7 @@ def batches(
     stream = (draw for batch in _order(len(paths), size, seed, done) for draw in batch[places].tolist())
     names = (f"{number} {paths[row]}" for number, row in stream)
     read = partial(_read_pair, preprocessing, seed)
-    for loaded in load_batches(names, _as_it_is, len(places), workers, read):
+    for loaded in load_batches(names, as_it_is, len(places), workers, read):
         good = [index for index, item in enumerate(loaded) if item.value is not None]
         if not good:
             first = loaded[0].path.split(" ", 1)[1]
@@ -109,7 +109,3 @@ def _read_pair(preprocessing: Preprocessing, seed: int, name: str) -> np.ndarray
     high = crop.resize(read_image(path))
     high = np.ascontiguousarray(high[:, ::-1]) if rng.random() < 0.5 else high
     return np.stack([preprocessing.resize(image) for image in (damage(high, rng), high)])
-
-
-def _as_it_is(pair: np.ndarray) -> np.ndarray:
-    return pair

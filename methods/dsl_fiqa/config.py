@@ -244,7 +244,8 @@ QUALITY_PRESETS: dict[str, dict[str, Any]] = {
 
 def parse_degradation(arguments: Sequence[str] | None = None) -> DegradationConfig:
     """The settings of a command line. Exits with code 2 for an unknown flag, raises ValueError for a bad value."""
-    config = _parse(DegradationConfig, "train_degradation", DEGRADATION_PRESETS, "proximity", arguments)
+    program = "methods.dsl_fiqa.train_degradation"
+    config = parse_settings(DegradationConfig, program, __doc__, DEGRADATION_PRESETS, "proximity", arguments)
     require(config, "data", bool(config.data), "a folder of photographs")
     require(config, "output", bool(config.output), "a folder to write to")
     return config
@@ -252,16 +253,11 @@ def parse_degradation(arguments: Sequence[str] | None = None) -> DegradationConf
 
 def parse_quality(arguments: Sequence[str] | None = None) -> QualityConfig:
     """The settings of a command line. Exits with code 2 for an unknown flag, raises ValueError for a bad value."""
-    config = _parse(QualityConfig, "train", QUALITY_PRESETS, "published", arguments)
+    program = "methods.dsl_fiqa.train"
+    config = parse_settings(QualityConfig, program, __doc__, QUALITY_PRESETS, "published", arguments)
     require(config, "data", bool(config.data), "a set to train on")
     require(config, "validation", bool(config.validation), "a set to validate on")
     require(config, "output", bool(config.output), "a folder to write to")
     missing = "DE.pt, or degradation_encoder.safetensors of methods.dsl_fiqa.train_degradation"
     require(config, "encoder", bool(config.encoder or config.start_weights), missing)
     return config
-
-
-def _parse(kind: Any, program: str, presets: dict[str, dict[str, Any]], preset: str, arguments: Any) -> Any:
-    described = "; ".join(f"{name}: {settings or 'the defaults'}" for name, settings in presets.items())
-    program = f"methods.dsl_fiqa.{program}"
-    return parse_settings(kind, program, __doc__, "--preset", presets, preset, described, arguments)

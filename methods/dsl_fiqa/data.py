@@ -23,7 +23,7 @@ from torch import Tensor
 from faces.listing import list_images
 from faces.random_crops import crops_for, cut, fit, landmarks_for, mirrored, read_landmarks
 from faces.reader import read_image
-from faces.workers import load_batches
+from faces.workers import as_it_is, load_batches
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
 from model.files import open_text
 from training import processes
@@ -149,7 +149,7 @@ class RatedPictures:
             return
         names = (str(row) for row in rows)
         read = partial(_read_picture, self.rated, self.shape.image_size)
-        for picture in chain.from_iterable(load_batches(names, _as_it_is, CHUNK, self.workers, read)):
+        for picture in chain.from_iterable(load_batches(names, as_it_is, CHUNK, self.workers, read)):
             if picture.value is None:
                 path = self.rated.paths[int(picture.path)]
                 raise RuntimeError(f"{path} could be read when the run began: {picture.status} now")
@@ -166,7 +166,7 @@ def read_pictures(
     read = partial(_read_picture, rated, shape.image_size)
     names = (str(row) for row in range(len(rated.paths)))
     usable, kept, bad, taken = [], {}, {}, 0
-    for row, picture in enumerate(chain.from_iterable(load_batches(names, _as_it_is, CHUNK, workers, read))):
+    for row, picture in enumerate(chain.from_iterable(load_batches(names, as_it_is, CHUNK, workers, read))):
         if picture.value is None:
             bad[rated.paths[row]] = picture.status
             continue
@@ -223,10 +223,6 @@ def _read_picture(rated: RatedSet, size: int, row: str) -> Any:
     image = read_image(rated.paths[int(row)])
     points = None if rated.landmarks is None else read_landmarks(rated.landmarks[int(row)], image)
     return Picture(*fit(image, points, size))
-
-
-def _as_it_is(picture: Any) -> Picture:
-    return picture
 
 
 def _some(names: Sequence[str]) -> str:

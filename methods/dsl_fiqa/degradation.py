@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from faces.degradations import degrade
 from faces.random_crops import cut, fit
 from faces.reader import read_image
-from faces.workers import load_batches
+from faces.workers import as_it_is, load_batches
 from methods.dsl_fiqa.config import DegradationConfig
 from methods.dsl_fiqa.losses import QueueLoss, proximity_loss, supervised_contrastive_loss
 from model.degradation_encoder import DegradationEncoder
@@ -110,7 +110,7 @@ def batches_of(
     shares = [(len(synthetic) // 2, share_of_pairs(synthetic), share_of(real)) for synthetic, real in plans]
     names = (json.dumps(sample) for _, synthetic, real in shares for sample in (*synthetic, *real))
     read = partial(make_crop, config.image_size)
-    crops = chain.from_iterable(load_batches(names, _as_it_is, CHUNK, config.num_workers, read))
+    crops = chain.from_iterable(load_batches(names, as_it_is, CHUNK, config.num_workers, read))
     for pairs, synthetic, real in shares:
         pictures = []
         for sample in (*synthetic, *real):
@@ -217,7 +217,3 @@ def share_of_pairs(samples: list[Sample]) -> list[Sample]:
     """This process's part of pairs, of which a list holds the first members in its first half."""
     half = len(samples) // 2
     return share_of(samples[:half]) + share_of(samples[half:])
-
-
-def _as_it_is(crop: np.ndarray) -> np.ndarray:
-    return crop

@@ -21,7 +21,7 @@ from methods.dsl_fiqa.run import FREE, OTHER_DATA, state_of
 from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
 from model.dsl_fiqa import DslFiqa
 from training import processes
-from training.console import say
+from training.console import say, say_left_out
 from training.processes import GradientSums
 from training.state import fingerprint_of_files, load_state, save_state, sole_run, write_record
 from training.step import arithmetic
@@ -42,8 +42,7 @@ def _train(config: QualityConfig, device: torch.device) -> Path:
     opinions, expected = (_opinions(config, one) for one in (rated, validation))
     pictures, left_out = read_pictures(rated, shape, config.cache, config.num_workers)
     judged, also = read_pictures(validation, shape, config.cache, config.num_workers)
-    for name, status in (left_out | also).items():
-        say(f"left out: {name} ({status})")
+    say_left_out((left_out | also).items())
     data = fingerprint_of_files(rated.paths[row] for row in pictures.usable)
     state = state_of(config, data, trained_parts(run.network), run.optimizer, run.scaler)
     if config.resume:
@@ -62,8 +61,8 @@ def _train(config: QualityConfig, device: torch.device) -> Path:
             run.best = found["srcc"]
             save_checkpoint(path, run.network.to_tensors(), {"system": "dsl-fiqa", "epoch": str(run.epoch)})
         record["best"] = run.best
-        save_state(state, {"epoch": run.epoch, "step": run.step, "best": run.best})
         write_record(Path(config.output) / "log.jsonl", record)
+        save_state(state, {"epoch": run.epoch, "step": run.step, "best": run.best})
         say(
             f"epoch {run.epoch}: lr {record['lr']:.3g}, loss {record['loss']:.4f}, SRCC {found['srcc']:.4f}, PLCC "
             f"{found['plcc']:.4f}, RMSE {found['rmse']:.4f}, best SRCC {run.best:.4f}"

@@ -25,7 +25,7 @@ from model.checkpoint import save_checkpoint
 from model.degradation_encoder import GRID, DegradationEncoder
 from model.preprocessing import FACE_PREPROCESSING
 from training import processes
-from training.console import say
+from training.console import say, say_left_out
 from training.images import read_images
 from training.processes import GradientSums
 from training.state import fingerprint_of_files, load_state, save_state, sole_run, write_record
@@ -56,8 +56,8 @@ def _train(config: DegradationConfig, device: torch.device) -> Path:
         if processes.rank() == 0:
             facts = {"system": "dsl-fiqa-de", "kinds": json.dumps(kinds), "epoch": str(run.epoch)}
             save_checkpoint(path, run.encoder.state_dict(), facts)
-            save_state(state, {"epoch": run.epoch})
             write_record(Path(config.output) / "log.jsonl", record)
+            save_state(state, {"epoch": run.epoch})
     return path
 
 
@@ -81,8 +81,7 @@ def start_run(config: DegradationConfig, kinds: int, device: torch.device) -> De
 def readable(paths: Sequence[str], workers: int) -> list[str]:
     """The paths of pictures that can be read; the others are reported."""
     images, bad = read_images(paths, range(len(paths)), FACE_PREPROCESSING, "no", workers)
-    for row, status in bad.items():
-        say(f"left out: {paths[row]} ({status})")
+    say_left_out((paths[row], status) for row, status in bad.items())
     if len(images.usable) < 2:
         raise ValueError(f"{len(images.usable)} photographs can be read; at least two were expected")
     return [paths[row] for row in images.usable.tolist()]

@@ -17,7 +17,7 @@ from methods.ediffiqa.data import read_items
 from methods.ediffiqa.loop import describe, train_epoch
 from methods.ediffiqa.run import load_state, make_network, save_model, save_state, start_run
 from training import processes
-from training.console import say
+from training.console import say, say_left_out
 from training.state import sole_run, write_record
 
 
@@ -40,8 +40,7 @@ def _train_on(config: Config, device: torch.device) -> Path:
         cache=config.cache,
         workers=config.num_workers,
     )
-    for name, status in skipped:
-        say(f"left out: {name} ({status})")
+    say_left_out(skipped)
     run = start_run(config, device, model)
     if config.resume:
         load_state(run, items)

@@ -17,7 +17,7 @@ from methods.label_optimization.data import read_scored_faces
 from methods.label_optimization.loop import describe, train_epoch_part
 from methods.label_optimization.run import load_state, make_network, model_path, save_model, save_state, start_run
 from training import processes
-from training.console import say
+from training.console import say, say_left_out
 from training.state import sole_run, write_record
 
 
@@ -38,8 +38,7 @@ def _train_on(config: Config, device: torch.device) -> Path:
         cache=config.cache,
         workers=config.num_workers,
     )
-    for name, status in skipped:
-        say(f"left out: {name} ({status})")
+    say_left_out(skipped)
     run, faces = start_run(config, device, model), faces.to(device)
     if config.resume:
         load_state(run, faces)
