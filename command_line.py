@@ -8,6 +8,7 @@ import os
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from pathlib import Path
 
 FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
@@ -53,6 +54,24 @@ def exit_code(run: Callable[[], int], stopped: str, hint: Callable[[BaseExceptio
     except (OSError, ValueError, ImportError, RuntimeError, MemoryError) as error:
         print(f"error: {message_of(error)}{hint(error)}", file=sys.stderr)
         return code_of(error)
+
+
+def training_exit_code(train: Callable[[], Path], saved: str) -> int:
+    """`exit_code` of a training, whose first process prints the path that `train` returns. `saved` is what --resume
+    continues after."""
+    from training import processes  # here, as most commands train nothing
+
+    def run() -> int:
+        keep_freed_memory()
+        try:
+            path = train()
+            if processes.rank() == 0:
+                print(path)
+        finally:
+            processes.stop()
+        return 0
+
+    return exit_code(run, f"stopped; the same command with --resume continues after the last {saved}")
 
 
 def code_of(error: BaseException) -> int:

@@ -142,5 +142,5 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> TrainConfig:
     presets = {"published": PUBLISHED, "paper": PAPER}
     differences = " ".join(f"{flag(name)} {value}" for name, value in PAPER.items())
     return parse_settings(
-        TrainConfig, "train.py", __doc__, "--equations", presets, "published", f"paper: {differences}", arguments
+        TrainConfig, "train.py", __doc__, presets, "published", arguments, "--equations", f"paper: {differences}"
     )

@@ -8,24 +8,14 @@ from __future__ import annotations
 
 import sys
 
-from command_line import exit_code, keep_freed_memory
+from command_line import training_exit_code
 from config_train import parse_arguments
 from methods.clib_fiqa.train import train
-from training import processes
 
 
 def main() -> int:
     """Exit codes: `command_line.exit_code`."""
-
-    def run() -> int:
-        keep_freed_memory()
-        try:
-            train(parse_arguments())
-        finally:
-            processes.stop()
-        return 0
-
-    return exit_code(run, "stopped; the same command with --resume continues after the last saved epoch")
+    return training_exit_code(lambda: train(parse_arguments()), "saved epoch")
 
 
 if __name__ == "__main__":

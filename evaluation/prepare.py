@@ -6,18 +6,15 @@ import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from evaluation.names import match_names, stem_of
 from evaluation.pairs import Pairs, read_bin, read_pairs, write_pairs
-from faces.align import aligned
+from faces.align import load_crops, write_crop
 from faces.listing import IMAGE_SUFFIXES, list_images
-from faces.workers import load_batches
 from labels.label_table import write_skipped
 
 
@@ -103,23 +100,10 @@ def _write_crops(
     """The status of each image, and for those that are ok the path of its crop relative to `output`."""
     status: list[str] = []
     files: dict[int, str] = {}
-    for batch in load_batches(map(str, originals), partial(_crop, align=align), 32, workers):
-        for loaded in batch:
-            index = len(status)
-            status.append(loaded.status)
-            if loaded.status == "ok":
-                suffix = originals[index].suffix if loaded.value is None else ".jpg"
-                files[index] = f"images/{names[index]}{suffix}"
-                target = output / files[index]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if loaded.value is None:
-                    shutil.copyfile(originals[index], target)
-                else:
-                    Image.fromarray(loaded.value).save(target, "JPEG", quality=95, subsampling=0)
+    for index, crop in enumerate(load_crops(originals, align, workers)):
+        status.append(crop.status)
+        if crop.status == "ok":
+            suffix = originals[index].suffix if crop.value is None else ".jpg"
+            files[index] = f"images/{names[index]}{suffix}"
+            write_crop(output / files[index], crop.value, originals[index])
     return status, files
-
-
-def _crop(rgb: np.ndarray, align: str) -> np.ndarray | None:
-    """The aligned crop, or None when the file is to be taken as it is. Raises ImageError (no_face)."""
-    crop = aligned(rgb, align)
-    return None if crop is rgb else crop

@@ -12,8 +12,9 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -27,7 +28,7 @@ from model.files import replacing
 from .dlib_models import face_detector, landmarks_in
 from .listing import list_images
 from .reader import ImageError
-from .workers import load_batches
+from .workers import Loaded, load_batches
 
 SIZE = 112
 # Where eyes, nose tip and mouth corners (left to right in the picture) lie in a 112x112 crop: x, y in pixels.
@@ -140,27 +141,36 @@ def align_folder(folder: Path, output: Path, align: str, workers: int) -> dict[P
     if not images:
         raise ValueError(f"there are no images below {folder}")
     stems = Counter(path.with_suffix("") for path in images)
-    crops = load_batches(map(str, images), partial(_crop_or_nothing, align=align), 32, workers)
+    crops = tqdm(load_crops(images, align, workers), total=len(images), unit=" faces", disable=None)
     bad: dict[Path, str] = {}
-    loaded = (item for batch in crops for item in batch)
-    for path, crop in zip(images, tqdm(loaded, total=len(images), unit=" faces", disable=None), strict=True):
+    for path, crop in zip(images, crops, strict=True):
         if crop.status != "ok":
             bad[path] = crop.status
             continue
         target = output / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if crop.value is None:
-            with replacing(target) as temporary:
-                shutil.copyfile(path, temporary)
-        else:   # a.png and a.jpg become a.png.jpg and a.jpg.jpg
+        if crop.value is not None:  # a.png and a.jpg become a.png.jpg and a.jpg.jpg
             alone = stems[path.with_suffix("")] == 1
-            with replacing(target.with_suffix(".jpg") if alone else Path(f"{target}.jpg")) as temporary:
-                Image.fromarray(crop.value).save(temporary, "JPEG", quality=95, subsampling=0)
+            target = target.with_suffix(".jpg") if alone else Path(f"{target}.jpg")
+        write_crop(target, crop.value, path)
     return bad
 
 
+def load_crops(images: Sequence[Path], align: str, workers: int) -> Iterator[Loaded[np.ndarray | None]]:
+    """`aligned` of each image file, in their order; None for a file that is to be taken as it is."""
+    return chain.from_iterable(load_batches(map(str, images), partial(_crop_or_nothing, align=align), 32, workers))
+
+
+def write_crop(target: Path, crop: np.ndarray | None, original: Path) -> None:
+    """Write a crop of `load_crops` as JPEG of quality 95, or copy the original file, atomically."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as temporary:
+        if crop is None:
+            shutil.copyfile(original, temporary)
+        else:
+            Image.fromarray(crop).save(temporary, "JPEG", quality=95, subsampling=0)
+
+
 def _crop_or_nothing(rgb: np.ndarray, align: str) -> np.ndarray | None:
-    """`aligned`, or None when the file itself is to be taken."""
     crop = aligned(rgb, align)
     return None if crop is rgb else crop
 

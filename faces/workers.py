@@ -63,6 +63,11 @@ def load_batches(
         readers.close()
 
 
+def as_it_is(value: Any) -> Any:
+    """A `prepare` for what `read` has finished already."""
+    return value
+
+
 class Readers(Generic[T]):
     """`load_batches` with worker processes that stay for the next list of paths."""
 

@@ -7,23 +7,15 @@ Probabilistic Models", IEEE TBIOM 2024. The published sizes are L, M, S (IResNet
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import CheckpointError, build, size_of, with_prefix
-from .face_trunk import FaceTrunk
-from .iresnet import IResNet
-from .mobilefacenet import MobileFaceNetEmbedding
+from .backbones import Backbone, backbone_like, embed
+from .checkpoint import build, size_of, with_prefix
 from .preprocessing import Preprocessing
 
 FIRST_LAYER = "mlp.l1.weight"
-BACKBONES: dict[str, Any] = {  # a key that only this backbone has -> the backbone
-    "layer1.0.prelu.weight": IResNet,
-    "conv_6_dw.conv.weight": MobileFaceNetEmbedding,
-    "gdconv.depthwise.weight": FaceTrunk,
-}
 
 
 class QualityMlp(nn.Module):
@@ -47,9 +39,7 @@ class EDifFIQA(nn.Module):
 
     metadata: Mapping[str, str] = {}
 
-    def __init__(
-        self, base_model: IResNet | MobileFaceNetEmbedding | FaceTrunk, features: int = 512, width: int = 1024
-    ) -> None:
+    def __init__(self, base_model: Backbone, features: int = 512, width: int = 1024) -> None:
         super().__init__()
         self.preprocessing = base_model.preprocessing
         self.base_model = base_model
@@ -61,8 +51,7 @@ class EDifFIQA(nn.Module):
         return self.mlp
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.base_model(x)
-        features = output[0] if isinstance(output, tuple) else output  # IResNet gives a quality of its own as well
+        features = embed(self.base_model, x)
         return features, self.mlp(features)
 
     @classmethod
@@ -74,30 +63,9 @@ class EDifFIQA(nn.Module):
         """
         tensors = _without_common_prefix(tensors)
         width, features = (size_of(tensors, FIRST_LAYER, axis) for axis in (0, 1))
-        network = build(lambda: cls(_backbone_like(tensors, "base_model."), features, width), tensors)
+        network = build(lambda: cls(backbone_like(tensors, "base_model."), features, width), tensors)
         network.preprocessing = Preprocessing.from_metadata(metadata or {}, network.preprocessing)
         return network
-
-
-def read_backbone(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> IResNet | MobileFaceNetEmbedding | FaceTrunk:
-    """The backbone of a state dict without prefix, in eval mode. A quality head (`qs`) is left out.
-
-    Raises CheckpointError when it is none of the three kinds or does not fit.
-    """
-    tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith("qs.")}
-    network = build(lambda: _backbone_like(tensors, ""), tensors)
-    network.preprocessing = Preprocessing.from_metadata(metadata or {}, network.preprocessing)
-    return network
-
-
-def _backbone_like(tensors: Mapping[str, Tensor], prefix: str) -> Any:
-    found = next((kind for key, kind in BACKBONES.items() if prefix + key in tensors), None)
-    if found is None:
-        keys = ", ".join(prefix + key for key in BACKBONES)
-        raise CheckpointError(f"there is no backbone of a known kind: one of the keys {keys} was expected")
-    return found.shaped_like(tensors, prefix)
 
 
 def _without_common_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

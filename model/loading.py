@@ -19,7 +19,7 @@ from .dsl_fiqa import DslFiqa
 from .ediffiqa import EDifFIQA
 from .face_trunk import FaceTrunk
 from .iresnet import ArcFaceHeader, IResNet
-from .mobilefacenet import FactorNetwork
+from .mobilefacenet import FactorNetwork, MobileFaceNetEmbedding
 from .regressor import QualityRegressor
 
 SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class that its tensors make
@@ -30,6 +30,7 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
     "cr-fiqa": IResNet,
     "arcface-header": ArcFaceHeader,
     "face-trunk": FaceTrunk,
+    "mobilefacenet": MobileFaceNetEmbedding,
     "ediffiqa": EDifFIQA,
     "quality-regressor": QualityRegressor,
     "diffiqa-diffusion": GaussianDiffusion,
@@ -44,6 +45,7 @@ TELLING_KEYS = {  # a key that only the checkpoints of one system have -> that s
     "layer1.0.prelu.weight": "cr-fiqa",
     "kernel": "arcface-header",
     "gdconv.depthwise.weight": "face-trunk",
+    "conv_6_dw.conv.weight": "mobilefacenet",
     "fc3.weight": "confidence-mlp",
     "mlp.l1.weight": "ediffiqa",
     "regressor.weight": "quality-regressor",

@@ -90,6 +90,7 @@ class MobileFaceNet(nn.Module):
         self.conv_45 = DepthWise(width_4, shape.down_hidden[2], width_5, stride=2)
         self.conv_5 = Residual(width_5, shape.hidden[2], shape.blocks[2])
         self.conv_6_sep = ConvBlock(width_5, shape.last)
+        self.preprocessing = FACE_PREPROCESSING
         self.map_channels = (*shape.widths, shape.last)  # of `maps`
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,6 +136,15 @@ class MobileFaceNetEmbedding(MobileFaceNet):
             embedding=size_of(tensors, f"{prefix}linear.weight"),
             image_size=16 * size_of(tensors, f"{prefix}conv_6_dw.conv.weight", axis=2),
         )
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    ) -> MobileFaceNetEmbedding:
+        """From a state dict, in eval mode. Raises CheckpointError when it does not fit."""
+        network = build(lambda: cls.shaped_like(tensors), tensors)
+        network.preprocessing = Preprocessing.from_metadata(metadata or {}, network.preprocessing)
+        return network
 
 
 class FactorNetwork(nn.Module):

@@ -6,36 +6,30 @@ network learns the scores of a slow method. The keys are the published ones, `ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, build, with_prefix
+from .backbones import Backbone, backbone_like, embed
+from .checkpoint import build, size_of
 from .face_trunk import FaceTrunk
 from .iresnet import IResNet
-from .mobilefacenet import FactorNetwork, MobileFaceNet
-from .preprocessing import FACE_PREPROCESSING, Preprocessing
-
-BACKBONES: dict[str, Callable[[Mapping[str, Tensor]], nn.Module]] = {  # a key of this backbone only -> how to make it
-    "layer1.0.prelu.weight": IResNet.from_tensors,
-    "gdconv.depthwise.weight": FaceTrunk.from_tensors,
-    "conv_6_sep.conv.weight": MobileFaceNet.shaped_like,
-}
+from .mobilefacenet import FactorNetwork, MobileFaceNetEmbedding
+from .preprocessing import Preprocessing
 
 
 class QualityRegressor(nn.Module):
     """Normalised aligned faces (N, 3, S, S) -> embedding (N, D) and quality (N, 1), higher is better.
 
-    The embedding of a MobileFaceNet is the mean of its last feature map over the positions. Quality is trained on
-    labels in [0, 1], but is not clamped to it.
+    Quality is trained on labels in [0, 1], but is not clamped to it.
     """
 
     metadata: Mapping[str, str] = {}
 
-    def __init__(self, base_model: nn.Module, width: int) -> None:
+    def __init__(self, base_model: Backbone, width: int) -> None:
         super().__init__()
-        self.preprocessing: Preprocessing = getattr(base_model, "preprocessing", FACE_PREPROCESSING)
+        self.preprocessing = base_model.preprocessing
         self.base_model = base_model
         self.regressor = nn.Linear(width, 1)
 
@@ -50,14 +44,14 @@ class QualityRegressor(nn.Module):
 
     @classmethod
     def on(cls, network: nn.Module) -> QualityRegressor:
-        """A new regressor on a network of `load`: IResNet (without its quality head), FaceTrunk, or the trunk of a
-        FactorNetwork. Raises ValueError for another one."""
+        """A new regressor on a network of `load`: IResNet (without its quality head), FaceTrunk,
+        MobileFaceNetEmbedding, or the trunk of a FactorNetwork. Raises ValueError for another one."""
         if isinstance(network, IResNet):
             network.qs = None
-        if not isinstance(network, IResNet | FaceTrunk | FactorNetwork):
+        if not isinstance(network, IResNet | FaceTrunk | MobileFaceNetEmbedding | FactorNetwork):
             raise ValueError(
-                f"a {type(network).__name__} is no backbone of a regressor; an IResNet, a FaceTrunk or a FactorNetwork "
-                "(for its MobileFaceNet) was expected"
+                f"a {type(network).__name__} is no backbone of a regressor; an IResNet, a FaceTrunk, a "
+                "MobileFaceNetEmbedding or a FactorNetwork (for its MobileFaceNet) was expected"
             )
         size = network.preprocessing.size
         backbone = network.base_backbone if isinstance(network, FactorNetwork) else network
@@ -70,18 +64,7 @@ class QualityRegressor(nn.Module):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> QualityRegressor:
         """From a state dict, in eval mode. Raises CheckpointError when it does not fit."""
-        base = with_prefix(tensors, "base_model.")
-        make = next((make for key, make in BACKBONES.items() if key in base), None)
-        if make is None or "regressor.weight" not in tensors:
-            raise CheckpointError(f"regressor.weight and base_model. with one of {', '.join(BACKBONES)} were expected")
-        width = tensors["regressor.weight"].shape[-1]
-        network = build(lambda: cls(make(base), width), tensors)
+        width = size_of(tensors, "regressor.weight", axis=1)
+        network = build(lambda: cls(backbone_like(tensors, "base_model."), width), tensors)
         network.preprocessing = Preprocessing.from_metadata(metadata or {}, network.preprocessing)
         return network
-
-
-def embed(base_model: nn.Module, x: Tensor) -> Tensor:
-    """The embedding (N, D) that a backbone makes of normalised faces."""
-    output = base_model(x)
-    output = output[0] if isinstance(output, tuple) else output  # IResNet gives a quality as well
-    return output.mean(dim=(2, 3)) if output.dim() == 4 else output

@@ -9,9 +9,10 @@ from functools import partial
 
 import torch
 
+from model.backbones import embed
 from model.ediffiqa import EDifFIQA
 from model.fast import accelerate
-from model.regressor import QualityRegressor, embed
+from model.regressor import QualityRegressor
 
 from .contract import Batch, Columns
 from .face_crops import normalised, prepare_face

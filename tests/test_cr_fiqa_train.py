@@ -23,9 +23,10 @@ from cr_fiqa_parts import (
 )
 from safetensors.torch import load_file, save_file
 from test_cr_fiqa_recordio import content
-from training_parts import join, read_log, same_tensors
+from training_parts import interrupted, join, read_log, same_tensors
 
 from labels.anchors import EmbeddedFaces, load_header
+from methods.cr_fiqa import train as script
 from methods.cr_fiqa import verify
 from methods.cr_fiqa.config import PRESETS, Config, parse_arguments
 from methods.cr_fiqa.data import read_identities
@@ -91,8 +92,7 @@ def test_resume_continues_bit_for_bit(data, tmp_path):
     straight = tiny(data, tmp_path / "straight", **settings)
     train(straight)
     broken = tiny(data, tmp_path / "broken", **settings)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(broken, after=2)
+    interrupted(script, broken, after=2)
     with open(tmp_path / "broken" / "log.jsonl", "a") as log:  # as after a crash between two saved states
         log.write('{"epoch": 3}\n')
     train(replace(broken, resume=True))
@@ -102,23 +102,6 @@ def test_resume_continues_bit_for_bit(data, tmp_path):
     times = {"seconds": 0, "images_per_second": 0}
     logs = [[record | times for record in read_log(tmp_path / run)] for run in ("straight", "broken")]
     assert logs[0] == logs[1]
-
-
-def interrupted(config: Config, after: int) -> None:
-    """A run that ends by Ctrl-C when it has saved so many epochs."""
-    from methods.cr_fiqa import train as script
-
-    save, saved = script.save_state, []
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        saved.append(1)
-        if len(saved) == after:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "save_state", save_and_stop)
-        train(config)
 
 
 def test_resume_refuses_another_run(data, tmp_path):
@@ -337,11 +320,9 @@ def test_torchrun(data, tmp_path):
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_code_2(data, tmp_path, capsys, monkeypatch, arguments, message):
-    from methods.cr_fiqa import train as script
-
     monkeypatch.setattr("sys.argv", ["train", "--data", str(data), "--output", str(tmp_path), "--num-workers", "0",
                                      "--preset", "small", "--device", "cpu", *arguments])  # fmt: skip
-    monkeypatch.setattr(script, "keep_freed_memory", lambda: None)  # this process has other tests to run
+    monkeypatch.setattr("command_line.keep_freed_memory", lambda: None)  # this process has other tests to run
     assert script.main() == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ")

@@ -11,7 +11,7 @@ import pytest
 import recipe
 
 from config_train import parse_arguments
-from faces import degrade
+from faces.degradations import KINDS
 from labels.anchors import EmbeddedFaces, centre_similarities, quality_anchor
 from labels.label_table import Label, read_labels, write_labels
 from recipes.default_model import anchors
@@ -97,7 +97,7 @@ def test_anchors_replace_the_qualities_of_a_table(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize("kind", unseen.KINDS)
 def test_unseen_damage_grows_with_its_strength(kind: str) -> None:
     """And is no kind that training has seen."""
-    assert kind not in degrade.KINDS
+    assert kind not in KINDS
     image = recipe.mirror_image(3, 112)
     changes = []
     for strength in (0.0, 0.5, 1.0):

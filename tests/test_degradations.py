@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from faces import degrade as crops
-from faces.degradations import DEGRADATIONS, degrade, require_kinds
+from faces.degradations import KINDS, PHOTOGRAPHIC, compress, degrade, require_photographic
 from faces.reader import read_image
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -20,15 +19,47 @@ def photograph() -> np.ndarray:
     return read_image(SAMPLES / "astronaut.png")
 
 
-@pytest.mark.parametrize("kind", DEGRADATIONS)
-def test_aligned_crops_are_harmed_as_the_default_models_were(photograph: np.ndarray, kind: str) -> None:
-    crop = np.ascontiguousarray(photograph[:112, :112])
-    for strength in (0.0, 0.4, 1.0):
-        expected = crops.degrade(crop, kind, strength, np.random.default_rng(5))
-        assert np.array_equal(degrade(crop, kind, strength, np.random.default_rng(5)), expected)
+@pytest.fixture(scope="module")
+def crop(photograph: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(photograph[:112, :112])
 
 
-@pytest.mark.parametrize("kind", DEGRADATIONS)
+def test_the_order_of_the_kinds_is_that_of_the_default_models_draws() -> None:
+    names = "gaussian_blur motion_blur low_resolution jpeg noise dark bright side_light colour_light"
+    assert " ".join(KINDS) == f"{names} mask glasses cap patch hand"
+    assert [factor for _, factor in KINDS.values()] == [
+        *["blur"] * 3, None, None, *["illumination"] * 4, *["occlusion"] * 5
+    ]  # fmt: skip
+    assert set(PHOTOGRAPHIC) < set(KINDS)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+def test_in_aligned_crops_a_unit_is_a_pixel(crop: np.ndarray, strength: float) -> None:
+    """The damage that the default model was trained on."""
+    found = {kind: degrade(crop, kind, strength, np.random.default_rng(5)) for kind in PHOTOGRAPHIC}
+    rng = np.random.default_rng(5)
+    assert np.array_equal(found["gaussian_blur"], cv2.GaussianBlur(crop, (0, 0), 0.8 + 4.2 * strength))
+    grains = rng.normal(0, 10 + 60 * strength, crop.shape)
+    assert np.array_equal(found["noise"], np.clip(np.rint(crop + grains), 0, 255).astype(np.uint8))
+    side = round(48 * (10 / 48) ** strength)
+    enlarge = int(np.random.default_rng(5).choice([cv2.INTER_LINEAR, cv2.INTER_CUBIC]))
+    small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(found["low_resolution"], cv2.resize(small, (112, 112), interpolation=enlarge))
+    assert np.array_equal(found["jpeg"], compress(crop, round(30 * (2 / 30) ** strength)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_crops_are_damaged_in_every_kind(crop: np.ndarray, kind: str) -> None:
+    before = crop.copy()
+    found = degrade(crop, kind, 0.5, np.random.default_rng(1))
+    assert found.shape == crop.shape
+    assert found.dtype == np.uint8
+    assert not np.array_equal(found, crop)
+    assert np.array_equal(found, degrade(crop, kind, 0.5, np.random.default_rng(1)))
+    assert np.array_equal(crop, before)
+
+
+@pytest.mark.parametrize("kind", PHOTOGRAPHIC)
 @pytest.mark.parametrize("shape", [(97, 160), (300, 220)])
 def test_any_size_and_deterministic(photograph: np.ndarray, kind: str, shape: tuple[int, int]) -> None:
     image = cv2.resize(photograph, shape[::-1])
@@ -40,7 +71,7 @@ def test_any_size_and_deterministic(photograph: np.ndarray, kind: str, shape: tu
     assert np.array_equal(image, before)
 
 
-@pytest.mark.parametrize("kind", DEGRADATIONS)
+@pytest.mark.parametrize("kind", PHOTOGRAPHIC)
 def test_stronger_is_farther_from_the_original(photograph: np.ndarray, kind: str) -> None:
     distances = []
     for strength in (0.0, 0.3, 0.6, 1.0):
@@ -51,6 +82,6 @@ def test_stronger_is_farther_from_the_original(photograph: np.ndarray, kind: str
 
 
 def test_unknown_kinds_are_named() -> None:
-    assert require_kinds(()) == tuple(DEGRADATIONS)
+    assert require_photographic(()) == PHOTOGRAPHIC
     with pytest.raises(ValueError, match="no degradation fog: expected some of gaussian_blur"):
-        require_kinds(("jpeg", "fog"))
+        require_photographic(("jpeg", "fog"))

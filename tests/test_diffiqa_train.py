@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 import torch
 from diffiqa_parts import SIDE, write_models, write_pictures
 from safetensors.torch import load_file
-from training_parts import ROOT, read_log, same_tensors
+from training_parts import interrupted, read_log, same_tensors, train_by_one_and_two
 
 from methods.diffiqa import train as script
 from methods.diffiqa.config import PRESETS, Config, parse_arguments
@@ -56,19 +54,10 @@ def test_the_loss_falls_and_the_model_loads(faces: Path, tmp_path: Path) -> None
     assert not torch.equal(state[f"average.{key}"], state[f"diffusion.{key}"])
 
 
-def test_resume_continues_bit_for_bit(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_continues_bit_for_bit(faces: Path, tmp_path: Path) -> None:
     train(tiny(faces, tmp_path / "straight"))
-    save = script.save_state
-
-    def save_and_stop(*arguments: object) -> None:
-        save(*arguments)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
     broken = tiny(faces, tmp_path / "broken", num_workers=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
+    interrupted(script, broken, after=1)
     assert read_log(tmp_path / "broken")[-1]["step"] == 3
     train(replace(broken, resume=True))
     for name in ("state.safetensors", "diffusion.safetensors"):
@@ -179,11 +168,7 @@ def test_command_line(
 def test_two_processes_train_what_one_does(faces: Path, tmp_path: Path) -> None:
     flags = ["--data", faces, "--size", SIDE, "--width", 16, "--multiples", "1,2", "--batch-size", 5, "--steps", 2]
     flags += ["--accumulate", 2, "--ema-every", 1, "--num-workers", 0, "--device", "cpu"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        command = [*launcher, "-m", "methods.diffiqa.train", *flags, "--output", tmp_path / name]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
+    train_by_one_and_two("methods.diffiqa.train", flags, tmp_path)
     one, two = (load_file(tmp_path / name / "state.safetensors") for name in ("one", "two"))
     assert one.keys() == two.keys()
     for key, tensor in one.items():

@@ -17,7 +17,10 @@ import torch
 from dsl_fiqa_parts import write_set
 from PIL import Image
 from safetensors.torch import load_file
+from training_parts import ROOT, interrupted, read_log
 
+from methods.dsl_fiqa import train as script
+from methods.dsl_fiqa import train_degradation as degradation_script
 from methods.dsl_fiqa.config import QualityConfig, parse_degradation, parse_quality
 from methods.dsl_fiqa.degradation import crop_of, label_of, plan
 from methods.dsl_fiqa.loop import learning_rate
@@ -30,7 +33,6 @@ from model.degradation_encoder import DegradationEncoder
 from model.dsl_fiqa import DslFiqa
 from training.step import TrainingError
 
-ROOT = Path(__file__).parents[1]
 SMALL = {
     "image_size": 64,
     "trunk_width": 32,
@@ -66,10 +68,6 @@ def quality_config(sets: Path, output: Path, **changes: Any) -> QualityConfig:
     return QualityConfig(**(settings | changes))  # type: ignore[arg-type]
 
 
-def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
 def test_quality_training_writes_one_file_that_scores(sets: Path, tmp_path: Path) -> None:
     path = train(quality_config(sets, tmp_path))
     network = load(path)
@@ -78,7 +76,7 @@ def test_quality_training_writes_one_file_that_scores(sets: Path, tmp_path: Path
     assert network.encoder is not None
     for key, tensor in network.encoder.state_dict().items():  # batch statistics and counters, too
         assert torch.equal(tensor, encoder[key]), key
-    first, second = log_of(tmp_path)
+    first, second = read_log(tmp_path)
     assert (first["step"], second["step"]) == (3, 6)
     assert second["best"] == max(record["validation"]["srcc"] for record in (first, second))
 
@@ -89,33 +87,13 @@ def test_a_resumed_training_is_the_same(sets: Path, tmp_path: Path) -> None:
         if name == "whole":
             train(config)
         else:
-            stop_after(1, config)
+            interrupted(script, config, after=1)
             train(replace(config, resume=True))
     whole, parts = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    logs = [[record["validation"] for record in log_of(tmp_path / name)] for name in ("whole", "parts")]
+    logs = [[record["validation"] for record in read_log(tmp_path / name)] for name in ("whole", "parts")]
     assert logs[0] == logs[1]
-
-
-def stop_after(epochs: int, config: QualityConfig) -> None:
-    """A run that ends early, as Ctrl-C would end it."""
-    from methods.dsl_fiqa import train as module
-
-    real, left = module.train_epoch, [epochs]
-
-    def train_epoch(*args: Any) -> dict[str, Any]:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return real(*args)
-
-    module.train_epoch = train_epoch  # type: ignore[assignment]
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    finally:
-        module.train_epoch = real
 
 
 def test_other_settings_and_pictures_are_not_resumed(sets: Path, tmp_path: Path) -> None:
@@ -143,7 +121,7 @@ def test_the_network_learns_its_training_set(tmp_path: Path) -> None:
         tmp_path, tmp_path / "out", data=str(folder), validation=str(folder), epochs=25, schedule="epoch", period=25
     )
     train(config)
-    records = log_of(tmp_path / "out")
+    records = read_log(tmp_path / "out")
     assert records[-1]["best"] > 0.95
     assert records[-1]["loss"] < records[0]["loss"] / 2
 
@@ -220,23 +198,11 @@ def test_degradation_learning_runs_and_resumes(tmp_path: Path, loss: list[str]) 
     path = train_degradation(parse_degradation(degradation_arguments(photographs, tmp_path / "whole", *loss)))
     assert isinstance(load(path), DegradationEncoder)
     config = parse_degradation(degradation_arguments(photographs, tmp_path / "parts", *loss))
-    from methods.dsl_fiqa import train_degradation as module
-
-    real = module.train_epoch
-    try:
-        module.train_epoch = lambda run, *rest: real(run, *rest) if not run.epoch else stop()  # type: ignore[assignment]
-        with pytest.raises(KeyboardInterrupt):
-            train_degradation(config)
-    finally:
-        module.train_epoch = real
+    interrupted(degradation_script, config, after=1)
     train_degradation(replace(config, resume=True))
     whole, parts = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
-
-
-def stop() -> None:
-    raise KeyboardInterrupt
 
 
 def test_every_content_is_a_distractor() -> None:

@@ -10,8 +10,9 @@ import torch
 from recipe_tensors import golden_shapes, recipe_fill, recipe_tensors, relative_error, shapes_of
 
 from model import load
+from model.backbones import read_backbone
 from model.checkpoint import CheckpointError
-from model.ediffiqa import EDifFIQA, read_backbone
+from model.ediffiqa import EDifFIQA
 from model.face_trunk import FaceTrunk
 from model.iresnet import IResNet
 from model.mobilefacenet import MobileFaceNetEmbedding

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from PIL import Image
 from recipe_tensors import recipe_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training_parts import ROOT, read_log, same_tensors
+from training_parts import interrupted, join, read_log, same_tensors, train_by_one_and_two
 
 from methods.ediffiqa import train as script
 from methods.ediffiqa.config import PRESETS, Config, parse_arguments
 from methods.ediffiqa.data import read_items
-from methods.ediffiqa.loop import rate_factor, train_mode
+from methods.ediffiqa.loop import rate_factor, validate
 from methods.ediffiqa.losses import centre_distance, consistency_loss, optimised_labels, quality_loss, total_loss
 from methods.ediffiqa.run import make_network, start_run, trained_parameters
 from methods.ediffiqa.train import train
@@ -28,7 +27,8 @@ from model import load
 from model.ediffiqa import EDifFIQA
 from model.iresnet import IResNet
 from model.preprocessing import FACE_PREPROCESSING
-from training.step import TrainingError
+from training import processes
+from training.step import TrainingError, train_mode
 
 WIDTH, SIDE, IMAGES, CLASSES = 24, 32, 40, 4
 
@@ -148,20 +148,11 @@ def test_learns_by_heart_and_keeps_the_best_network(data: Path, tmp_path: Path) 
     assert np.corrcoef(predicted, items.labels[rows])[0, 1] > 0.9
 
 
-def test_resume_continues_bit_for_bit(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     straight = tiny(data, tmp_path / "straight", epochs=3, schedule="cosine")
     train(straight)
     broken = tiny(data, tmp_path / "broken", epochs=3, schedule="cosine")
-    save = script.save_state
-
-    def save_and_stop(*arguments: object) -> None:
-        save(*arguments)  # type: ignore[arg-type]
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(script, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken)
+    interrupted(script, broken, after=1)
     train(replace(broken, resume=True))
     for name in ("state.safetensors", "ediffiqa.safetensors"):
         assert same_tensors(*(load_file(tmp_path / run / name) for run in ("straight", "broken")))
@@ -213,10 +204,10 @@ def test_images_that_cannot_be_read_are_left_out(data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("path score\n", "tab-separated header path score class was expected"),
-        ("path\tscore\tclass\n", "has no rows"),
-        ("path\tscore\tclass\n0/0 a.png\tnan\t0\n", "line 2: a finite score"),
-        ("path\tscore\tclass\n0/0 a.png\t0.5\n", "line 2: a path, a score and a class"),
+        ("path score\n", "the header lacks path, score, class; expected the tab-separated path score class"),
+        ("path\tscore\tclass\n", "has a header and no rows"),
+        ("path\tscore\tclass\n0/0 a.png\tnan\t0\n", r"a finite score .* for 0/0 a\.png, not \['nan', '0'\]"),
+        ("path\tscore\tclass\n0/0 a.png\t0.5\n", "line 2: 2 cells, expected 3"),
         ("path\tscore\tclass\n0/0 a.png\t0.5\t7\n", "class 7, centres.npz has 4 classes"),
         ("path\tscore\tclass\n0/other.png\t0.5\t0\n", "no counterpart"),
         ("path\tscore\tclass\n0/0 a.png\t0.5\t0\n1/1 a.png\t0.5\t1\n", "scores that differ were expected"),
@@ -294,16 +285,35 @@ def test_command_line(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "e.npz does not exist" in error
 
 
+def save_validation(rank: int, count: int, config: Config, path: str) -> None:
+    """The validation losses of a new network, as process `rank` has them."""
+    join(rank, count, Path(f"{path}.store"))
+    torch.manual_seed(0)
+    model = make_network(config, WIDTH)
+    items, _ = read_items(config.items, config.images, config.teacher, model.preprocessing, validation_every=4)
+    assert len(items.validation.usable) == 10
+    losses = validate(start_run(config, torch.device("cpu"), model), items)
+    save_file({name: torch.tensor(loss) for name, loss in losses.items()}, f"{path}.{rank}")
+    processes.stop()
+
+
+def test_two_processes_validate_all_images_once(data: Path, tmp_path: Path) -> None:
+    """In batches of nine and of one, of which the second process has no share."""
+    config = tiny(data, tmp_path, batch_size=9, epsilon=0.0)
+    save_validation(0, 1, config, str(tmp_path / "one"))
+    torch.multiprocessing.spawn(save_validation, (2, config, str(tmp_path / "two")), nprocs=2)
+    one, first, second = (load_file(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    assert same_tensors(first, second)
+    for name, loss in one.items():
+        torch.testing.assert_close(first[name], loss, rtol=1e-5, atol=1e-6)
+
+
 def test_two_processes_train_what_one_does(data: Path, tmp_path: Path) -> None:
     """With frozen batch norms, whose statistics would be each process's own."""
     flags = ["--items", data, "--images", data / "faces", "--teacher", data / "teacher.npz", "--epochs", 2]
     flags += ["--start-weights", data / "start.safetensors", "--trained-tensors", 0, "--batch-norm", "frozen"]
     flags += ["--batch-size", 11, "--num-workers", 0, "--device", "cpu"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        command = [*launcher, "-m", "methods.ediffiqa.train", *flags, "--output", tmp_path / name]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
+    train_by_one_and_two("methods.ediffiqa.train", flags, tmp_path)
     one, two = (load_file(tmp_path / name / "ediffiqa.safetensors") for name in ("one", "two"))
     for key, tensor in one.items():
         torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=1e-4)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cr_fiqa_parts import tiny, tiny_network, write_identities
+from dsl_fiqa_parts import landmarks_for, small_network
 from fake_gpu import CUDA, fake_gpu, let_numbers_be_read, pretend_processes
 from test_multi_level import faces, small_tower, write_start_of_small_tower
 from torch import nn
@@ -28,11 +29,33 @@ from methods.cr_fiqa import run as cr_fiqa_run
 from methods.cr_fiqa import train as cr_fiqa_train
 from methods.cr_fiqa.data import read_identities
 from methods.cr_fiqa.verification import PairSet
+from methods.diffiqa import loop as diffiqa_loop
+from methods.diffiqa import run as diffiqa_run
+from methods.diffiqa.config import Config as DiffusionConfig
+from methods.diffiqa.data import Pairs as DamagedPairs
+from methods.dsl_fiqa import degradation
+from methods.dsl_fiqa import loop as dsl_fiqa_loop
+from methods.dsl_fiqa.config import DegradationConfig, QualityConfig
+from methods.dsl_fiqa.data import Batch as RatedBatch
+from methods.dsl_fiqa.train_degradation import start_run as degradation_start
+from methods.ediffiqa import loop as ediffiqa_loop
+from methods.ediffiqa import run as ediffiqa_run
+from methods.ediffiqa.config import Config as EDifFiqaConfig
+from methods.ediffiqa.data import TeacherBatch
+from methods.label_optimization import loop as regressor_loop
+from methods.label_optimization import run as regressor_run
+from methods.label_optimization.config import Config as RegressorConfig
+from methods.label_optimization.data import ScoredFaces
 from model import load
 from model.clib_fiqa import prompt_tokens
 from model.confidence import ConfidenceMLP
+from model.ediffiqa import EDifFIQA
 from model.fast import accelerate
+from model.regressor import QualityRegressor
 from training.batches import on_device
+from training.images import Images
+from training.processes import GradientSums
+from training.step import arithmetic
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -125,6 +148,63 @@ def test_no_step_of_cr_fiqa_waits_for_the_card(tmp_path: Path) -> None:
         run.targets = torch.zeros(16, 2, 512, device=CUDA)
         for batch in on_device(identities.images.batches(8, (0,)), CUDA):
             assert cr_fiqa_loop.train_step(run, identities, batch, 0.1).device == CUDA
+
+
+def pictures(count: int, side: int) -> torch.Tensor:
+    return torch.zeros(count, side, side, 3, dtype=torch.uint8)
+
+
+def test_no_step_of_ediffiqa_waits_for_the_card() -> None:
+    network = EDifFIQA(tiny_network(quality_head=False, embedding=24), 24, 16)
+    with fake_gpu():
+        run = ediffiqa_run.start_run(EDifFiqaConfig(precision="fp16"), CUDA, network)
+        batch = TeacherBatch(6, pictures(6, 32), torch.zeros(6), torch.ones(6, 24), torch.ones(6, 24))
+        for moved in on_device([batch, batch], CUDA):
+            assert ediffiqa_loop.train_step(run, moved).device == CUDA
+
+
+def test_no_step_of_the_regressor_waits_for_the_card(tmp_path: Path) -> None:
+    network = QualityRegressor(tiny_network(quality_head=False), 512)
+    images = Images([], torch.arange(6), network.preprocessing, 0, pictures(6, 32))
+    with fake_gpu():
+        run = regressor_run.start_run(RegressorConfig(precision="fp16"), CUDA, network)
+        faces = ScoredFaces(images, images, torch.zeros(6), np.arange(6)).to(CUDA)
+        for batch in on_device(images.batches(6, (0,), flips=False), CUDA):
+            assert regressor_loop.train_step(run, faces, batch).device == CUDA
+
+
+def test_no_step_of_the_diffusion_waits_for_the_card() -> None:
+    config = DiffusionConfig(size=32, width=16, multiples=(1, 2), batch_size=2, accumulate=2, precision="bf16")
+    with fake_gpu():
+        run = diffiqa_run.start_run(config, CUDA, "")
+        pairs = [DamagedPairs(pictures(2, 32), pictures(2, 32), torch.arange(2))] * 4
+        batches = on_device(diffiqa_loop.with_noise(config, pairs, 32, 0), CUDA)
+        for _ in range(2):
+            assert diffiqa_loop.train_step(run, batches).device == CUDA
+
+
+def test_no_step_of_dsl_fiqa_waits_for_the_card() -> None:
+    network, config = small_network(), QualityConfig(clip_norm=1.0)
+    landmarks = landmarks_for(network, 2)
+    with fake_gpu():
+        network = network.to(CUDA)
+        dsl_fiqa_loop.freeze_encoder(network)
+        weights = [weight for part in dsl_fiqa_loop.trained_parts(network).values() for weight in part.parameters()]
+        dtype, scaler = arithmetic("bf16", CUDA)
+        sums = GradientSums(weights)
+        run = dsl_fiqa_loop.QualityRun(config, CUDA, dtype, network, torch.optim.Adam(weights), scaler, sums)
+        for batch in on_device([RatedBatch(torch.arange(2), pictures(2, 64), landmarks)], CUDA):
+            assert dsl_fiqa_loop.train_step(run, batch, torch.zeros(2, device=CUDA)).device == CUDA
+
+
+@pytest.mark.parametrize("loss", ["proximity", "supervised", "queue", "classifier"])
+def test_no_step_of_degradation_learning_waits_for_the_card(loss: Any) -> None:
+    config = DegradationConfig(loss=loss, widths=(16, 16, 16), queue=8, precision="bf16")
+    with fake_gpu():
+        run = degradation_start(config, 2, CUDA)
+        batch = degradation.Pictures(2, pictures(4, 64), torch.tensor([0, 1, 0, 1]), pictures(4, 64))
+        for moved in on_device([batch], CUDA):
+            assert degradation.train_step(run, moved).device == CUDA
 
 
 def test_every_process_verifies_a_share(tmp_path: Path) -> None:

@@ -15,25 +15,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from cr_fiqa_parts import SIZE, tiny_network
 from PIL import Image
 from recipe_tensors import golden_shapes
-from safetensors.torch import load_file
-from training_parts import read_log, same_tensors
+from safetensors.torch import load_file, save_file
+from training_parts import ROOT, interrupted, join, read_log, same_tensors
 
 from labels.label_table import Label, write_labels
+from methods.label_optimization import train as script
 from methods.label_optimization.config import Config, parse_arguments
 from methods.label_optimization.data import read_scored_faces
-from methods.label_optimization.run import make_network, parameter_groups
+from methods.label_optimization.loop import train_step, validate
+from methods.label_optimization.run import make_network, parameter_groups, start_run
 from methods.label_optimization.train import train
 from model.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
 from model.face_trunk import FaceTrunk
 from model.iresnet import LAYERS, IResNet
-from model.mobilefacenet import FactorNetwork, TrunkShape
+from model.mobilefacenet import FactorNetwork, MobileFaceNetEmbedding, TrunkShape
 from model.preprocessing import Preprocessing
 from model.regressor import QualityRegressor
+from training import processes
 
-ROOT = Path(__file__).parents[1]
 COUNT = 42
 
 
@@ -86,12 +89,39 @@ def test_learns_and_keeps_the_best(data, tmp_path):
     assert np.corrcoef(quality[:, 0].numpy(), faces.labels.numpy())[0, 1] > 0.9
 
 
+def save_run(rank: int, count: int, config: Config, path: str) -> None:
+    """The validation loss of the start weights, and the gradients of the first batch, as process `rank` has them."""
+    join(rank, count, Path(f"{path}.store"))
+    run = start_run(config, torch.device("cpu"), make_network(config))
+    faces, _ = read_scored_faces(config.labels, config.images, run.model.preprocessing, validation_every=4)
+    assert len(faces.validation.usable) == 11
+    found = {"validation": torch.tensor(validate(run, faces))}
+    train_step(run, faces, next(faces.train.batches(config.batch_size, (0,), flips=False)))
+    weights = run.model.named_parameters()
+    found |= {name: weight.grad.contiguous() for name, weight in weights if weight.grad is not None}
+    save_file(found, f"{path}.{rank}")
+    processes.stop()
+
+
+def test_two_processes_validate_and_step_as_one_does(data, tmp_path):
+    """Batches of ten and of one validate, of which the second process has no share. The gradients of all groups are
+    clipped together; the network stays in eval mode, as batch statistics would differ."""
+    config = tiny(data, tmp_path, clip_norm=0.01)
+    save_run(0, 1, config, str(tmp_path / "one"))
+    torch.multiprocessing.spawn(save_run, (2, config, str(tmp_path / "two")), nprocs=2)
+    one, first, second = (load_file(tmp_path / name) for name in ("one.0", "two.0", "two.1"))
+    assert same_tensors(first, second)
+    for name, tensor in one.items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
+    norm = sum(float(tensor.square().sum()) for name, tensor in one.items() if name != "validation") ** 0.5
+    assert norm == pytest.approx(0.01, rel=1e-3)
+
+
 def test_resume_continues_bit_for_bit_in_the_middle_of_an_epoch(data, tmp_path):
     straight = tiny(data, tmp_path / "straight")
     train(straight)
     broken = tiny(data, tmp_path / "broken")
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(broken, after=3)
+    interrupted(script, broken, after=3)
     assert read_log(tmp_path / "broken")[-1]["epoch"] == 1.5
     assert (tmp_path / "broken/regressor.safetensors").is_file()
     train(replace(broken, resume=True))
@@ -100,22 +130,6 @@ def test_resume_continues_bit_for_bit_in_the_middle_of_an_epoch(data, tmp_path):
         assert same_tensors(*files)
     logs = [[record | {"seconds": 0} for record in read_log(tmp_path / run)] for run in ("straight", "broken")]
     assert logs[0] == logs[1]
-
-
-def interrupted(config: Config, after: int) -> None:
-    from methods.label_optimization import train as script
-
-    save, saved = script.save_state, []
-
-    def save_and_stop(*arguments):
-        save(*arguments)
-        saved.append(1)
-        if len(saved) == after:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "save_state", save_and_stop)
-        train(config)
 
 
 def test_resume_refuses_another_run(data, tmp_path):
@@ -160,13 +174,16 @@ def test_only_the_last_tensors_train(data, tmp_path):
     assert torch.equal(before["bn1.running_mean"], after["base_model.bn1.running_mean"])
 
 
-@pytest.mark.parametrize("kind", ["face-trunk", "mfn"])
+@pytest.mark.parametrize("kind", ["face-trunk", "mfn", "mobilefacenet"])
 def test_other_backbones(data, tmp_path, kind):
     torch.manual_seed(0)
+    shape = TrunkShape((16, 16, 16), (1, 1, 1), (16, 16, 16), (16, 16, 16), 16, 32)
     if kind == "mfn":
-        shape = TrunkShape((16, 16, 16), (1, 1, 1), (16, 16, 16), (16, 16, 16), 16, 32)
         start: torch.nn.Module = FactorNetwork(shape, 16)
         preprocessing = Preprocessing(32, (0.4,) * 3, (0.5,) * 3).to_json()
+    elif kind == "mobilefacenet":
+        start = MobileFaceNetEmbedding(shape, 24, SIZE)
+        preprocessing = Preprocessing(SIZE, (0.4,) * 3, (0.5,) * 3).to_json()
     else:
         start = FaceTrunk(16, [(16, 16)] * 15, 32, 24, image_size=SIZE)
         preprocessing = Preprocessing(SIZE, (0.4,) * 3, (0.5,) * 3).to_json()

@@ -17,7 +17,7 @@ from model.clip import CLIP, ModifiedResNet, TextShape
 from model.confidence import ConfidenceMLP
 from model.face_trunk import FaceTrunk
 from model.iresnet import ArcFaceHeader, IResNet
-from model.mobilefacenet import FactorNetwork, TrunkShape
+from model.mobilefacenet import FactorNetwork, MobileFaceNetEmbedding, TrunkShape
 from model.preprocessing import Preprocessing
 from model.prompts import prompts_hash
 from model.weights import WeightsError
@@ -32,6 +32,7 @@ SYSTEMS = {
     "cr-fiqa": lambda: IResNet((1, 1, 1, 1), (4, 8, 8, 8), 16),
     "mfn": lambda: FactorNetwork(TrunkShape((8, 8, 8), (1, 1, 1), (8, 8, 8), (8, 8, 8), 8, 8), 8),
     "face-trunk": lambda: FaceTrunk(8, [(8, 8)] * 15, 8, 8),
+    "mobilefacenet": lambda: MobileFaceNetEmbedding(TrunkShape((8, 8, 8), (1, 1, 1), (8, 8, 8), (8, 8, 8), 8, 8), 8),
     "confidence-mlp": ConfidenceMLP,
     "arcface-header": lambda: ArcFaceHeader(8, 3),
 }
@@ -40,6 +41,7 @@ CLASSES = {
     "cr-fiqa": IResNet,
     "mfn": FactorNetwork,
     "face-trunk": FaceTrunk,
+    "mobilefacenet": MobileFaceNetEmbedding,
     "confidence-mlp": ConfidenceMLP,
     "arcface-header": ArcFaceHeader,
 }

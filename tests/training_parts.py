@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 import recipe
 import torch
 import torch.distributed as dist
@@ -55,6 +57,32 @@ def run_train(
     command = [*launcher, str(ROOT / "train.py"), "--device", "cpu", "--num-workers", "0", *map(str, arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
+
+
+def interrupted(script: ModuleType, config: Any, after: int) -> None:
+    """A run of a training script that ends by Ctrl-C when it has saved so many states."""
+    save, saved = script.save_state, []
+
+    def save_and_stop(*arguments: Any) -> None:
+        save(*arguments)
+        saved.append(1)
+        if len(saved) == after:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "save_state", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            script.train(config)
+
+
+def train_by_one_and_two(module: str, flags: Sequence[object], folder: Path) -> None:
+    """Run a training command in one process and, under torchrun, in two: FOLDER/one and FOLDER/two."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
+        command = [*launcher, "-m", module, *map(str, flags), "--output", str(folder / name)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300)
+        assert done.returncode == 0, done.stderr
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

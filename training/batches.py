@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from model.preprocessing import Preprocessing
-from training.images import Batch
+
+AnyBatch = TypeVar("AnyBatch", bound=NamedTuple)
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches with their tensors on the device; on the CPU they are the same objects.
+def on_device(batches: Iterable[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
+    """The batches, named tuples, with their tensors on the device; on the CPU they are the same objects.
 
     On CUDA a batch is copied from pinned memory on a stream of its own while the device computes the one before it.
     """
@@ -23,15 +25,15 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         yield from _copied_ahead(batches, device)
     else:
         for batch in batches:
-            yield Batch(*(tensor.to(device) for tensor in batch))
+            yield _each_tensor(batch, lambda tensor: tensor.to(device))
 
 
-def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def _copied_ahead(batches: Iterable[AnyBatch], device: torch.device) -> Iterator[AnyBatch]:
     stream = torch.cuda.Stream(device)
-    waiting: tuple[Batch, torch.cuda.Event] | None = None
+    waiting: tuple[AnyBatch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(stream):  # the pinned copies are kept by torch until they have been read
-            copied = Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in batch))
+            copied = _each_tensor(batch, lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
             arrived = torch.cuda.Event()
             arrived.record(stream)
         if waiting is not None:
@@ -41,13 +43,20 @@ def _copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
         yield _received(*waiting, device)
 
 
-def _received(batch: Batch, arrived: torch.cuda.Event, device: torch.device) -> Batch:
+def _received(batch: AnyBatch, arrived: torch.cuda.Event, device: torch.device) -> AnyBatch:
     """The batch, which the device's own stream now waits for; the host does not."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(arrived)
-    for tensor in batch:
-        tensor.record_stream(stream)  # its memory must not be used again before this stream is done with it
+    for item in batch:
+        if isinstance(item, Tensor):
+            item.record_stream(stream)  # its memory must not be used again before this stream is done with it
     return batch
+
+
+def _each_tensor(batch: AnyBatch, change: Callable[[Tensor], Tensor]) -> AnyBatch:
+    """The batch with its tensors changed; a number in it stays."""
+    changed: list[Any] = [change(item) if isinstance(item, Tensor) else item for item in batch]
+    return batch._make(changed)
 
 
 def mirrored(images: Tensor, flip: Tensor) -> Tensor:

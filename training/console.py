@@ -19,14 +19,20 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def say_left_out(files: Iterable[tuple[str, str]]) -> None:
+    """A line for each (path, status) of what does not train."""
+    for path, status in files:
+        say(f"left out: {path} ({status})")
+
+
 def progress(items: Iterable[T], title: str, total: int, unit: str) -> tqdm[T]:
     """The items, with a bar where stderr is a terminal."""
     return tqdm(items, title, total, unit=unit, leave=False, disable=_hidden(), file=sys.stderr)
 
 
-def counter(title: str, total: int, unit: str) -> tqdm[Any]:
-    """A bar to `update` by hand."""
-    return tqdm(desc=title, total=total, unit=unit, leave=False, disable=_hidden(), file=sys.stderr)
+def counter(title: str, total: int, unit: str, done: int = 0) -> tqdm[Any]:
+    """A bar to `update` by hand, which begins at `done`."""
+    return tqdm(desc=title, total=total, initial=done, unit=unit, leave=False, disable=_hidden(), file=sys.stderr)
 
 
 def _hidden() -> bool | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training import processes
+
 STEPS_PER_READING = 20  # on a GPU: reading a number waits until all work before it is done
 
 
@@ -16,6 +18,7 @@ class StepValues:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.every = 1 if device.type == "cpu" else STEPS_PER_READING
         self.pending: list[Tensor] = []
         self.rows: list[list[float]] = []
@@ -40,7 +43,12 @@ class StepValues:
         return list(enumerate(self.rows[first - 1 :], first))
 
     def means(self) -> Tensor:
-        """The weighted means (k,) of all rows read so far, float64 on the host."""
+        """The weighted means (k,) of all rows read so far, float64 on the host; 0 where no row has a weight."""
         rows = torch.tensor(self.rows, dtype=torch.float64)
         weights = torch.tensor(self.weights[: len(rows)], dtype=torch.float64)
-        return (rows * (weights / weights.mean())[:, None]).mean(dim=0)
+        shares = weights / weights.mean() if any(self.weights) else weights
+        return (rows * shares[:, None]).mean(dim=0)
+
+    def means_over_processes(self) -> Tensor:
+        """The weighted means (k,) of the rows of all processes, each of which must have read as many."""
+        return processes.mean(self.means(), self.device, sum(self.weights[: len(self.rows)]))

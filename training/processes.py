@@ -81,13 +81,16 @@ def sum_in_place(tensor: Tensor) -> None:
         dist.all_reduce(tensor)
 
 
-def mean(values: Tensor, device: torch.device) -> Tensor:
-    """The mean of the tensors of all processes; they travel from `device`, since NCCL takes no tensors of the CPU."""
+def mean(values: Tensor, device: torch.device, weight: float) -> Tensor:
+    """The mean of the vectors (k,) of all processes, in which each counts with its weight.
+
+    They travel from `device`, since NCCL takes no tensors of the CPU.
+    """
     if count() == 1:
         return values
-    total = values.to(device)
+    total = torch.cat([values * weight, values.new_tensor([weight])]).to(device)
     sum_in_place(total)
-    return total / count()
+    return total[:-1] / total[-1]
 
 
 def merge(found: Mapping[Key, Any]) -> dict[Key, Any]:
@@ -99,27 +102,19 @@ def merge(found: Mapping[Key, Any]) -> dict[Key, Any]:
     return {key: value for each in reversed(every) for key, value in each.items()}
 
 
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replace the gradients by their sums over the processes, in one message behind the backward pass."""
-    if count() == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
-    _copy_back(gradients, flat)
-
-
 class GradientSums:
     """Sums the gradients of some weights over the processes while the backward pass still runs.
 
     The weights are divided into buckets of `BUCKET_BYTES`, the last layers first, since their gradients come first.
     When a bucket and those before it are complete, one message with its gradients starts in the background. The order
     of the messages is that of the buckets, so it is the same in all processes. `finish` belongs behind every backward
-    pass. With one process nothing happens.
+    pass, but for those in which `adding` is set: they only add to the gradients, and nothing is sent. With one process
+    nothing happens.
     """
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self.buckets = _buckets([weight for weight in reversed(list(weights)) if weight.requires_grad])
+        self.adding = False
         self.bucket_of = {weight: index for index, bucket in enumerate(self.buckets) for weight in bucket}
         self._begin()
         if count() > 1:
@@ -143,6 +138,8 @@ class GradientSums:
         self.messages: list[tuple[list[Tensor], Tensor, Any]] = []
 
     def _take(self, weight: Tensor) -> None:
+        if self.adding:
+            return
         self.missing[self.bucket_of[weight]] -= 1
         while self.started < len(self.buckets) and not self.missing[self.started]:
             self._start_next()

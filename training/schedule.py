@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 
 
+def half_cosine(lr: float, done: float) -> float:
+    """From `lr` at 0 along half a cosine to 0 at `done` = 1; beyond that it rises again."""
+    return lr * (1 + math.cos(math.pi * done)) / 2
+
+
 def cosine_wave(epoch: int, lr: float, period: int) -> tuple[float, float]:
     """(used, announced) learning rate of the epoch, which counts from 0.
 
@@ -13,7 +18,7 @@ def cosine_wave(epoch: int, lr: float, period: int) -> tuple[float, float]:
     published code announces that epoch with 0 and then takes the next point of the wave.
     """
     skipped = 0 if epoch < period else 1 + (epoch - period) // (2 * period - 1)  # zeros of the wave up to here
-    used = lr * (1 + math.cos(math.pi * (epoch + skipped) / period)) / 2
+    used = half_cosine(lr, (epoch + skipped) / period)
     follows_zero = epoch >= period and (epoch - period) % (2 * period - 1) == 0
     return used, 0.0 if follows_zero else used
 

@@ -22,11 +22,11 @@ def parse_settings(
     kind: type[Settings],
     program: str,
     description: str | None,
-    preset_flag: str,
     presets: Mapping[str, Mapping[str, Any]],
     default_preset: str,
-    preset_help: str,
     arguments: Sequence[str] | None,
+    preset_flag: str = "--preset",
+    preset_help: str = "",
 ) -> Settings:
     """The settings that a command line gives: the flags over the preset over the defaults of the class `kind`.
 
@@ -35,6 +35,7 @@ def parse_settings(
     parser = argparse.ArgumentParser(
         program, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    preset_help = preset_help or "; ".join(f"{name}: {values or 'the defaults'}" for name, values in presets.items())
     parser.add_argument(preset_flag, dest="preset", choices=presets, default=default_preset, help=preset_help)
     kinds, comments = typing.get_type_hints(kind), _comments(kind)
     groups: dict[str, argparse._ArgumentGroup] = {}

@@ -5,10 +5,11 @@ Both are written atomically, and neither needs unpickling: safetensors and JSON 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,54 +36,73 @@ def sole_run(folder: str | Path) -> Iterator[None]:
         yield
 
 
-def save_state(
-    path: Path,
-    system: str,
-    networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    others: Mapping[str, Tensor | None],
-    facts: Mapping[str, Any],
-) -> None:
-    """Write what later epochs depend on. The key of a tensor begins with the name of its network or optimiser; of
-    `others` those that are None are left out. `facts` must be JSON, and hold the `settings` and a hash `data`."""
+@dataclass(frozen=True)
+class RunState:
+    """What the state of any run holds, and which run it is. The keys of its tensors begin with the name of their
+    network or optimiser."""
+
+    path: Path
+    system: str
+    settings: Any  # a dataclass
+    data: str  # `fingerprint` of what it trains on
+    networks: Mapping[str, nn.Module]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+
+
+def save_state(run: RunState, facts: Mapping[str, Any], others: Mapping[str, Tensor | None] | None = None) -> None:
+    """Write what later epochs depend on; `facts` must be JSON, and of the tensors `others` None is left out."""
     tensors: dict[str, Tensor] = {}
-    for name, network in networks.items():
+    for name, network in run.networks.items():
         tensors |= prefixed(f"{name}.", network.state_dict())
-    for name, optimizer in optimizers.items():
+    for name, optimizer in run.optimizers.items():
         tensors |= optimizer_tensors(optimizer, f"{name}.")
-    tensors |= {key: tensor for key, tensor in others.items() if tensor is not None}
-    save_checkpoint(path, tensors, {"system": f"{system}-training", "run": json.dumps(facts)})
+    tensors |= {key: tensor for key, tensor in (others or {}).items() if tensor is not None}
+    own = {"settings": asdict(run.settings), "data": run.data, "scaler": run.scaler.state_dict()}
+    save_checkpoint(run.path, tensors, {"system": f"{run.system}-training", "run": json.dumps({**own, **facts})})
 
 
-def read_state(path: Path, folder_flag: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts of `save_state`. Raises ValueError, naming the flag of the folder, when there are none."""
-    if not path.is_file():
-        raise ValueError(f"--resume: there is no {path}; leave --resume out to begin, or check {folder_flag}")
-    tensors, metadata = read_checkpoint(path)
-    return tensors, json.loads(metadata["run"])
+def load_state(
+    run: RunState, free: Collection[str], other_data: str, folder_flag: str = "--output"
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Give networks, optimisers and scaler what `save_state` took, and return its facts and all tensors.
+
+    Raises ValueError when there is no state, when it is of other data (`other_data` says of which), or when a setting
+    differs that is not in `free`; CheckpointError when the tensors do not fit.
+    """
+    if not run.path.is_file():
+        raise ValueError(f"--resume: there is no {run.path}; leave --resume out to begin, or check {folder_flag}")
+    tensors, metadata = read_checkpoint(run.path)
+    facts = json.loads(metadata["run"])
+    if facts["data"] != run.data:
+        raise ValueError(f"--resume: {other_data} that {run.path} was trained on")
+    require_same_settings(run.path, facts["settings"], run.settings, free)
+    for name, network in run.networks.items():
+        load_strict(network, without_prefix(f"{name}.", tensors), run.path)
+    for name, optimizer in run.optimizers.items():
+        load_optimizer(optimizer, f"{name}.", tensors)
+    run.scaler.load_state_dict(facts["scaler"])
+    return facts, tensors
 
 
 def require_same_settings(path: Path, before: Mapping[str, Any], settings: Any, free: Collection[str]) -> None:
     """Raise ValueError, naming the flag, when the dataclass `settings` differs from those `before` in a field that is
     not in `free`. Settings that only one of them has do not count."""
     now = json.loads(json.dumps(asdict(settings)))
-    for name in now.keys() & before.keys() - free:
+    for name in sorted(now.keys() & before.keys() - free):
         if now[name] != before[name]:
             asked = f"{flag(name)} {before[name]}"
             raise ValueError(f"--resume: {path} was begun with {asked}, not {now[name]}; give {asked}")
 
 
-def restore(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    networks: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-) -> None:
-    """Give networks and optimisers the tensors that `save_state` took. Raises CheckpointError when they do not fit."""
-    for name, network in networks.items():
-        load_strict(network, without_prefix(f"{name}.", tensors), path)
-    for name, optimizer in optimizers.items():
-        load_optimizer(optimizer, f"{name}.", tensors)
+def fingerprint(lines: Iterable[str]) -> str:
+    """The SHA-256 of lines that say what a run trains on."""
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def fingerprint_of_files(paths: Iterable[str]) -> str:
+    """Of files, wherever they lie: of their names and those of their folders."""
+    return fingerprint("/".join(Path(path).parts[-2:]) for path in paths)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 
+from model.fast import pick_precision
 from training.processes import GradientSums
 
 
@@ -16,21 +18,55 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message says why and what to try."""
 
 
+def arithmetic(precision: str, device: torch.device) -> tuple[torch.dtype, torch.amp.GradScaler]:
+    """The type of a network's arithmetic (`--precision`) on this device, and its gradient scaler, which works in fp16
+    only."""
+    dtype = pick_precision(precision, device)
+    return dtype, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def train_mode(model: nn.Module, batch_norm: str) -> None:
+    """Training mode. Some batch norms keep their running statistics: with `frozen` all, with `trained` those whose
+    weights do not train, with any other rule none."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            trains = any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            module.train(batch_norm != "frozen" and (batch_norm != "trained" or trains))
+
+
 def backward(
-    loss: Tensor, optimizers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler, sums: GradientSums
+    loss: Tensor,
+    optimizers: Sequence[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    sums: GradientSums,
+    first: bool = True,
+    last: bool = True,
 ) -> None:
-    """Fresh gradients of the weights of all optimisers, summed over the processes, still times the scaler's factor."""
-    for optimizer in optimizers:
-        optimizer.zero_grad()
+    """Fresh gradients of the weights of all optimisers, summed over the processes, still times the scaler's factor.
+
+    Where a step adds up several passes, only the `first` begins anew, and only the `last` sums over the processes.
+    """
+    if first:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+    sums.adding = not last
     scaler.scale(loss).backward()
-    sums.finish()
+    if last:
+        sums.finish()
 
 
-def step(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_norm: float) -> Tensor:
-    """Clip the gradient of each parameter group to the norm `clip_norm`, take the step, and return the largest norm
-    before clipping, a scalar on the weights' device. `scaler.update()` belongs behind the last step."""
+def step(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, clip_norm: float, together: bool = False
+) -> Tensor:
+    """Clip the gradient of each parameter group, or of all groups `together`, to the norm `clip_norm`, and take the
+    step. Returns the largest norm before clipping, a scalar on the weights' device. `scaler.update()` belongs behind
+    the last step."""
     scaler.unscale_(optimizer)
-    norms = [clip_gradients(group["params"], clip_norm) for group in optimizer.param_groups]
+    groups = [group["params"] for group in optimizer.param_groups]
+    if together:
+        groups = [[weight for group in groups for weight in group]]
+    norms = [clip_gradients(weights, clip_norm) for weights in groups]
     scaler.step(optimizer)
     return torch.stack(norms).max()
 

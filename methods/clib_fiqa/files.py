@@ -9,10 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from methods.clib_fiqa.calibration import certainty
 from methods.clib_fiqa.data import LabelledFaces
@@ -21,6 +20,9 @@ from model.checkpoint import save_checkpoint, sha256_of
 from model.files import write_text
 from model.prompts import prompts_hash
 from training import state
+
+if TYPE_CHECKING:
+    from config_train import TrainConfig
 
 # Settings that a resumed run may change; the others would make two runs out of one. Of the label table and the start
 # weights only the path may change.
@@ -41,15 +43,8 @@ def write_epoch(run: ClibFiqaRun, faces: LabelledFaces, record: Mapping[str, Any
 
 def save_state(run: ClibFiqaRun) -> None:
     """Write state.safetensors: all that later epochs depend on (orders and flips follow from seed and epoch)."""
-    facts = {
-        "epoch": run.epoch,
-        "history": run.history,
-        "scaler": run.scaler.state_dict(),
-        "settings": asdict(run.config),
-        "data": sha256_of(run.config.data_list),
-    }
-    others = {"divergences": run.divergences}
-    state.save_state(_state_path(run), "clib-fiqa", _networks(run), {"optimizer": run.optimizer}, others, facts)
+    facts = {"epoch": run.epoch, "history": run.history}
+    state.save_state(_state_of(run), facts, {"divergences": run.divergences})
 
 
 def load_state(run: ClibFiqaRun) -> None:
@@ -57,21 +52,21 @@ def load_state(run: ClibFiqaRun) -> None:
 
     Raises ValueError when the state is of other settings or another label table.
     """
-    path = _state_path(run)
-    tensors, facts = state.read_state(path, "--checkpoints")
-    if facts["data"] != sha256_of(run.config.data_list):
-        raise ValueError(f"--resume: {run.config.data_list} is not the table that {path} was trained on")
     free = FREE if run.config.lr_period else FREE - {"epochs"}  # without a period the rate falls over all epochs
-    state.require_same_settings(path, facts["settings"], run.config, free)
-    state.restore(path, tensors, _networks(run), {"optimizer": run.optimizer})
-    run.scaler.load_state_dict(facts["scaler"])
+    other_table = f"{run.config.data_list} is not the table"
+    facts, tensors = state.load_state(_state_of(run), free, other_table, "--checkpoints")
     run.epoch, run.history = facts["epoch"], facts["history"]
     run.divergences = tensors["divergences"].to(run.device) if "divergences" in tensors else None
 
 
-def save_model(run: ClibFiqaRun) -> Path:
-    """Write clib_fiqa.safetensors and mlp.safetensors, with where they come from; return the former's path."""
-    folder, visual = Path(run.config.checkpoints), run.model.clip.visual
+def model_path(config: TrainConfig) -> Path:
+    """The finished network."""
+    return Path(config.checkpoints) / "clib_fiqa.safetensors"
+
+
+def save_model(run: ClibFiqaRun) -> None:
+    """Write clib_fiqa.safetensors and, beside it, mlp.safetensors, with where they come from."""
+    path, visual = model_path(run.config), run.model.clip.visual
     heads = {key: value for key, value in run.model.metadata.items() if key in ("text_heads", "vision_heads")}
     provenance = {
         "settings": json.dumps(asdict(run.config)),
@@ -85,10 +80,8 @@ def save_model(run: ClibFiqaRun) -> Path:
         "prompts": prompts_hash(),
         "preprocessing": run.model.preprocessing.to_json(),
     }
-    path = folder / "clib_fiqa.safetensors"
     save_checkpoint(path, run.model.to_tensors(run.config.save_text_tower), network | heads | provenance)
-    save_checkpoint(folder / "mlp.safetensors", run.mlp.state_dict(), {"system": "confidence-mlp"} | provenance)
-    return path
+    save_checkpoint(path.with_name("mlp.safetensors"), run.mlp.state_dict(), {"system": "confidence-mlp"} | provenance)
 
 
 def write_log(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:
@@ -108,12 +101,16 @@ def write_confidences(run: ClibFiqaRun, faces: LabelledFaces) -> None:
     write_text(Path(run.config.checkpoints) / "confidence.tsv", "\n".join(["path\tdivergence\tcertainty", *lines, ""]))
 
 
-def _state_path(run: ClibFiqaRun) -> Path:
-    return Path(run.config.checkpoints) / "state.safetensors"
-
-
-def _networks(run: ClibFiqaRun) -> dict[str, nn.Module]:
-    return {"model": run.model, "mlp": run.mlp}
+def _state_of(run: ClibFiqaRun) -> state.RunState:
+    return state.RunState(
+        Path(run.config.checkpoints) / "state.safetensors",
+        "clib-fiqa",
+        run.config,
+        sha256_of(run.config.data_list),
+        {"model": run.model, "mlp": run.mlp},
+        {"optimizer": run.optimizer},
+        run.scaler,
+    )
 
 
 def _write_tensorboard(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:

@@ -13,9 +13,9 @@ from model import load
 from model.clib_fiqa import ClibFiqa
 from model.clip import TEXT_TOWER_KEYS
 from model.confidence import ConfidenceMLP
-from model.fast import pick_precision
 from model.multi_level import TRUNKS, MultiLevelTower
 from training import processes
+from training.step import arithmetic
 
 if TYPE_CHECKING:
     from config_train import TrainConfig
@@ -66,8 +66,7 @@ def prepare_run(config: TrainConfig, device: torch.device, model: ClibFiqa, mlp:
         weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),  # one pass over the weights instead of ten
     )
-    dtype = pick_precision(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    dtype, scaler = arithmetic(config.precision, device)
     sums = processes.GradientSums(groups[0])  # the MLP's gradients are those of the whole batch in every process
     return ClibFiqaRun(config, device, dtype, model, mlp, optimizer, scaler, sums)
 

@@ -11,7 +11,7 @@ import torch
 
 from labels.label_table import write_skipped
 from methods.clib_fiqa.data import read_faces
-from methods.clib_fiqa.files import load_state, save_model, write_epoch
+from methods.clib_fiqa.files import load_state, model_path, save_model, write_epoch
 from methods.clib_fiqa.frozen import frozen_levels, tower_of
 from methods.clib_fiqa.loop import calibrate, describe, train_epoch
 from methods.clib_fiqa.run import start_run
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from config_train import TrainConfig
 
 
-def train(config: TrainConfig) -> None:
-    """Train both stages and write CHECKPOINTS/clib_fiqa.safetensors."""
+def train(config: TrainConfig) -> Path:
+    """Train both stages, and return the path of clib_fiqa.safetensors."""
     device = processes.start(config.device)
     with sole_run(config.checkpoints):
-        _train_on(config, device)
+        return _train_on(config, device)
 
 
-def _train_on(config: TrainConfig, device: torch.device) -> None:
+def _train_on(config: TrainConfig, device: torch.device) -> Path:
     run = start_run(config, device)
     faces, skipped = read_faces(
         config.data_list,
@@ -59,7 +59,8 @@ def _train_on(config: TrainConfig, device: torch.device) -> None:
     finally:
         faces.images.close()
     if processes.rank() == 0:
-        print(save_model(run))
+        save_model(run)
+    return model_path(config)
 
 
 def report_skipped(config: TrainConfig, skipped: list[tuple[str, str]]) -> None:

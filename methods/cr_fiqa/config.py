@@ -154,10 +154,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
 
     Exits with code 2 for an unknown flag or an unreadable value, raises ValueError for one out of range.
     """
-    described = "; ".join(f"{name}: {settings or 'the defaults'}" for name, settings in PRESETS.items())
-    config = parse_settings(
-        Config, "methods.cr_fiqa.train", __doc__, "--preset", PRESETS, "webface", described, arguments
-    )
+    config = parse_settings(Config, "methods.cr_fiqa.train", __doc__, PRESETS, "webface", arguments)
     require(config, "data", bool(config.data), "a folder of identities, or one with train.rec")
     require(config, "output", bool(config.output), "a folder to write to")
     return config

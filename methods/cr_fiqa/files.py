@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.cr_fiqa.data import Identities
 from methods.cr_fiqa.run import CrFiqaRun
@@ -34,16 +32,8 @@ def save_networks(run: CrFiqaRun, identities: Identities) -> Path:
 
 def save_state(run: CrFiqaRun, identities: Identities) -> None:
     """Write state.safetensors: all that later epochs depend on (orders and dropout follow from seed and epoch)."""
-    facts = {
-        "epoch": run.epoch,
-        "step": run.step,
-        "best": run.best,
-        "scaler": run.scaler.state_dict(),
-        "settings": asdict(run.config),
-        "data": _fingerprint(identities),
-    }
-    others = {"variance": run.variance}
-    state.save_state(_state_path(run), "cr-fiqa", _networks(run), _optimizers(run), others, facts)
+    facts = {"epoch": run.epoch, "step": run.step, "best": run.best}
+    state.save_state(_state_of(run, identities), facts, {"variance": run.variance})
 
 
 def load_state(run: CrFiqaRun, identities: Identities) -> None:
@@ -51,36 +41,29 @@ def load_state(run: CrFiqaRun, identities: Identities) -> None:
 
     Raises ValueError when the state is of other settings or other images.
     """
-    path = _state_path(run)
-    tensors, facts = state.read_state(path, "--output")
-    if facts["data"] != _fingerprint(identities):
-        raise ValueError(f"--resume: the images and identities are not those that {path} was trained on")
-    state.require_same_settings(path, facts["settings"], run.config, FREE)
-    state.restore(path, tensors, _networks(run), _optimizers(run))
+    facts, tensors = state.load_state(_state_of(run, identities), FREE, "the images and identities are not those")
     if run.variance is not None:
         run.variance.copy_(tensors["variance"])
-    run.scaler.load_state_dict(facts["scaler"])
     run.epoch, run.step, run.best = facts["epoch"], facts["step"], facts["best"]
 
 
-def _networks(run: CrFiqaRun) -> dict[str, nn.Module]:
-    return {"backbone": run.backbone, "header": run.header}
-
-
-def _optimizers(run: CrFiqaRun) -> dict[str, torch.optim.SGD]:
-    return {f"{name}-optimizer": optimizer for name, optimizer in run.optimizers.items()}
-
-
-def _state_path(run: CrFiqaRun) -> Path:
-    return Path(run.config.output) / "state.safetensors"
+def _state_of(run: CrFiqaRun, identities: Identities) -> state.RunState:
+    return state.RunState(
+        Path(run.config.output) / "state.safetensors",
+        "cr-fiqa",
+        run.config,
+        _fingerprint(identities),
+        {"backbone": run.backbone, "header": run.header},
+        {f"{name}-optimizer": optimizer for name, optimizer in run.optimizers.items()},
+        run.scaler,
+    )
 
 
 def _fingerprint(identities: Identities) -> str:
     """Of which image is of which class, wherever the images lie."""
     rows, labels = identities.images.usable, identities.labels.cpu()
     names = [Path(identities.images.paths[row]).name for row in rows.tolist()]
-    text = "\n".join([*identities.classes, *names, *map(str, labels[rows].tolist())])
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return state.fingerprint([*identities.classes, *names, *map(str, labels[rows].tolist())])
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

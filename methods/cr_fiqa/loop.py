@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from training.batches import mirrored, network_input, on_device
 from training.console import progress
 from training.images import Batch
 from training.means import StepValues
-from training.schedule import milestones
+from training.schedule import half_cosine, milestones
 from training.step import backward, require_finite, step
 
 LR_BATCH = 512  # the batch size that --lr is meant for
@@ -57,7 +56,7 @@ def train_epoch(run: CrFiqaRun, identities: Identities, verify: Callable[[], Any
             verify()
             run.backbone.train()
     run.epoch += 1
-    means = processes.mean(values.means(), run.device).tolist()
+    means = values.means_over_processes().tolist()
     seconds = time.perf_counter() - began
     return {
         "epoch": run.epoch,
@@ -166,8 +165,7 @@ def learning_rate(config: Config, epoch: float) -> float:
     if epoch < config.warm_up:
         return highest * (epoch + 1e-3) / config.warm_up
     if config.schedule == "cosine":
-        done = (epoch - config.warm_up) / (config.epochs - config.warm_up)
-        return highest * (1 + math.cos(math.pi * done)) / 2
+        return half_cosine(highest, (epoch - config.warm_up) / (config.epochs - config.warm_up))
     return milestones(int(epoch), highest, [milestone - 1 for milestone in config.milestones])
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from methods.cr_fiqa.config import Config
 from methods.cr_fiqa.data import Identities
 from model.checkpoint import CheckpointError, read_checkpoint
-from model.fast import pick_precision
 from model.iresnet import LAYERS, ArcFaceHeader, IResNet
 from training import processes
+from training.step import arithmetic
 
 
 @dataclass
@@ -68,8 +68,7 @@ def start_run(config: Config, device: torch.device, backbone: IResNet, identitie
     }
     if config.compile:
         backbone.compile()
-    dtype = pick_precision(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    dtype, scaler = arithmetic(config.precision, device)
     sums = processes.GradientSums(backbone.parameters())
     variance = torch.full((len(identities.classes),), torch.nan, device=device) if config.variance_floor else None
     return CrFiqaRun(config, device, dtype, backbone, header, optimizers, scaler, sums, variance=variance)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from command_line import exit_code, keep_freed_memory
+from command_line import training_exit_code
 from methods.cr_fiqa.config import Config, parse_arguments
 from methods.cr_fiqa.data import read_identities
 from methods.cr_fiqa.files import load_state, save_networks, save_state
@@ -23,7 +23,7 @@ from methods.cr_fiqa.teacher import class_centres, teacher_embeddings
 from methods.cr_fiqa.verification import PairSet, read_pair_set, verify
 from training import processes
 from training.batches import network_input
-from training.console import say
+from training.console import say, say_left_out
 from training.state import sole_run, write_record
 
 
@@ -45,8 +45,7 @@ def _train_on(config: Config, device: torch.device) -> Path:
         cache=config.cache,
         workers=config.num_workers,
     )
-    for name, status in skipped:
-        say(f"left out: {name} ({status})")
+    say_left_out(skipped)
     pair_sets = [
         read_pair_set(name, config.verify_images, backbone.preprocessing, config.num_workers) for name in config.verify
     ]
@@ -107,18 +106,7 @@ def verify_all(run: CrFiqaRun, pair_sets: list[PairSet]) -> dict[str, Any]:
 
 def main() -> int:
     """Exit codes: `command_line.exit_code`."""
-
-    def run() -> int:
-        keep_freed_memory()
-        try:
-            path = train(parse_arguments())
-            if processes.rank() == 0:
-                print(path)
-        finally:
-            processes.stop()
-        return 0
-
-    return exit_code(run, "stopped; the same command with --resume continues after the last saved epoch")
+    return training_exit_code(lambda: train(parse_arguments()), "saved epoch")
 
 
 if __name__ == "__main__":

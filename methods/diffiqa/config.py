@@ -112,10 +112,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
 
     Exits with code 2 for an unknown flag or an unreadable value, raises ValueError for one out of range.
     """
-    described = "; ".join(f"{name}: {settings or 'the defaults'}" for name, settings in PRESETS.items())
-    config = parse_settings(
-        Config, "methods.diffiqa.train", __doc__, "--preset", PRESETS, "published", described, arguments
-    )
+    config = parse_settings(Config, "methods.diffiqa.train", __doc__, PRESETS, "published", arguments)
     require(config, "data", bool(config.data), "a folder of faces")
     require(config, "output", bool(config.output), "a folder to write to")
     return config

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faces import degrade
+from faces.degradations import SIZE, compress, degrade
 from faces.listing import expand_inputs
 from faces.reader import read_image
-from faces.workers import load_batches
+from faces.workers import as_it_is, load_batches
 from model.preprocessing import Preprocessing
 from training import processes
 from training.step import TrainingError
@@ -50,12 +49,6 @@ def find_images(arguments: Sequence[str], identities: Sequence[str]) -> list[str
     return paths
 
 
-def fingerprint(paths: Sequence[str]) -> str:
-    """A hash of the images' names, with the folders that they are in."""
-    names = ("/".join(Path(path).parts[-2:]) for path in paths)
-    return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-
-
 def batches(
     paths: Sequence[str], preprocessing: Preprocessing, size: int, seed: int, done: int, workers: int
 ) -> Generator[Pairs, None, None]:
@@ -69,7 +62,7 @@ def batches(
     stream = (draw for batch in _order(len(paths), size, seed, done) for draw in batch[places].tolist())
     names = (f"{number} {paths[row]}" for number, row in stream)
     read = partial(_read_pair, preprocessing, seed)
-    for loaded in load_batches(names, _as_it_is, len(places), workers, read):
+    for loaded in load_batches(names, as_it_is, len(places), workers, read):
         good = [index for index, item in enumerate(loaded) if item.value is not None]
         if not good:
             first = loaded[0].path.split(" ", 1)[1]
@@ -90,8 +83,8 @@ def damage(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _damage_once(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     kinds = rng.permutation([rng.choice(BLURS), "low_resolution", "noise"]).tolist()
     for kind in [kind for kind in kinds if rng.random() < 0.5]:
-        image = degrade.degrade(image, kind, rng.random(), rng)
-    return degrade.compress(image, int(rng.integers(10, 96)))
+        image = degrade(image, kind, rng.random(), rng)
+    return compress(image, int(rng.integers(10, 96)))
 
 
 def _order(images: int, size: int, seed: int, done: int) -> Iterator[np.ndarray]:
@@ -112,11 +105,7 @@ def _read_pair(preprocessing: Preprocessing, seed: int, name: str) -> np.ndarray
     """`NUMBER PATH` -> (2, S, S, 3): the damaged image and the image, perhaps both mirrored."""
     number, path = name.split(" ", 1)
     rng = np.random.default_rng((seed, int(number), 1))
-    crop = Preprocessing(degrade.SIZE, preprocessing.mean, preprocessing.std)
+    crop = Preprocessing(SIZE, preprocessing.mean, preprocessing.std)
     high = crop.resize(read_image(path))
     high = np.ascontiguousarray(high[:, ::-1]) if rng.random() < 0.5 else high
     return np.stack([preprocessing.resize(image) for image in (damage(high, rng), high)])
-
-
-def _as_it_is(pair: np.ndarray) -> np.ndarray:
-    return pair

@@ -2,85 +2,96 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
+from methods.diffiqa.config import Config
 from methods.diffiqa.data import Pairs
 from methods.diffiqa.losses import diffusion_loss
 from methods.diffiqa.run import DiffusionRun, update_average
 from training import processes
+from training.console import counter
 from training.images import mixed_seed
-from training.step import TrainingError
+from training.means import StepValues
+from training.step import backward, require_finite, step
+
+ADVICE = "a lower --lr, or --precision fp32"
 
 
-def train_steps(run: DiffusionRun, pairs: Iterator[Pairs], last: int, images: int, progress: tqdm) -> dict[str, Any]:
+class NoisyPairs(NamedTuple):
+    """This process's share of a batch, the `part` of its images: RGB uint8 (b, S, S, 3) of low and of high quality,
+    time steps (b,) and noise (b, 3, S, S)."""
+
+    low: Tensor
+    high: Tensor
+    times: Tensor
+    noise: Tensor
+    part: float
+
+
+def with_noise(config: Config, pairs: Iterable[Pairs], side: int, done: int) -> Iterator[NoisyPairs]:
+    """Batches after the first `done`, with time steps and noise that follow from the seed, on images of this side."""
+    size = config.batch_size
+    for number, batch in enumerate(pairs, done):
+        generator = torch.Generator().manual_seed(mixed_seed((config.seed, *divmod(number, config.accumulate))))
+        times = torch.randint(config.times, (size,), generator=generator)[batch.places]
+        noise = torch.randn(size, 3, side, side, generator=generator)[batch.places]
+        yield NoisyPairs(batch.low, batch.high, times, noise, len(batch.places) / size)
+
+
+def train_steps(run: DiffusionRun, batches: Iterator[NoisyPairs], last: int, images: int) -> dict[str, Any]:
     """Train up to step `last` and return its line of the log; `images` is the number of images of the data.
 
     Raises TrainingError when the loss or the gradient is not finite.
     """
     config, began, first = run.config, time.perf_counter(), run.step
-    total = 0.0
-    while run.step < last:
-        loss, norm = train_step(run, pairs)
-        overflow = run.scaler.is_enabled()  # an infinite gradient in fp16 makes the scaler skip the step, and go on
-        if not math.isfinite(loss) or not (math.isfinite(norm) or overflow):
-            raise TrainingError(
-                f"the training has diverged in step {run.step + 1}: loss {loss:.4g}, gradient {norm:.4g}. The last "
-                "saved state is kept: try --resume with a lower --lr, or --precision fp32"
-            )
-        total += loss
-        run.step += 1
-        if run.step % config.ema_every == 0:
-            update_average(run)
-        progress.update()
+    values = StepValues(run.device)
+    with counter("training", config.steps, "step", run.step) as bar:
+        while run.step < last:
+            values.add(train_step(run, batches))
+            run.step += 1
+            if run.step % config.ema_every == 0:
+                update_average(run)
+            if values.due or run.step == last:
+                for number, (loss, norm) in values.read():
+                    require_finite(["reconstruction"], [loss], norm, run.scaler, f"step {first + number}", ADVICE)
+            bar.update()
     seen, seconds = (run.step - first) * config.batch_size * config.accumulate, time.perf_counter() - began
     return {
         "epoch": run.step * config.batch_size * config.accumulate / images,  # passes over the data
         "step": run.step,
         "lr": config.lr,
-        "loss": total / (run.step - first),
+        "loss": values.means()[0].item(),
         "images_per_second": round(seen / seconds, 2),
         "seconds": round(seconds, 1),
     }
 
 
-def train_step(run: DiffusionRun, pairs: Iterator[Pairs]) -> tuple[float, float]:
-    """One step of the optimiser, on `--accumulate` batches: the mean loss, and the length of the gradient."""
+def train_step(run: DiffusionRun, batches: Iterator[NoisyPairs]) -> Tensor:
+    """One step of the optimiser, on `--accumulate` batches. Returns (2,) on the device: the mean loss, and the norm of
+    the gradient."""
     config = run.config
     run.optimizer.param_groups[0]["lr"] = config.lr
-    run.optimizer.zero_grad()
     total = torch.zeros((), device=run.device)
     for part in range(config.accumulate):
-        loss = share_loss(run, next(pairs), part) / config.accumulate
-        run.scaler.scale(loss).backward()
+        loss = share_loss(run, next(batches)) / config.accumulate
+        backward(loss, [run.optimizer], run.scaler, run.sums, first=part == 0, last=part == config.accumulate - 1)
         total += loss.detach()
-    processes.sum_gradients(run.diffusion.parameters())
     processes.sum_in_place(total)
-    run.scaler.unscale_(run.optimizer)
-    norm = clip_grad_norm_(run.diffusion.parameters(), config.clip_norm)
-    run.scaler.step(run.optimizer)
+    norm = step(run.optimizer, run.scaler, config.clip_norm)
     run.scaler.update()
-    return total.item(), norm.item()
+    return torch.stack([total, norm])
 
 
-def share_loss(run: DiffusionRun, pairs: Pairs, part: int) -> Tensor:
+def share_loss(run: DiffusionRun, batch: NoisyPairs) -> Tensor:
     """What this process's share of a batch adds to the mean loss of the whole batch."""
-    config, normalise = run.config, run.diffusion.preprocessing.normalise
-    generator = torch.Generator().manual_seed(mixed_seed((config.seed, run.step, part)))
-    side = run.diffusion.preprocessing.size
-    times = torch.randint(config.times, (config.batch_size,), generator=generator)[pairs.places]
-    noise = torch.randn(config.batch_size, 3, side, side, generator=generator)[pairs.places]
-    low, high = normalise(pairs.low.to(run.device)), normalise(pairs.high.to(run.device))
+    low, high = (run.diffusion.preprocessing.normalise(images) for images in (batch.low, batch.high))
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        loss = diffusion_loss(run.diffusion, low, high, times.to(run.device), noise.to(run.device))
-    return loss * (len(pairs.places) / config.batch_size)
+        return diffusion_loss(run.diffusion, low, high, batch.times, batch.noise) * batch.part
 
 
 def describe(record: dict[str, Any]) -> str:

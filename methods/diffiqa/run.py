@@ -11,11 +11,11 @@ import torch
 
 from methods.diffiqa.config import Config
 from model import load
-from model.checkpoint import load_strict, save_checkpoint
+from model.checkpoint import save_checkpoint
 from model.diffusion import GaussianDiffusion, Unet
-from model.fast import pick_precision
-from training.resume import load_run, save_run
-from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix
+from training import state
+from training.processes import GradientSums
+from training.step import arithmetic
 
 # Settings that a resumed run may change; the others would make two runs out of one.
 FREE = {
@@ -35,6 +35,7 @@ class DiffusionRun:
     average: GaussianDiffusion
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler  # works in fp16 only
+    sums: GradientSums  # of the gradients over the processes
     data: str  # hash of the images' names
     step: int = 0  # steps taken
 
@@ -51,10 +52,10 @@ def start_run(config: Config, device: torch.device, data: str) -> DiffusionRun:
     diffusion = diffusion.to(device).train()
     fused = device.type in ("cpu", "cuda")
     optimizer = torch.optim.Adam(diffusion.parameters(), lr=config.lr, betas=(0.9, 0.99), fused=fused)
-    dtype = pick_precision(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    dtype, scaler = arithmetic(config.precision, device)
     average = copy.deepcopy(diffusion).requires_grad_(False)
-    return DiffusionRun(config, device, dtype, diffusion, average, optimizer, scaler, data)
+    sums = GradientSums(diffusion.parameters())
+    return DiffusionRun(config, device, dtype, diffusion, average, optimizer, scaler, sums, data)
 
 
 @torch.no_grad()
@@ -84,20 +85,22 @@ def save_model(run: DiffusionRun) -> Path:
 
 def save_state(run: DiffusionRun) -> None:
     """Write state.safetensors: all that later steps depend on (orders, damage and noise follow from seed and step)."""
-    tensors = prefixed("diffusion.", run.diffusion.state_dict()) | prefixed("average.", run.average.state_dict())
-    facts = {"step": run.step, "scaler": run.scaler.state_dict()}
-    save_run(_state_path(run), tensors | optimizer_tensors(run.optimizer, "optimizer."), facts, run.config, run.data)
+    state.save_state(_state_of(run), {"step": run.step})
 
 
 def load_state(run: DiffusionRun) -> None:
     """Put `run`, as `start_run` made it, where state.safetensors left off. Raises ValueError for another run's."""
-    tensors, facts = load_run(_state_path(run), run.config, FREE, run.data)
-    load_strict(run.diffusion, without_prefix("diffusion.", tensors), _state_path(run))
-    load_strict(run.average, without_prefix("average.", tensors), _state_path(run))
-    load_optimizer(run.optimizer, "optimizer.", tensors)
-    run.scaler.load_state_dict(facts["scaler"])
+    facts, _ = state.load_state(_state_of(run), FREE, "the images are not those")
     run.step = facts["step"]
 
 
-def _state_path(run: DiffusionRun) -> Path:
-    return Path(run.config.output) / "state.safetensors"
+def _state_of(run: DiffusionRun) -> state.RunState:
+    return state.RunState(
+        Path(run.config.output) / "state.safetensors",
+        "diffiqa",
+        run.config,
+        run.data,
+        {"diffusion": run.diffusion, "average": run.average},
+        {"optimizer": run.optimizer},
+        run.scaler,
+    )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from faces.degradations import require_kinds
+from faces.degradations import require_photographic
 from model.dsl_fiqa import DslFiqaShape
 from training.settings import parse_settings, require, require_choices
 
@@ -30,7 +30,7 @@ class DegradationConfig:
     real: tuple[str, ...] = ()
     # leave out every picture whose folder is named in this file, one name a line
     without: str = ""
-    # degradations, separated by commas; none: all of faces/degradations.py
+    # degradations, separated by commas; none: all PHOTOGRAPHIC ones of faces/degradations.py
     kinds: tuple[str, ...] = ()
     # bins of strength that count as degradations of their own
     levels: int = 4
@@ -80,7 +80,7 @@ class DegradationConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
-        require_kinds(self.kinds)
+        require_photographic(self.kinds)
         # Below 16 channels torch 2.14's convolutions corrupt the memory of the process in their backward pass on a CPU.
         wide = len(self.widths) == 3 and min(self.widths) >= 16
         require(self, "widths", wide, "three numbers of channels, each at least 16")
@@ -248,7 +248,8 @@ QUALITY_PRESETS: dict[str, dict[str, Any]] = {
 
 def parse_degradation(arguments: Sequence[str] | None = None) -> DegradationConfig:
     """The settings of a command line. Exits with code 2 for an unknown flag, raises ValueError for a bad value."""
-    config = _parse(DegradationConfig, "train_degradation", DEGRADATION_PRESETS, "proximity", arguments)
+    program = "methods.dsl_fiqa.train_degradation"
+    config = parse_settings(DegradationConfig, program, __doc__, DEGRADATION_PRESETS, "proximity", arguments)
     require(config, "data", bool(config.data), "a folder of photographs")
     require(config, "output", bool(config.output), "a folder to write to")
     return config
@@ -256,16 +257,11 @@ def parse_degradation(arguments: Sequence[str] | None = None) -> DegradationConf
 
 def parse_quality(arguments: Sequence[str] | None = None) -> QualityConfig:
     """The settings of a command line. Exits with code 2 for an unknown flag, raises ValueError for a bad value."""
-    config = _parse(QualityConfig, "train", QUALITY_PRESETS, "published", arguments)
+    program = "methods.dsl_fiqa.train"
+    config = parse_settings(QualityConfig, program, __doc__, QUALITY_PRESETS, "published", arguments)
     require(config, "data", bool(config.data), "a set to train on")
     require(config, "validation", bool(config.validation), "a set to validate on")
     require(config, "output", bool(config.output), "a folder to write to")
     missing = "DE.pt, or degradation_encoder.safetensors of methods.dsl_fiqa.train_degradation"
     require(config, "encoder", bool(config.encoder or config.start_weights), missing)
     return config
-
-
-def _parse(kind: Any, program: str, presets: dict[str, dict[str, Any]], preset: str, arguments: Any) -> Any:
-    described = "; ".join(f"{name}: {settings or 'the defaults'}" for name, settings in presets.items())
-    program = f"methods.dsl_fiqa.{program}"
-    return parse_settings(kind, program, __doc__, "--preset", presets, preset, described, arguments)

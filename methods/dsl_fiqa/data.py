@@ -23,8 +23,9 @@ from torch import Tensor
 from faces.listing import list_images
 from faces.random_crops import CROPS, crops_for, cut, fit, landmarks_for, mirrored, read_landmarks
 from faces.reader import read_image
-from faces.workers import load_batches
+from faces.workers import as_it_is, load_batches
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
+from model.files import open_text
 from training import processes
 from training.images import CACHE_BYTES, Cache, mixed_seed
 
@@ -60,6 +61,15 @@ class Picture(NamedTuple):
 
     image: np.ndarray
     points: np.ndarray | None
+
+
+def photographs(folders: Sequence[str], without: str = "") -> list[str]:
+    """All images below the folders, but for those whose own folder is named in the file `without`."""
+    left_out: set[str] = set()
+    if without:
+        with open_text(without) as lines:
+            left_out = {line.strip() for line in lines}
+    return [str(path) for folder in folders for path in list_images(folder) if path.parent.name not in left_out]
 
 
 def read_rated_set(folder: str | Path, landmarks: bool) -> RatedSet:
@@ -139,7 +149,7 @@ class RatedPictures:
             return
         names = (str(row) for row in rows)
         read = partial(_read_picture, self.rated, self.shape.image_size)
-        for picture in chain.from_iterable(load_batches(names, _as_it_is, CHUNK, self.workers, read)):
+        for picture in chain.from_iterable(load_batches(names, as_it_is, CHUNK, self.workers, read)):
             if picture.value is None:
                 path = self.rated.paths[int(picture.path)]
                 raise RuntimeError(f"{path} could be read when the run began: {picture.status} now")
@@ -156,7 +166,7 @@ def read_pictures(
     read = partial(_read_picture, rated, shape.image_size)
     names = (str(row) for row in range(len(rated.paths)))
     usable, kept, bad, taken = [], {}, {}, 0
-    for row, picture in enumerate(chain.from_iterable(load_batches(names, _as_it_is, CHUNK, workers, read))):
+    for row, picture in enumerate(chain.from_iterable(load_batches(names, as_it_is, CHUNK, workers, read))):
         if picture.value is None:
             bad[rated.paths[row]] = picture.status
             continue
@@ -215,10 +225,6 @@ def _read_picture(rated: RatedSet, size: int, row: str) -> Any:
     image = read_image(rated.paths[int(row)])
     points = None if rated.landmarks is None else read_landmarks(rated.landmarks[int(row)], image)
     return Picture(*fit(image, points, size))
-
-
-def _as_it_is(picture: Any) -> Picture:
-    return picture
 
 
 def _some(names: Sequence[str]) -> str:

@@ -20,17 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from faces.degradations import DEGRADATIONS, degrade
+from faces.degradations import degrade
 from faces.random_crops import cut, fit
 from faces.reader import read_image
-from faces.workers import load_batches
+from faces.workers import as_it_is, load_batches
 from methods.dsl_fiqa.config import DegradationConfig
 from methods.dsl_fiqa.losses import QueueLoss, proximity_loss, supervised_contrastive_loss
 from model.degradation_encoder import DegradationEncoder
 from training import processes
+from training.batches import on_device
+from training.console import progress
 from training.images import mixed_seed
-from training.step import TrainingError
+from training.means import StepValues
+from training.processes import GradientSums
+from training.schedule import half_cosine
+from training.step import TrainingError, backward, require_finite, step
 
+ADVICE = "--precision fp32, or begin anew with a lower --lr"
 CHUNK = 16  # pictures that travel together from the readers
 
 
@@ -63,6 +69,7 @@ class DegradationRun:
     encoder: DegradationEncoder
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler  # works in fp16 only
+    sums: GradientSums  # of the gradients over the processes
     queue: QueueLoss | None = None
     classifier: nn.Linear | None = None
     epoch: int = 0
@@ -103,7 +110,7 @@ def batches_of(
     shares = [(len(synthetic) // 2, share_of_pairs(synthetic), share_of(real)) for synthetic, real in plans]
     names = (json.dumps(sample) for _, synthetic, real in shares for sample in (*synthetic, *real))
     read = partial(make_crop, config.image_size)
-    crops = chain.from_iterable(load_batches(names, _as_it_is, CHUNK, config.num_workers, read))
+    crops = chain.from_iterable(load_batches(names, as_it_is, CHUNK, config.num_workers, read))
     for pairs, synthetic, real in shares:
         pictures = []
         for sample in (*synthetic, *real):
@@ -133,7 +140,7 @@ def crop_of(image: np.ndarray, sample: Sample, size: int) -> np.ndarray:
     image, _ = fit(image, None, size)
     corner = rng.integers(0, (image.shape[0] - size + 1, image.shape[1] - size + 1))
     crop = cut(image, corner[None], size)[0]
-    return degrade(crop, sample.kind, sample.strength, rng) if sample.kind in DEGRADATIONS else crop
+    return degrade(crop, sample.kind, sample.strength, rng) if sample.kind else crop
 
 
 def train_epoch(run: DegradationRun, kinds: Sequence[str], paths: Sequence[str], real: Sequence[str]) -> dict[str, Any]:
@@ -141,36 +148,37 @@ def train_epoch(run: DegradationRun, kinds: Sequence[str], paths: Sequence[str],
     config, began = run.config, time.perf_counter()
     torch.manual_seed(mixed_seed((config.seed, run.epoch, processes.rank())))
     run.encoder.train()
-    plans = plan(config, kinds, paths, real, run.epoch)
-    total = torch.zeros((), device=run.device)
-    lr = 0.0
-    for step, pictures in enumerate(batches_of(config, kinds, plans)):
-        lr = config.lr * (1 + math.cos(math.pi * (run.epoch + step / len(plans)) / config.epochs)) / 2
+    plans, values, lr = plan(config, kinds, paths, real, run.epoch), StepValues(run.device), 0.0
+    batches = on_device(batches_of(config, kinds, plans), run.device)
+    title = f"epoch {run.epoch + 1}/{config.epochs}"
+    for index, pictures in enumerate(progress(batches, title, len(plans), "step"), 1):
+        lr = half_cosine(config.lr, (run.epoch + (index - 1) / len(plans)) / config.epochs)
         run.optimizer.param_groups[0]["lr"] = lr
-        loss, positives = step_loss(run, pictures)
-        run.optimizer.zero_grad()
-        run.scaler.scale(loss / processes.count()).backward()
-        processes.sum_gradients(weight for network in run.networks.values() for weight in network.parameters())
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        if run.queue is not None:
-            run.queue.add(processes.gather(positives.detach(), pictures.pairs))
-        total += loss.detach()
-    mean = processes.gather((total / len(plans))[None], processes.count()).mean().item()
+        values.add(train_step(run, pictures))
+        if values.due or index == len(plans):
+            for number, (loss, norm) in values.read():
+                where = f"epoch {run.epoch + 1} (step {number})"
+                require_finite([config.loss], [loss], norm, run.scaler, where, ADVICE)
+    mean = values.means_over_processes()[0].item()
     run.epoch += 1
-    if not math.isfinite(mean):
-        raise TrainingError(
-            f"the degradation learning has diverged in epoch {run.epoch}: loss {mean}. The state of the epoch before "
-            "is kept: try --resume with --precision fp32, or begin anew with a lower --lr"
-        )
     return {"epoch": run.epoch, "lr": lr, "loss": mean, "seconds": round(time.perf_counter() - began, 1)}
+
+
+def train_step(run: DegradationRun, pictures: Pictures) -> Tensor:
+    """One step. Returns (2,) on the device: the loss of this process's share, and the norm of the gradient."""
+    loss, positives = step_loss(run, pictures)
+    backward(loss / processes.count(), [run.optimizer], run.scaler, run.sums)
+    norm = step(run.optimizer, run.scaler, math.inf)
+    run.scaler.update()
+    if run.queue is not None:
+        run.queue.add(processes.gather(positives.detach(), pictures.pairs))
+    return torch.stack([loss.detach(), norm])
 
 
 def step_loss(run: DegradationRun, pictures: Pictures) -> tuple[Tensor, Tensor]:
     """The loss of this process's share, and the representations of the second member of each of its pairs."""
-    config = run.config
-    crops = torch.cat([pictures.synthetic, pictures.real]).to(run.device)
-    kinds = pictures.kinds.to(run.device)
+    config, kinds = run.config, pictures.kinds
+    crops = torch.cat([pictures.synthetic, pictures.real])
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
         projected = run.encoder(normalise(run.encoder, crops))[1]
     z = represent(projected.float(), config.representation)
@@ -209,7 +217,3 @@ def share_of_pairs(samples: list[Sample]) -> list[Sample]:
     """This process's part of pairs, of which a list holds the first members in its first half."""
     half = len(samples) // 2
     return share_of(samples[:half]) + share_of(samples[half:])
-
-
-def _as_it_is(crop: np.ndarray) -> np.ndarray:
-    return crop

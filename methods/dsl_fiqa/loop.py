@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from methods.dsl_fiqa.config import QualityConfig
 from methods.dsl_fiqa.data import Batch, RatedPictures, score_pictures
@@ -18,8 +17,15 @@ from methods.dsl_fiqa.evaluation import correlation, rank_correlation
 from methods.dsl_fiqa.losses import charbonnier_loss
 from model.dsl_fiqa import DslFiqa
 from training import processes
+from training.batches import on_device
+from training.console import progress
 from training.images import mixed_seed
-from training.step import TrainingError
+from training.means import StepValues
+from training.processes import GradientSums
+from training.schedule import half_cosine
+from training.step import TrainingError, backward, require_finite, step
+
+ADVICE = "--precision fp32, or begin anew with a lower --lr or a --clip-norm"
 
 
 @dataclass
@@ -32,6 +38,7 @@ class QualityRun:
     network: DslFiqa
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler  # works in fp16 only
+    sums: GradientSums  # of the gradients over the processes
     epoch: int = 0  # epochs finished
     step: int = 0  # steps taken
     best: float = -math.inf  # SRCC on the validation set
@@ -54,50 +61,42 @@ def train_epoch(run: QualityRun, pictures: RatedPictures, opinions: Tensor) -> d
     torch.manual_seed(mixed_seed((config.seed, run.epoch, processes.rank())))  # of the dropout
     run.network.train()
     freeze_encoder(run.network)
-    total, seen, lr = torch.zeros((), device=run.device), 0, 0.0
-    for batch in pictures.epoch(config.batch_size, (config.seed, run.epoch), config.flip):
+    values, steps, lr = StepValues(run.device), pictures.steps(config.batch_size), 0.0
+    batches = pictures.epoch(config.batch_size, (config.seed, run.epoch), config.flip)
+    title = f"epoch {run.epoch + 1}/{config.epochs}"
+    for index, batch in enumerate(progress(on_device(batches, run.device), title, steps, "step"), 1):
         lr = learning_rate(config, run.epoch, run.step)
         run.optimizer.param_groups[0]["lr"] = lr
-        total += train_step(run, batch, opinions) * len(batch.crops)
-        seen += len(batch.crops)
+        values.add(train_step(run, batch, opinions), len(batch.crops))
         run.step += 1
+        if values.due or index == steps:
+            for number, (loss, norm) in values.read():
+                where = f"epoch {run.epoch + 1} (step {number})"
+                require_finite(["Charbonnier"], [loss], norm, run.scaler, where, ADVICE)
     run.epoch += 1
-    sums = torch.stack([total, total.new_tensor(seen)])[None]
-    loss, count = processes.gather(sums, processes.count()).sum(dim=0).tolist()
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"the training has diverged in epoch {run.epoch} at learning rate {lr:.3g}: loss {loss}. The state of the "
-            "epoch before is kept: try --resume with --precision fp32, or begin anew with a lower --lr or a --clip-norm"
-        )
-    seconds = time.perf_counter() - began
-    rate = round(count / seconds, 1)
-    return {"epoch": run.epoch, "step": run.step, "lr": lr, "loss": loss / count, "images_per_second": rate}
+    rate = round(len(pictures.usable) / (time.perf_counter() - began), 1)
+    loss, _ = values.means_over_processes().tolist()
+    return {"epoch": run.epoch, "step": run.step, "lr": lr, "loss": loss, "images_per_second": rate}
 
 
 def train_step(run: QualityRun, batch: Batch, opinions: Tensor) -> Tensor:
-    """One step; the mean loss of this process's share, on the device."""
-    crops, landmarks = batch.crops.to(run.device), batch.landmarks.to(run.device)
-    targets = opinions[processes.share(batch.rows)].to(run.device)
-    images = run.network.preprocessing.normalise(crops)
+    """One step. Returns (2,) on the device: the mean loss of this process's share, and the norm of the gradient."""
+    images = run.network.preprocessing.normalise(batch.crops)
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        predicted = run.network(images, landmarks)
+        predicted = run.network(images, batch.landmarks)
+    targets = opinions[processes.share(batch.rows)]
     loss = charbonnier_loss(predicted.float(), targets, run.config.epsilon)
-    run.optimizer.zero_grad()
-    share = len(crops) / len(batch.rows)  # the sum over the processes is the mean over the batch
-    run.scaler.scale(loss * share).backward()
-    processes.sum_gradients(run.network.parameters())
-    if run.config.clip_norm:
-        run.scaler.unscale_(run.optimizer)
-        clip_grad_norm_(run.network.parameters(), run.config.clip_norm)
-    run.scaler.step(run.optimizer)
+    part = len(batch.crops) / len(batch.rows)  # so that the sum over the processes is the mean over the batch
+    backward(loss * part, [run.optimizer], run.scaler, run.sums)
+    norm = step(run.optimizer, run.scaler, run.config.clip_norm or math.inf)
     run.scaler.update()
-    return loss.detach()
+    return torch.stack([loss.detach(), norm])
 
 
 def learning_rate(config: QualityConfig, epoch: int, step: int) -> float:
     """Half a cosine from `lr` to 0 in `period`, and back, counted in epochs or in steps from 0."""
     done = step if config.schedule == "batch" else epoch
-    return config.lr * (1 + math.cos(math.pi * done / config.period)) / 2
+    return half_cosine(config.lr, done / config.period)
 
 
 def validate(run: QualityRun, pictures: RatedPictures, opinions: np.ndarray) -> dict[str, float]:

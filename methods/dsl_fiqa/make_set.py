@@ -24,12 +24,12 @@ from PIL import Image
 
 from command_line import exit_code, natural, positive
 from faces.align import largest_face
-from faces.degradations import degrade, require_kinds
-from faces.listing import list_images
+from faces.degradations import degrade, require_photographic
 from faces.random_crops import fit
 from faces.reader import read_image
 from faces.workers import load_batches
-from model.files import open_text, write_text
+from methods.dsl_fiqa.data import photographs
+from model.files import write_text
 
 PARTS = (("train", 0.7), ("val", 0.15), ("test", 0.15))  # shares of the people
 CHUNK = 16
@@ -76,15 +76,11 @@ def versions_of(
 def make_set(args: argparse.Namespace) -> int:
     """Exit code 0. Photographs in which no face is found, or that cannot be read, are reported and left out."""
     held_out = tuple(args.held_out)
-    require_kinds(held_out)
-    kinds = [kind for kind in require_kinds(tuple(args.kinds)) if kind not in held_out]
+    require_photographic(held_out)
+    kinds = [kind for kind in require_photographic(tuple(args.kinds)) if kind not in held_out]
     if not kinds:
         raise ValueError("no kind is left to train on: hold fewer out")
-    left_out: set[str] = set()
-    if args.without:
-        with open_text(args.without) as lines:
-            left_out = {line.strip() for line in lines}
-    paths = [path for path in list_images(args.photos) if path.parent.name not in left_out]
+    paths = [Path(path) for path in photographs([args.photos], args.without)]
     if not paths:
         raise ValueError(f"{args.photos} holds no image")
     parts: dict[str, list[tuple[str, str, str, float]]] = {name: [] for name, _ in PARTS}

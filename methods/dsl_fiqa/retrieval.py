@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from command_line import exit_code, keep_freed_memory, natural, positive
-from faces.degradations import require_kinds
+from faces.degradations import require_photographic
 from faces.reader import read_image
+from methods.dsl_fiqa.data import photographs
 from methods.dsl_fiqa.degradation import Sample, crop_of, normalise, represent
 from methods.dsl_fiqa.evaluation import rank_correlation
 from methods.dsl_fiqa.networks import load_encoder
-from methods.dsl_fiqa.train_degradation import photographs
 from model.degradation_encoder import DegradationEncoder
 from model.device import pick_device
 
@@ -86,7 +86,7 @@ def encode(encoder: DegradationEncoder, crops: Sequence[np.ndarray], device: tor
 
 def measure(args: argparse.Namespace) -> int:
     """Print the figures of each encoder as JSON."""
-    device, kinds = pick_device(args.device), require_kinds(tuple(args.kinds))
+    device, kinds = pick_device(args.device), require_photographic(tuple(args.kinds))
     encoders = load_encoders(args.encoders)
     paths = photographs([args.photos], args.without)
     rng = np.random.default_rng(args.seed)

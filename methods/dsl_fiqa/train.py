@@ -12,23 +12,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from command_line import exit_code, keep_freed_memory
+from command_line import training_exit_code
 from methods.dsl_fiqa.config import QualityConfig, parse_quality
 from methods.dsl_fiqa.data import RatedSet, normalised, read_pictures, read_rated_set
 from methods.dsl_fiqa.loop import QualityRun, freeze_encoder, train_epoch, trained_parts, validate
 from methods.dsl_fiqa.networks import load_encoder, load_quality_network
-from methods.dsl_fiqa.run import fingerprint, load_state, save_state, say, sole_run
+from methods.dsl_fiqa.run import FREE, OTHER_DATA, state_of
 from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
 from model.dsl_fiqa import DslFiqa
-from model.fast import pick_precision
 from training import processes
-from training.state import write_record
+from training.console import say, say_left_out
+from training.processes import GradientSums
+from training.state import fingerprint_of_files, load_state, save_state, sole_run, write_record
+from training.step import arithmetic
 
 
 def train(config: QualityConfig) -> Path:
     """Train, and return the path of the network with the best SRCC on the validation set."""
-    with sole_run(config):
-        return _train(config, processes.start(config.device))
+    device = processes.start(config.device)
+    with sole_run(config.output):
+        return _train(config, device)
 
 
 def _train(config: QualityConfig, device: torch.device) -> Path:
@@ -39,16 +42,15 @@ def _train(config: QualityConfig, device: torch.device) -> Path:
     opinions, expected = (_opinions(config, one) for one in (rated, validation))
     pictures, left_out = read_pictures(rated, shape, config.cache, config.num_workers)
     judged, also = read_pictures(validation, shape, config.cache, config.num_workers)
-    for name, status in (left_out | also).items():
-        say(f"left out: {name} ({status})")
-    data = fingerprint([rated.paths[row] for row in pictures.usable])
-    networks = trained_parts(run.network)
+    say_left_out((left_out | also).items())
+    data = fingerprint_of_files(rated.paths[row] for row in pictures.usable)
+    state = state_of(config, data, trained_parts(run.network), run.optimizer, run.scaler)
     if config.resume:
-        facts = load_state(config, networks, run.optimizer, run.scaler, data)
+        facts, _ = load_state(state, FREE, OTHER_DATA)
         run.epoch, run.step, run.best = facts["epoch"], facts["step"], facts["best"]
     counts = f"{len(pictures.usable)} pictures to train on, {len(judged.usable)} to validate on"
     say(f"{counts}, landmark layer {shape.landmarks}, on {device} in {run.dtype}")
-    targets = torch.from_numpy(opinions).float()
+    targets = torch.from_numpy(opinions).float().to(device)
     path = Path(config.output) / "dsl_fiqa.safetensors"
     while run.epoch < config.epochs:
         record = train_epoch(run, pictures, targets)
@@ -59,9 +61,8 @@ def _train(config: QualityConfig, device: torch.device) -> Path:
             run.best = found["srcc"]
             save_checkpoint(path, run.network.to_tensors(), {"system": "dsl-fiqa", "epoch": str(run.epoch)})
         record["best"] = run.best
-        reached = {"epoch": run.epoch, "step": run.step, "best": run.best, "data": data}
-        save_state(config, networks, run.optimizer, run.scaler, reached)
         write_record(Path(config.output) / "log.jsonl", record)
+        save_state(state, {"epoch": run.epoch, "step": run.step, "best": run.best})
         say(
             f"epoch {run.epoch}: lr {record['lr']:.3g}, loss {record['loss']:.4f}, SRCC {found['srcc']:.4f}, PLCC "
             f"{found['plcc']:.4f}, RMSE {found['rmse']:.4f}, best SRCC {run.best:.4f}"
@@ -76,9 +77,8 @@ def start_run(config: QualityConfig, device: torch.device) -> QualityRun:
     freeze_encoder(network)
     trained = [weight for part in trained_parts(network).values() for weight in part.parameters()]
     optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay)
-    dtype = pick_precision(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return QualityRun(config, device, dtype, network, optimizer, scaler)
+    dtype, scaler = arithmetic(config.precision, device)
+    return QualityRun(config, device, dtype, network, optimizer, scaler, GradientSums(trained))
 
 
 def make_network(config: QualityConfig) -> DslFiqa:
@@ -106,19 +106,8 @@ def _opinions(config: QualityConfig, rated: RatedSet) -> np.ndarray:
 
 
 def main() -> int:
-    """Exit code 0, 1 for a run that failed, 2 for a call that was wrong, 130 for Ctrl-C."""
-
-    def run() -> int:
-        keep_freed_memory()
-        try:
-            path = train(parse_quality())
-            if processes.rank() == 0:
-                print(path)
-        finally:
-            processes.stop()
-        return 0
-
-    return exit_code(run, "stopped; the same command with --resume continues after the last finished epoch")
+    """Exit codes: `command_line.exit_code`."""
+    return training_exit_code(lambda: train(parse_quality()), "finished epoch")
 
 
 if __name__ == "__main__":

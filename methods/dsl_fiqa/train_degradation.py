@@ -14,37 +14,40 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from command_line import exit_code, keep_freed_memory
-from faces.degradations import require_kinds
-from faces.listing import list_images
-from faces.reader import read_image
-from faces.workers import load_batches
+from command_line import training_exit_code
+from faces.degradations import require_photographic
 from methods.dsl_fiqa.config import DegradationConfig, parse_degradation
-from methods.dsl_fiqa.degradation import CHUNK, DegradationRun, train_epoch
+from methods.dsl_fiqa.data import photographs
+from methods.dsl_fiqa.degradation import DegradationRun, train_epoch
 from methods.dsl_fiqa.losses import QueueLoss
-from methods.dsl_fiqa.run import fingerprint, load_state, save_state, say, sole_run
+from methods.dsl_fiqa.run import FREE, OTHER_DATA, state_of
 from model.checkpoint import save_checkpoint
 from model.degradation_encoder import GRID, DegradationEncoder
-from model.fast import pick_precision
-from model.files import open_text
+from model.preprocessing import FACE_PREPROCESSING
 from training import processes
-from training.state import write_record
+from training.console import say, say_left_out
+from training.images import read_images
+from training.processes import GradientSums
+from training.state import fingerprint_of_files, load_state, save_state, sole_run, write_record
+from training.step import arithmetic
 
 
 def train(config: DegradationConfig) -> Path:
     """Train, and return the path of the encoder."""
-    with sole_run(config):
-        return _train(config, processes.start(config.device))
+    device = processes.start(config.device)
+    with sole_run(config.output):
+        return _train(config, device)
 
 
 def _train(config: DegradationConfig, device: torch.device) -> Path:
     paths = readable(photographs(config.data, config.without), config.num_workers)
     real = readable(photographs(config.real, config.without), config.num_workers) if config.real else paths
-    kinds = require_kinds(config.kinds)
+    kinds = require_photographic(config.kinds)
     run = start_run(config, len(kinds), device)
-    data = fingerprint([*paths, *real])
+    data = fingerprint_of_files([*paths, *real])
+    state = state_of(config, data, run.networks, run.optimizer, run.scaler)
     if config.resume:
-        run.epoch = load_state(config, run.networks, run.optimizer, run.scaler, data)["epoch"]
+        run.epoch = load_state(state, FREE, OTHER_DATA)[0]["epoch"]
     say(f"{len(paths)} photographs to damage in {len(kinds)} ways, {len(real)} real ones, on {device} in {run.dtype}")
     path = Path(config.output) / "degradation_encoder.safetensors"
     while run.epoch < config.epochs:
@@ -53,8 +56,8 @@ def _train(config: DegradationConfig, device: torch.device) -> Path:
         if processes.rank() == 0:
             facts = {"system": "dsl-fiqa-de", "kinds": json.dumps(kinds), "epoch": str(run.epoch)}
             save_checkpoint(path, run.encoder.state_dict(), facts)
-            save_state(config, run.networks, run.optimizer, run.scaler, {"epoch": run.epoch, "data": data})
             write_record(Path(config.output) / "log.jsonl", record)
+            save_state(state, {"epoch": run.epoch})
     return path
 
 
@@ -71,52 +74,22 @@ def start_run(config: DegradationConfig, kinds: int, device: torch.device) -> De
         classifier = nn.Linear(width, kinds * config.levels).to(device)
     weights = [*encoder.parameters(), *(classifier.parameters() if classifier else ())]
     optimizer = torch.optim.Adam(weights, lr=config.lr, weight_decay=config.weight_decay)
-    dtype = pick_precision(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return DegradationRun(config, device, dtype, encoder, optimizer, scaler, queue, classifier)
-
-
-def photographs(folders: Sequence[str], without: str = "") -> list[str]:
-    """All images below the folders, but for those whose own folder is named in the file `without`."""
-    left_out: set[str] = set()
-    if without:
-        with open_text(without) as lines:
-            left_out = {line.strip() for line in lines}
-    return [str(path) for folder in folders for path in list_images(folder) if path.parent.name not in left_out]
+    dtype, scaler = arithmetic(config.precision, device)
+    return DegradationRun(config, device, dtype, encoder, optimizer, scaler, GradientSums(weights), queue, classifier)
 
 
 def readable(paths: Sequence[str], workers: int) -> list[str]:
     """The paths of pictures that can be read; the others are reported."""
-    good = []
-    for batch in load_batches(paths, _nothing, CHUNK, workers, read_image):
-        for picture in batch:
-            if picture.status == "ok":
-                good.append(picture.path)
-            else:
-                say(f"left out: {picture.path} ({picture.status})")
-    if len(good) < 2:
-        raise ValueError(f"{len(good)} photographs can be read; at least two were expected")
-    return good
-
-
-def _nothing(image: object) -> None:
-    """Reading was the test; the pixels are not kept."""
+    images, bad = read_images(paths, range(len(paths)), FACE_PREPROCESSING, "no", workers)
+    say_left_out((paths[row], status) for row, status in bad.items())
+    if len(images.usable) < 2:
+        raise ValueError(f"{len(images.usable)} photographs can be read; at least two were expected")
+    return [paths[row] for row in images.usable.tolist()]
 
 
 def main() -> int:
-    """Exit code 0, 1 for a run that failed, 2 for a call that was wrong, 130 for Ctrl-C."""
-
-    def run() -> int:
-        keep_freed_memory()
-        try:
-            path = train(parse_degradation())
-            if processes.rank() == 0:
-                print(path)
-        finally:
-            processes.stop()
-        return 0
-
-    return exit_code(run, "stopped; the same command with --resume continues after the last finished epoch")
+    """Exit codes: `command_line.exit_code`."""
+    return training_exit_code(lambda: train(parse_degradation()), "finished epoch")
 
 
 if __name__ == "__main__":

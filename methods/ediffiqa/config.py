@@ -25,7 +25,7 @@ class Config:
     items: str = ""
     # folder that the paths of items.tsv are relative to
     images: str = ""
-    # embeddings of the teacher, an FR model: an .npz with names and embeddings
+    # embeddings of the teacher, an FR model: an .npz with names and embeddings, or a pickle of a dict of them
     teacher: str = ""
     # every Nth image in the order of the scores validates and does not train
     validation_every: int = 10
@@ -101,10 +101,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
 
     Exits with code 2 for an unknown flag or an unreadable value, raises ValueError for one out of range.
     """
-    described = "; ".join(f"{name}: {settings or 'the defaults'}" for name, settings in PRESETS.items())
-    config = parse_settings(
-        Config, "methods.ediffiqa.train", __doc__, "--preset", PRESETS, "published", described, arguments
-    )
+    config = parse_settings(Config, "methods.ediffiqa.train", __doc__, PRESETS, "published", arguments)
     require(config, "items", bool(config.items), "a folder with items.tsv and centres.npz")
     require(config, "images", bool(config.images), "the folder that the paths of items.tsv are relative to")
     require(config, "teacher", bool(config.teacher), "an .npz with the teacher's embeddings")

@@ -30,6 +30,8 @@ from evaluation.inputs import identities_of, read_any_embeddings, read_qualities
 from evaluation.names import match_names
 from model.files import only_run, replacing
 
+COLUMNS = ("path", "score", "class")  # of items.tsv
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         items.sort(key=lambda item: item[2])  # by class; within one in the order of the scores
         with replacing(args.output / "centres.npz") as temporary, temporary.open("wb") as file:
             np.savez(file, identities=np.array(selection.identities), centres=centres)
-        write_tsv(args.output / "items.tsv", ("path", "score", "class"), items)
+        write_tsv(args.output / "items.tsv", COLUMNS, items)
     print(
         f"{len(items)} of {len(names)} images, of {len(centres)} of {len(selection.counts)} identities: those with "
         f"{args.min_images} images of quality {selection.threshold:g} or more",

@@ -12,13 +12,14 @@ from torch import nn
 
 from methods.ediffiqa.config import Config
 from methods.ediffiqa.data import TeacherItems
-from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
-from model.ediffiqa import EDifFIQA, read_backbone
-from model.fast import pick_precision
+from model.backbones import embed, read_backbone
+from model.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
+from model.ediffiqa import EDifFIQA
 from model.iresnet import LAYERS, IResNet
 from model.mobilefacenet import MobileFaceNetEmbedding
-from training.resume import load_run, save_run
-from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix
+from training import state
+from training.processes import GradientSums
+from training.step import arithmetic
 
 DEPTHS = {"L": 100, "M": 50, "S": 18}
 # Settings that a resumed run may change; the others would make two runs out of one.
@@ -38,6 +39,7 @@ class EDifFiqaRun:
     model: EDifFIQA
     optimizer: torch.optim.Adam  # two groups: the MLP, and what trains of the backbone
     scaler: torch.amp.GradScaler  # works in fp16 only
+    sums: GradientSums  # of the gradients over the processes
     epoch: int = 0  # epochs finished
     step: int = 0  # steps taken
     best: float = math.inf  # lowest validation loss so far
@@ -53,8 +55,7 @@ def make_network(config: Config, width: int) -> EDifFIQA:
             raise CheckpointError(f"--start-weights {config.start_weights} is no backbone: {error}") from error
         with torch.no_grad():
             size = backbone.preprocessing.size
-            output = backbone(torch.zeros(1, 3, size, size))
-        found = (output[0] if isinstance(output, tuple) else output).shape[1]
+            found = embed(backbone, torch.zeros(1, 3, size, size)).shape[1]
         if found != width:
             raise ValueError(
                 f"--start-weights {config.start_weights} makes {found} numbers of a face, the teacher {width}: "
@@ -77,9 +78,8 @@ def start_run(config: Config, device: torch.device, model: EDifFIQA) -> EDifFiqa
     model.to(device).to(memory_format=torch.channels_last)
     groups = [{"params": list(model.mlp.parameters()), "lr": config.mlp_lr}, {"params": trained, "lr": config.lr}]
     optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
-    dtype = pick_precision(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return EDifFiqaRun(config, device, dtype, model, optimizer, scaler)
+    dtype, scaler = arithmetic(config.precision, device)
+    return EDifFiqaRun(config, device, dtype, model, optimizer, scaler, GradientSums(model.parameters()))
 
 
 def trained_parameters(model: EDifFIQA, count: int) -> list[nn.Parameter]:
@@ -106,19 +106,22 @@ def save_model(run: EDifFiqaRun, items: TeacherItems) -> Path:
 
 def save_state(run: EDifFiqaRun, items: TeacherItems) -> None:
     """Write state.safetensors: all that later epochs depend on (orders follow from seed and epoch)."""
-    tensors = prefixed("model.", run.model.state_dict()) | optimizer_tensors(run.optimizer, "optimizer.")
-    facts = {"epoch": run.epoch, "step": run.step, "best": run.best, "scaler": run.scaler.state_dict()}
-    save_run(_state_path(run), tensors, facts, run.config, items.fingerprint())
+    state.save_state(_state_of(run, items), {"epoch": run.epoch, "step": run.step, "best": run.best})
 
 
 def load_state(run: EDifFiqaRun, items: TeacherItems) -> None:
     """Put `run`, as `start_run` made it, where state.safetensors left off. Raises ValueError for another run's."""
-    tensors, facts = load_run(_state_path(run), run.config, FREE, items.fingerprint())
-    load_strict(run.model, without_prefix("model.", tensors), _state_path(run))
-    load_optimizer(run.optimizer, "optimizer.", tensors)
-    run.scaler.load_state_dict(facts["scaler"])
+    facts, _ = state.load_state(_state_of(run, items), FREE, "the images and their labels are not those")
     run.epoch, run.step, run.best = facts["epoch"], facts["step"], facts["best"]
 
 
-def _state_path(run: EDifFiqaRun) -> Path:
-    return Path(run.config.output) / "state.safetensors"
+def _state_of(run: EDifFiqaRun, items: TeacherItems) -> state.RunState:
+    return state.RunState(
+        Path(run.config.output) / "state.safetensors",
+        "ediffiqa",
+        run.config,
+        items.fingerprint(),
+        {"model": run.model},
+        {"optimizer": run.optimizer},
+        run.scaler,
+    )

@@ -36,7 +36,8 @@ class Config:
     cache: Literal["auto", "yes", "no"] = "auto"
 
     # -- Network --
-    # start weights: a file or a known name of an IResNet, a FaceTrunk, or a factor network (for its MobileFaceNet)
+    # start weights: a file or a known name of an IResNet, a FaceTrunk, a MobileFaceNet, or a factor network (for its
+    # trunk)
     backbone: str = ""
     # batch norms: train: by their batches, all of them (published); frozen: by the statistics of the start weights
     batch_norm: Literal["train", "frozen"] = "train"
@@ -85,9 +86,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
 
     Exits with code 2 for an unknown flag or an unreadable value, raises ValueError for one out of range.
     """
-    described = "; ".join(f"{name}: {settings or 'the defaults'}" for name, settings in PRESETS.items())
-    program = "methods.label_optimization.train"
-    config = parse_settings(Config, program, __doc__, "--preset", PRESETS, "published", described, arguments)
+    config = parse_settings(Config, "methods.label_optimization.train", __doc__, PRESETS, "published", arguments)
     require(config, "labels", bool(config.labels), "a table of scores or labels")
     require(config, "backbone", bool(config.backbone), "the weights of a face recognition network")
     require(config, "output", bool(config.output), "a folder to write to")

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import clip_grad_norm_
-from tqdm import tqdm
 
 from methods.label_optimization.data import ScoredFaces
 from methods.label_optimization.losses import quality_loss
 from methods.label_optimization.run import RegressorRun
 from training import processes
+from training.batches import network_input, on_device
+from training.console import counter
 from training.images import Batch
-from training.step import TrainingError
+from training.means import StepValues
+from training.step import backward, require_finite, step, train_mode
+
+ADVICE = "--precision fp32, or begin again with a lower --lr"
 
 
 def train_epoch_part(run: RegressorRun, faces: ScoredFaces) -> dict[str, Any]:
@@ -28,53 +27,44 @@ def train_epoch_part(run: RegressorRun, faces: ScoredFaces) -> dict[str, Any]:
 
     Raises TrainingError when the loss or a gradient is not finite.
     """
-    config, began = run.config, time.perf_counter()
+    config, began, first = run.config, time.perf_counter(), run.step
     steps = faces.train.steps(config.batch_size)
     epoch, done = divmod(run.step, steps)
     stop = min(done + max(1, steps // config.validations), steps)
-    train_mode(run)
-    total, seen = 0.0, 0
+    train_mode(run.model, config.batch_norm)
+    values = StepValues(run.device)
     batches = faces.train.batches(config.batch_size, seed=(config.seed, epoch), flips=False)
-    hidden = processes.rank() > 0 or None  # None: where stderr is no terminal
-    title = f"epoch {epoch + 1}/{config.epochs}"
-    progress = tqdm(total=steps, initial=done, desc=title, unit="step", leave=False, disable=hidden, file=sys.stderr)
-    with progress:
-        for batch in islice(batches, done, stop):
-            loss, norm = train_step(run, faces, batch)
-            _require_finite(run, loss, norm)
-            total, seen = total + loss * len(batch.images), seen + len(batch.images)
+    with counter(f"epoch {epoch + 1}/{config.epochs}", steps, "step", done) as bar:
+        for batch in on_device(islice(batches, done, stop), run.device):
+            values.add(train_step(run, faces, batch), len(batch.images))
             run.step += 1
-            progress.update()
-    mean = processes.gather(torch.tensor([[total, seen]]), processes.count()).sum(dim=0)
+            bar.update()
+            if values.due or run.step == first + stop - done:
+                for number, (loss, norm) in values.read():
+                    require_finite(["quality"], [loss], norm, run.scaler, f"step {first + number}", ADVICE)
     return {
         "epoch": run.step / steps,
         "step": run.step,
-        "loss": (mean[0] / mean[1]).item(),
+        "loss": values.means_over_processes()[0].item(),
         "validation": validate(run, faces),
         "seconds": round(time.perf_counter() - began, 1),
     }
 
 
-def train_step(run: RegressorRun, faces: ScoredFaces, batch: Batch) -> tuple[float, float]:
-    """One step: the loss of this process's share, and the length of the gradient."""
-    labels = faces.labels[processes.share(batch.rows)].to(run.device)
-    run.optimizer.zero_grad()
-    loss = quality_loss(predict(run, batch.images), labels)
-    part = len(batch.images) / len(batch.rows)  # the sum over the processes is the mean over the batch
-    run.scaler.scale(loss * part).backward()
-    trained = [weight for group in run.optimizer.param_groups for weight in group["params"]]
-    processes.sum_gradients(trained)
-    run.scaler.unscale_(run.optimizer)
-    norm = clip_grad_norm_(trained, run.config.clip_norm)
-    run.scaler.step(run.optimizer)
+def train_step(run: RegressorRun, faces: ScoredFaces, batch: Batch) -> Tensor:
+    """One step. Returns (2,) on the device: the loss of this process's share, and the norm of the gradient."""
+    loss = quality_loss(predict(run, batch.images), faces.labels[processes.share(batch.rows)])
+    part = len(batch.images) / len(batch.rows)  # so that the sum over the processes is the mean over the batch
+    backward(loss * part, [run.optimizer], run.scaler, run.sums)
+    norm = step(run.optimizer, run.scaler, run.config.clip_norm, together=True)
     run.scaler.update()
-    return loss.item(), norm.item()
+    return torch.stack([loss.detach(), norm])
 
 
 def predict(run: RegressorRun, images: Tensor) -> Tensor:
     """RGB uint8 (B, S, S, 3) -> float32 quality (B,)."""
     with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        _, quality = run.model(run.model.preprocessing.normalise(images.to(run.device)))
+        _, quality = run.model(network_input(images, run.model.preprocessing))
     return quality[:, 0].float()
 
 
@@ -82,22 +72,15 @@ def predict(run: RegressorRun, images: Tensor) -> Tensor:
 def validate(run: RegressorRun, faces: ScoredFaces) -> float:
     """The mean loss over the validation images, of which each process predicts its share."""
     run.model.eval()
-    share = processes.share(faces.validation.usable)
-    total = torch.zeros(2)
-    for rows, images in replace(faces.validation, usable=share).in_order(run.config.batch_size) if len(share) else ():
-        loss = quality_loss(predict(run, images), faces.labels[rows].to(run.device))
-        total += torch.tensor([loss.item() * len(rows), len(rows)])
-    total = processes.gather(total[None], processes.count()).sum(dim=0)
-    return (total[0] / total[1]).item()
-
-
-def train_mode(run: RegressorRun) -> None:
-    """Training mode; with `--batch-norm frozen` the batch norms keep their running statistics."""
-    run.model.train()
-    if run.config.batch_norm == "frozen":
-        for module in run.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
+    values = StepValues(run.device)
+    for rows, images in faces.validation.in_order(run.config.batch_size):
+        loss = torch.zeros(1, device=run.device)
+        if len(images):  # the last batch may be too small for a share for each process
+            labels = faces.labels[processes.share(rows).to(run.device)]
+            loss = quality_loss(predict(run, images.to(run.device)), labels)[None]
+        values.add(loss, len(images))
+    values.read()
+    return values.means_over_processes().item()
 
 
 def describe(record: dict[str, Any]) -> str:
@@ -105,14 +88,4 @@ def describe(record: dict[str, Any]) -> str:
     return (
         f"epoch {record['epoch']:.2f} (step {record['step']}): loss {record['loss']:.4f}, "
         f"validation {record['validation']:.4f}, {record['seconds']} s"
-    )
-
-
-def _require_finite(run: RegressorRun, loss: float, norm: float) -> None:
-    overflow = run.scaler.is_enabled()  # an infinite gradient in fp16 makes the scaler skip the step, and go on
-    if math.isfinite(loss) and (math.isfinite(norm) or overflow):
-        return
-    raise TrainingError(
-        f"the training has diverged in step {run.step + 1}: loss {loss:.4g}, gradient {norm:.4g}. The best network so "
-        "far is kept: try --resume with --precision fp32, or begin again with a lower --lr"
     )

@@ -13,11 +13,11 @@ import torch
 from methods.label_optimization.config import Config
 from methods.label_optimization.data import ScoredFaces
 from model import load
-from model.checkpoint import load_strict, read_checkpoint, save_checkpoint
-from model.fast import pick_precision
+from model.checkpoint import save_checkpoint
 from model.regressor import QualityRegressor
-from training.settings import flag
-from training.state import load_optimizer, optimizer_tensors, prefixed, without_prefix
+from training import state
+from training.processes import GradientSums
+from training.step import arithmetic
 
 # Of the backbone's parameter tensors, counted from the last: from, to, learning rate as a factor, weight decay.
 GROUPS = ((10, 0, 1.0, 1e-5), (50, 10, 0.1, 1e-6), (100, 50, 0.01, 1e-6))
@@ -36,6 +36,7 @@ class RegressorRun:
     model: QualityRegressor
     optimizer: torch.optim.Adam
     scaler: torch.amp.GradScaler  # works in fp16 only
+    sums: GradientSums  # of the gradients over the processes
     step: int = 0  # steps taken
     best: float = math.inf  # lowest validation loss so far
 
@@ -51,16 +52,15 @@ def make_network(config: Config) -> QualityRegressor:
 
 def start_run(config: Config, device: torch.device, model: QualityRegressor) -> RegressorRun:
     """A run at its start weights."""
+    model.to(device).to(memory_format=torch.channels_last)
     groups = parameter_groups(model, config.lr)
     model.requires_grad_(False)
     for group in groups:
         for weight in group["params"]:
             weight.requires_grad_(True)
-    model.to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(groups, fused=device.type in ("cpu", "cuda"))
-    dtype = pick_precision(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    return RegressorRun(config, device, dtype, model, optimizer, scaler)
+    dtype, scaler = arithmetic(config.precision, device)
+    return RegressorRun(config, device, dtype, model, optimizer, scaler, GradientSums(model.parameters()))
 
 
 def parameter_groups(model: QualityRegressor, lr: float) -> list[dict[str, Any]]:
@@ -96,15 +96,7 @@ def model_path(config: Config) -> Path:
 
 def save_state(run: RegressorRun, faces: ScoredFaces) -> None:
     """Write state.safetensors: all that later steps depend on (orders follow from seed and epoch)."""
-    tensors = prefixed("model.", run.model.state_dict()) | optimizer_tensors(run.optimizer, "optimizer.")
-    facts = {
-        "step": run.step,
-        "best": run.best,
-        "scaler": run.scaler.state_dict(),
-        "settings": asdict(run.config),
-        "data": faces.fingerprint(),
-    }
-    save_checkpoint(_state_path(run.config), tensors, {"system": "regressor-training", "run": json.dumps(facts)})
+    state.save_state(_state_of(run, faces), {"step": run.step, "best": run.best})
 
 
 def load_state(run: RegressorRun, faces: ScoredFaces) -> None:
@@ -112,22 +104,17 @@ def load_state(run: RegressorRun, faces: ScoredFaces) -> None:
 
     Raises ValueError when the state is of other settings or other images.
     """
-    path = _state_path(run.config)
-    if not path.is_file():
-        raise ValueError(f"--resume: there is no {path}; leave --resume out to begin, or check --output")
-    tensors, metadata = read_checkpoint(path)
-    facts = json.loads(metadata["run"])
-    if facts["data"] != faces.fingerprint():
-        raise ValueError(f"--resume: the images and labels are not those that {path} was trained on")
-    now = json.loads(json.dumps(asdict(run.config)))
-    for name, before in facts["settings"].items():
-        if name not in FREE and now.get(name) != before:
-            raise ValueError(f"--resume: {path} was begun with {flag(name)} {before}, not {now.get(name)}")
-    load_strict(run.model, without_prefix("model.", tensors), path)
-    load_optimizer(run.optimizer, "optimizer.", tensors)
-    run.scaler.load_state_dict(facts["scaler"])
+    facts, _ = state.load_state(_state_of(run, faces), FREE, "the images and labels are not those")
     run.step, run.best = facts["step"], facts["best"]
 
 
-def _state_path(config: Config) -> Path:
-    return Path(config.output) / "state.safetensors"
+def _state_of(run: RegressorRun, faces: ScoredFaces) -> state.RunState:
+    return state.RunState(
+        Path(run.config.output) / "state.safetensors",
+        "regressor",
+        run.config,
+        faces.fingerprint(),
+        {"model": run.model},
+        {"optimizer": run.optimizer},
+        run.scaler,
+    )

@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
-from faces.degrade import KINDS, degrade
+from faces.degradations import KINDS, degrade
 from faces.reader import read_image
 from model.files import open_text, replacing
 from recipes.default_model.crops import celeba_paths, crop_paths, identities

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
-from faces.degrade import HEAVY_OCCLUSION, KINDS, covered_share, degrade
+from faces.degradations import HEAVY_OCCLUSION, KINDS, covered_share, degrade
 from faces.dlib_models import find_landmarks
 from faces.pose import euler_angles
 from faces.reader import read_image

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from command_line import exit_code, positive
-from faces.degrade import KINDS, degrade
+from faces.degradations import KINDS, degrade
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, quality_anchor
 from labels.recognition import load_recognizer
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops

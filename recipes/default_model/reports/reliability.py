@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from command_line import exit_code, positive
-from faces.degrade import KINDS, degrade
+from faces.degradations import KINDS, degrade
 from faces.pose import pose_class
 from model.prompts import AXES
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops

@@ -23,8 +23,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from command_line import exit_code
-from faces.align import align_face, is_aligned
-from faces.degrade import compress
+from faces.align import aligned
+from faces.degradations import compress
 from faces.listing import expand_inputs
 from faces.reader import ImageError, read_image
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
@@ -111,17 +111,16 @@ def _qualities(scorer: Scorer, crops: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([score.quality for score in scorer.score(list(crops))], np.float64)
 
 
-def aligned(path: str) -> np.ndarray:
+def read_crop(path: str) -> np.ndarray:
     """A face as a crop of 112x112 pixels. Raises ValueError when there is none."""
     try:
-        image = read_image(path)
-        return image if is_aligned(image) else align_face(image)
+        return aligned(read_image(path), "auto")
     except ImageError as error:
         raise ValueError(f"{path}: {error.status}") from None
 
 
 def report(args: argparse.Namespace) -> int:
-    crops = [aligned(path) for path in expand_inputs(args.images, sys.stdin)]
+    crops = [read_crop(path) for path in expand_inputs(args.images, sys.stdin)]
     scorer = Scorer(weights=args.weights)
     print(f"{len(crops)} faces; standard deviation of their scores {_qualities(scorer, crops).std():.3f}\n")
     heads = {"mean change": "{:+.3f}", "mean size": "{:.3f}", "rank correlation": "{:.3f}", "raised": "{:.3f}"}

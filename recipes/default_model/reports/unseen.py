@@ -1,4 +1,4 @@
-"""A test set with kinds of damage that no training used: other kinds than those of degrade.py.
+"""A test set with kinds of damage that no training used: other kinds than those of faces/degradations.py.
 
 Every tenth face of LFW's test identities gets one of twelve kinds with a strength uniform in [0, 1]. The others stay as
 they are. With every second face damaged, many non-mated pairs would share a kind of damage and look alike: the
