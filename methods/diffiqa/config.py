@@ -50,7 +50,7 @@ class Config:
     lr: float = 8e-5
     # time steps of training: from 0 to below this
     times: int = 100
-    # longest gradient; longer ones are shortened to it
+    # maximum gradient norm (gradient clipping)
     clip_norm: float = 1.0
     # share of the old average in the moving average of the weights
     ema_decay: float = 0.995

@@ -158,7 +158,7 @@ class QualityConfig:
     schedule: Literal["batch", "epoch"] = "batch"
     # of the Charbonnier loss
     epsilon: float = 1e-3
-    # longest gradient; longer ones are shortened to it; 0: any
+    # maximum gradient norm (gradient clipping); 0: any
     clip_norm: float = 0.0
     # of new weights, dropout, the order of the pictures, crops and flips
     seed: int = 20

@@ -63,7 +63,7 @@ class Config:
     mlp_lr: float = 1e-3
     # constant; cosine: both rates fall along half a cosine to 0
     schedule: Literal["constant", "cosine"] = "constant"
-    # longest gradient of all that trains; longer ones are shortened to it
+    # maximum gradient norm of all trained weights (gradient clipping)
     clip_norm: float = 5.0
     # of new weights and of the order of the images
     seed: int = 42069

@@ -26,7 +26,7 @@ class Config:
     labels: str = ""
     # folder that its paths are relative to; none: a label table's own folder, for other tables the working directory
     images: str = ""
-    # in the order of their qualities every so manieth image validates and does not train
+    # of the images in the order of their qualities, every N-th validates and does not train
     validation_every: int = 20
     # most images of a step, over all processes
     batch_size: int = 128
@@ -50,7 +50,7 @@ class Config:
     # learning rate of the regression and of the backbone's last 10 parameter tensors; the 40 before them train with a
     # tenth, the 50 before those with a hundredth, the others are frozen
     lr: float = 1e-3
-    # longest gradient of all that trains; longer ones are shortened to it
+    # maximum gradient norm of all trained weights (gradient clipping)
     clip_norm: float = 5.0
     # of new weights and of the order of the images
     seed: int = 42069
