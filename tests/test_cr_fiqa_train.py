@@ -23,7 +23,7 @@ from cr_fiqa_parts import (
 )
 from safetensors.torch import load_file, save_file
 from test_cr_fiqa_recordio import content
-from training_parts import interrupted, join, read_log, same_tensors
+from training_parts import interrupted, join, leave, read_log, same_tensors
 
 from labels.anchors import EmbeddedFaces, load_header
 from methods.cr_fiqa import train as script
@@ -280,7 +280,7 @@ def save_gradients(rank: int, count: int, settings: dict, path: str) -> None:
     train_step(run, identities, batch, 0.01)
     kernel = {"kernel": run.header.kernel.detach().contiguous(), "variance": run.variance.nan_to_num()}
     save_file({**kernel, **{k: w.grad.contiguous() for k, w in run.backbone.named_parameters()}}, f"{path}.{rank}")
-    processes.stop()
+    leave(count)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.8])

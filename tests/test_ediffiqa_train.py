@@ -14,7 +14,7 @@ from PIL import Image
 from recipe_tensors import recipe_tensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training_parts import interrupted, join, read_log, same_tensors, train_by_one_and_two
+from training_parts import interrupted, join, leave, read_log, same_tensors, train_by_one_and_two
 
 from methods.ediffiqa import train as script
 from methods.ediffiqa.config import PRESETS, Config, parse_arguments
@@ -27,7 +27,6 @@ from model import load
 from model.ediffiqa import EDifFIQA
 from model.iresnet import IResNet
 from model.preprocessing import FACE_PREPROCESSING
-from training import processes
 from training.step import TrainingError, train_mode
 
 WIDTH, SIDE, IMAGES, CLASSES = 24, 32, 40, 4
@@ -294,7 +293,7 @@ def save_validation(rank: int, count: int, config: Config, path: str) -> None:
     assert len(items.validation.usable) == 10
     losses = validate(start_run(config, torch.device("cpu"), model), items)
     save_file({name: torch.tensor(loss) for name, loss in losses.items()}, f"{path}.{rank}")
-    processes.stop()
+    leave(count)
 
 
 def test_two_processes_validate_all_images_once(data: Path, tmp_path: Path) -> None:

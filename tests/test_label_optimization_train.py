@@ -20,7 +20,7 @@ from cr_fiqa_parts import SIZE, tiny_network
 from PIL import Image
 from recipe_tensors import golden_shapes
 from safetensors.torch import load_file, save_file
-from training_parts import ROOT, interrupted, join, read_log, same_tensors
+from training_parts import ROOT, interrupted, join, leave, read_log, same_tensors
 
 from labels.label_table import Label, write_labels
 from methods.label_optimization import train as script
@@ -35,7 +35,6 @@ from model.iresnet import LAYERS, IResNet
 from model.mobilefacenet import FactorNetwork, MobileFaceNetEmbedding, TrunkShape
 from model.preprocessing import Preprocessing
 from model.regressor import QualityRegressor
-from training import processes
 
 COUNT = 42
 
@@ -100,7 +99,7 @@ def save_run(rank: int, count: int, config: Config, path: str) -> None:
     weights = run.model.named_parameters()
     found |= {name: weight.grad.contiguous() for name, weight in weights if weight.grad is not None}
     save_file(found, f"{path}.{rank}")
-    processes.stop()
+    leave(count)
 
 
 def test_two_processes_validate_and_step_as_one_does(data, tmp_path):

@@ -11,7 +11,7 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 from test_multi_level import write_start_of_small_tower
-from training_parts import join, read_log, run_train, same_tensors, write_faces, write_start
+from training_parts import join, leave, read_log, run_train, same_tensors, write_faces, write_start
 
 from config_train import TrainConfig
 from faces.reader import ImageError, read_image
@@ -36,7 +36,7 @@ def save_gradients(rank: int, count: int, settings: dict, path: str) -> None:
     run.sums.finish()
     named = [*run.model.named_parameters(), *run.mlp.named_parameters()]
     save_file({name: weight.grad.contiguous() for name, weight in named if weight.grad is not None}, f"{path}.{rank}")
-    processes.stop()
+    leave(count)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def save_usable(rank: int, count: int, table: str, path: str) -> None:
         order = torch.cat([batch.rows for batch in images.batches(4, (0,))])
         result = {"usable": images.usable, "bad": torch.tensor(list(bad)), "order": order}
         save_file({key: value.contiguous() for key, value in result.items()}, f"{path}.{cache}.{rank}")
-    processes.stop()
+    leave(count)
 
 
 def test_all_processes_train_on_the_same_images(settings, tmp_path):
@@ -111,7 +111,7 @@ def save_levels(rank: int, count: int, folder: str, path: str) -> None:
     faces, _ = read_faces(Path(folder) / "labels.tsv", tower.preprocessing)
     levels = frozen_levels(tower, faces.images, torch.device("cpu"))
     save_file({"levels": levels}, f"{path}.{rank}")
-    processes.stop()
+    leave(count)
 
 
 def test_processes_share_the_frozen_trunk(tmp_path):

@@ -21,6 +21,7 @@ from recipe_tensors import golden_shapes, recipe_fill
 from safetensors.torch import save_file
 
 from labels.label_table import Label, write_labels
+from training import processes
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,6 +49,15 @@ def join(rank: int, count: int, file: Path) -> None:
     torch.set_num_threads(1)
     if count > 1:
         dist.init_process_group("gloo", store=dist.FileStore(str(file), count), rank=rank, world_size=count)
+
+
+def leave(count: int) -> None:
+    """The last act of one of `count` processes. It ends without Python's own shutdown, in which a thread of gloo that
+    still holds a tensor would abort the process."""
+    if count > 1:
+        processes.stop()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def run_train(

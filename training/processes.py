@@ -116,6 +116,7 @@ class GradientSums:
         self.buckets = _buckets([weight for weight in reversed(list(weights)) if weight.requires_grad])
         self.adding = False
         self.bucket_of = {weight: index for index, bucket in enumerate(self.buckets) for weight in bucket}
+        self.spent: list[tuple[list[Tensor], Tensor, Any]] = []
         self._begin()
         if count() > 1:
             for weight in self.bucket_of:
@@ -130,6 +131,9 @@ class GradientSums:
             for gradients, flat, work in self.messages:
                 work.wait()
                 _copy_back(gradients, flat)
+        # gloo's thread may hold a message a little longer than `wait`. If Python shut down while that thread had the last
+        # reference to a tensor, the process would abort: the messages of a CPU stay until the next backward pass is done.
+        self.spent = [message for message in self.messages if message[1].device.type == "cpu"]
         self._begin()
 
     def _begin(self) -> None:
