@@ -131,8 +131,8 @@ class GradientSums:
             for gradients, flat, work in self.messages:
                 work.wait()
                 _copy_back(gradients, flat)
-        # gloo's thread may hold a message a little longer than `wait`. If Python shut down while that thread had the last
-        # reference to a tensor, the process would abort: the messages of a CPU stay until the next backward pass is done.
+        # A thread of gloo may hold a message a little longer than `wait`. If Python shut down while that thread had the
+        # last reference to a tensor, the process would abort. So messages of a CPU stay until the next `finish`.
         self.spent = [message for message in self.messages if message[1].device.type == "cpu"]
         self._begin()
 
