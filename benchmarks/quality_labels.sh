@@ -4,10 +4,11 @@
 #
 #     benchmarks/quality_labels.sh [DATA [OUTPUT [IMAGES]]]     default: ../shared/data runs/quality_labels 8
 #
-# IMAGES is the number of photographs that an identity needs to take part. What exists in OUTPUT is kept, so a call that was
-# stopped goes on. No image of CelebA or of LFW's test identities is used before the evaluation. All labels and networks
-# come from foamliu's FR model, so the tables keep them apart where that model judges. Hours on two cores: FaceQAN and DifFIQA look
-# at each image many times. Not run to its end yet (docs/log.md, 2026-11-25). Before it: `benchmarks/evaluation_table.sh`, whose embeddings and scores in runs/evaluation it uses.
+# IMAGES is the number of photographs that an identity needs to take part. What exists in OUTPUT is kept, so a call that
+# was stopped goes on. No image of CelebA or of LFW's test identities is used before the evaluation. All labels and
+# networks come from foamliu's FR model, so the tables keep them apart where that model judges. Hours on two cores:
+# FaceQAN and DifFIQA look at each image many times. Not run to its end yet (docs/log.md, 2026-11-25). Before it:
+# `benchmarks/evaluation_table.sh`, whose embeddings and scores in runs/evaluation it uses.
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
