@@ -1,0 +1,151 @@
+"""Frames of videos, and tracks of faces."""
+
+import struct
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from faces.reader import ImageError
+from faces.video import BestShots, Tracker, folder_frames, frames, is_video, overlaps
+
+av = pytest.importorskip("av")
+
+RATE = 25
+
+
+def write_video(path, pictures):
+    """A lossless video of RGB uint8 pictures, 25 a second."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = pictures[0].shape[1], pictures[0].shape[0], "bgr0"
+        stream.time_base = Fraction(1, RATE)
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def pictures():
+    values = np.random.default_rng(0)
+    return [values.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(30)]
+
+
+def test_frames_come_back_in_order_with_their_times(tmp_path, pictures):
+    path = write_video(tmp_path / "clip.mkv", pictures)
+    found = list(frames(path))
+    assert [frame.number for frame in found] == list(range(30))
+    np.testing.assert_allclose([frame.seconds for frame in found], np.arange(30) / RATE, atol=2e-3)
+    for frame, picture in zip(found, pictures, strict=True):
+        np.testing.assert_array_equal(frame.rgb, picture)
+
+
+def test_every_leaves_frames_out_and_keeps_the_numbers(tmp_path, pictures):
+    path = write_video(tmp_path / "clip.mkv", pictures)
+    assert [frame.number for frame in frames(path, every=7)] == [0, 7, 14, 21, 28]
+    with pytest.raises(ValueError, match="at least 1"):
+        next(frames(path, every=0))
+
+
+def test_a_video_of_a_turned_telephone_comes_upright(tmp_path):
+    """The matrix of an MP4's track header says how the picture is to be shown: here a quarter turn clockwise."""
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24] = 255   # the upper half is white: after the turn the right one
+    path = tmp_path / "clip.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    start = content.index(b"tkhd") + 4 + 40   # version and flags, times, track, length, layer, group, volume
+    matrix = struct.pack(">9i", 0, 65536, 0, -65536, 0, 0, 48 << 16, 0, 1 << 30)
+    path.write_bytes(content[:start] + matrix + content[start + 36 :])
+    turned = next(frames(path)).rgb
+    assert turned.shape == (64, 48, 3)
+    assert turned[:, 28:].mean() > 200
+    assert turned[:, :20].mean() < 50
+
+
+def test_bad_videos_have_a_status(tmp_path, pictures):
+    with pytest.raises(ImageError) as error:
+        next(frames(tmp_path / "none.mp4"))
+    assert error.value.status == "missing"
+    text = tmp_path / "text.mp4"
+    text.write_text("no video")
+    with pytest.raises(ImageError) as error:
+        next(frames(text))
+    assert error.value.status == "not_a_video"
+
+
+def test_a_video_that_is_cut_off_gives_its_first_frames(tmp_path, pictures):
+    path = write_video(tmp_path / "clip.mkv", pictures)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = list(frames(path))
+    assert 5 < len(found) < 30
+    np.testing.assert_array_equal(found[3].rgb, pictures[3])
+
+
+def test_a_folder_of_frames_is_read_by_the_numbers_in_the_names(tmp_path, pictures):
+    from PIL import Image
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for number in (1, 2, 10):
+        Image.fromarray(pictures[number]).save(tmp_path / f"frame_{number}.png")
+    (tmp_path / "frame_3.png").write_text("damaged")
+    found = list(folder_frames(tmp_path, rate=10))
+    assert [frame.number for frame in found] == [0, 1, 3]   # the third of four cannot be read
+    np.testing.assert_array_equal(found[2].rgb, pictures[10])
+    assert found[2].seconds == pytest.approx(0.3)
+    with pytest.raises(ImageError, match="no picture"):
+        next(folder_frames(empty))
+
+
+def test_suffixes_tell_videos():
+    assert is_video("a/b.MP4")
+    assert is_video("x.webm")
+    assert not is_video("x.jpg")
+    assert not is_video("mp4")
+
+
+def test_overlaps_by_hand():
+    found = overlaps(np.array([[0, 0, 2, 2]]), np.array([[0, 0, 2, 2], [1, 1, 3, 3], [5, 5, 6, 6]]))
+    np.testing.assert_allclose(found, [[1, 1 / 7, 0]])
+
+
+def test_two_faces_keep_their_numbers_while_they_move():
+    tracker = Tracker()
+    for step in range(20):
+        left, right = [step, 0, step + 40, 40], [300 - step, 5, 340 - step, 45]
+        boxes = [left, right] if step % 2 else [right, left]
+        numbers = tracker.link(np.array(boxes), step / RATE)
+        assert numbers == ([1, 0] if step % 2 else [0, 1])
+
+
+def test_a_face_that_was_away_too_long_gets_a_new_number():
+    tracker, box = Tracker(patience=1.0), np.array([[0, 0, 40, 40]])
+    none = np.zeros((0, 4))
+    assert tracker.link(box, 0.0) == [0]
+    assert tracker.link(none, 0.5) == []
+    assert tracker.link(box, 1.0) == [0]
+    assert tracker.link(none, 1.5) == []
+    assert tracker.open == {0}
+    assert tracker.link(box, 2.5) == [1]
+    assert tracker.open == {1}
+
+
+def test_a_track_takes_one_face_of_a_frame():
+    tracker = Tracker()
+    tracker.link(np.array([[0, 0, 40, 40]]), 0.0)
+    assert tracker.link(np.array([[4, 0, 44, 40], [1, 0, 41, 40]]), 0.04) == [1, 0]
+
+
+def test_best_shots_are_given_out_when_their_track_has_ended():
+    best = BestShots(2)
+    for track, quality, item in [(0, 0.1, "a"), (1, 0.9, "b"), (0, 0.5, "c"), (0, 0.5, "d"), (0, 0.3, "e")]:
+        best.add(track, quality, item)
+    assert list(best.ended({1})) == [(0, ["c", "d"])]
+    assert list(best.ended({1})) == []
+    assert list(best.ended(set())) == [(1, ["b"])]
