@@ -9,6 +9,7 @@ import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
@@ -37,6 +38,13 @@ def channels(text: str) -> tuple[float, float, float]:
         raise ArgumentTypeError(f"R,G,B was expected, not {text!r}")
     red, green, blue = values * (3 // len(values))
     return red, green, blue
+
+
+def add_cluster_flags(add: Callable[..., Any]) -> None:
+    """The flags of a run over many hosts; `faces.cluster.cluster_of` reads them."""
+    add("--engine", choices=("local", "ray"), default="local", help="ray: over many hosts (docs/scale.md)")
+    add("--address", metavar="ADDRESS", help="ray: local (default: started here), auto, or a running one, HOST:PORT")
+    add("--actors", type=positive, metavar="N", help="ray: processes that hold the network (default: as many as fit)")
 
 
 def exit_code(run: Callable[[], int], stopped: str, hint: Callable[[BaseException], str] = lambda error: "") -> int:

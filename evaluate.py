@@ -23,6 +23,7 @@ from typing import Any
 
 from command_line import (
     THREADS_HELP,
+    add_cluster_flags,
     channels,
     exit_code,
     keep_freed_memory,
@@ -50,6 +51,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--fr", required=True, metavar="MODEL", help=".onnx, a checkpoint, or dlib")
     add("--output", type=Path, required=True, metavar="FILE.npz", help="names, embeddings, model_sha256")
     add("--flip", action="store_true", help="concatenate the mirror image's embedding, as CR-FIQA does")
+    add_cluster_flags(add)
     _add_running_flags(add, batch_size=64)
 
     add = _command(commands, baseline, "\n".join(f"  {name:11} {what}" for name, (what, _) in BASELINES.items()))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from command_line import (
     THREADS_HELP,
+    add_cluster_flags,
     channels,
     exit_code,
     keep_freed_memory,
@@ -59,6 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=32, metavar="N", help="images a network sees at once (default 32)")
     add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    add_cluster_flags(add)
     add("--resume", action="store_true", help="go on with an interrupted run")
     args = parser.parse_args(arguments)
     if args.header and args.centres:

@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,13 +48,16 @@ EXAMPLES = 3
 
 def embed(args: argparse.Namespace) -> int:
     """FR embeddings of images as one .npz."""
-    from evaluation.extract import embed_images, with_flip
+    from evaluation.extract import embed_images
+    from faces.cluster import cluster_of
     from labels.label_table import write_skipped
+    from model.device import pick_device
 
     names = _image_names(args)
-    recognizer = _recognizer(args)
-    run = _extraction(args, {**_identity(recognizer), "flip": args.flip})
-    skipped, aligned = embed_images(names, with_flip(recognizer) if args.flip else recognizer, run)
+    recognizer = _embedder(args)
+    cluster = cluster_of(args.engine, args.address, args.actors, pick_device(args.device).type)
+    run = replace(_extraction(args, {**_identity(recognizer), "flip": args.flip}), cluster=cluster)
+    skipped, aligned = embed_images(names, recognizer, run, partial(_embedder, args))
     side = write_skipped(args.output, skipped)
     print(f"{len(names) - len(skipped)} embeddings -> {args.output}{_aligned_note(aligned)}")
     return _exit_code(len(skipped), side)
@@ -296,6 +300,14 @@ def _recognizer(args: argparse.Namespace) -> Recognizer:
     from model.device import pick_device
 
     return load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, pick_device(args.device))
+
+
+def _embedder(args: argparse.Namespace) -> Recognizer:
+    """The FR model of `embed`, with --flip."""
+    from evaluation.extract import with_flip
+
+    recognizer = _recognizer(args)
+    return with_flip(recognizer) if args.flip else recognizer
 
 
 def _identity(recognizer: Recognizer) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from evaluation.baselines import lengths, mirrored, unit
 from evaluation.embeddings import Embeddings
 from faces.align import aligned
+from faces.cluster import Cluster
 from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of
 from labels.factors import embed_faces
@@ -26,6 +27,7 @@ from model.files import replacing
 from model.preprocessing import Preprocessing
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # faces (N, S, S, 3) -> quality (N,)
+Compute = Callable[[Sequence[Loaded[np.ndarray]]], Columns]  # of a batch of faces
 Row = tuple[str, str, float]  # path, status, quality
 ONE_IMAGE = "one_image"  # the oracle's status of the only image of an identity; such an image is not faulty
 
@@ -40,6 +42,7 @@ class Extraction:
     batch_size: int
     workers: int
     resume: bool
+    cluster: Cluster | None = None  # where the work is done; None: here
 
 
 def with_flip(recognizer: Recognizer) -> Recognizer:
@@ -52,13 +55,19 @@ def with_flip(recognizer: Recognizer) -> Recognizer:
     return replace(recognizer, embed=embed)
 
 
-def embed_images(names: Sequence[str], recognizer: Recognizer, run: Extraction) -> tuple[list[tuple[str, str]], int]:
+def embed_images(
+    names: Sequence[str],
+    recognizer: Recognizer,
+    run: Extraction,
+    make_recognizer: Callable[[], Recognizer] | None = None,
+) -> tuple[list[tuple[str, str]], int]:
     """Write the `.npz` of names, embeddings and model_sha256. Returns (name, status) of the images without a row, and
-    how many images were aligned.
+    how many images were aligned. `make_recognizer` loads the recognizer in the processes of `run.cluster`.
 
     Raises ValueError when no image can be read.
     """
-    columns = _columns(names, recognizer.preprocessing, partial(embed_faces, recognizer), run)
+    make = partial(_make_embed, make_recognizer) if make_recognizer else None
+    columns = _columns(names, recognizer.preprocessing, partial(embed_faces, recognizer), run, make)
     ok = columns["status"] == "ok"
     if not ok.any():
         raise ValueError(f"none of {len(names)} images could be read; {names[0]} is {columns['status'][0]}")
@@ -151,25 +160,39 @@ def _prepare(preprocessing: Preprocessing, align: str, rgb: np.ndarray) -> _Face
 def _columns(
     names: Sequence[str],
     preprocessing: Preprocessing,
-    compute: Callable[[Sequence[Loaded[np.ndarray]]], Columns],
+    compute: Compute,
     run: Extraction,
+    make_compute: Callable[[], Compute] | None = None,
 ) -> Columns:
-    """The columns that `compute` makes of batches of faces, and the column `aligned`.
+    """The columns that `compute` makes of batches of faces, and the column `aligned`. With a cluster `make_compute`
+    makes `compute` in each of its processes.
 
     Raises ValueError when there are no images, or when the interrupted run had other settings or images.
     """
     if not names:
         raise ValueError("no images were found in what was given; name files, folders, patterns, @list or -")
 
-    def with_aligned(loaded: Sequence[Loaded[_Face]]) -> Columns:
-        faces = [Loaded(item.path, item.status, item.value.pixels if item.value else None) for item in loaded]
-        turned = [item.value is not None and item.value.aligned for item in loaded]
-        return {**compute(faces), "aligned": np.array(turned)}
-
     settings = {**run.settings, "align": run.align, "batch_size": run.batch_size, "images": listing_sha256(names)}
     parts = start_parts(_parts(run), settings, run.resume)
     prepare = partial(_prepare, preprocessing, run.align)
-    return measure(Path(), names, prepare, with_aligned, parts / "faces", run.batch_size, run.workers)
+    make = partial(_make_with_aligned, make_compute) if make_compute else None
+    size = run.batch_size, run.workers
+    return measure(Path(), names, prepare, partial(_with_aligned, compute), parts / "faces", *size, run.cluster, make)
+
+
+def _with_aligned(compute: Compute, loaded: Sequence[Loaded[_Face]]) -> Columns:
+    """What `compute` makes of a batch of faces, and the column `aligned`."""
+    faces = [Loaded(item.path, item.status, item.value.pixels if item.value else None) for item in loaded]
+    turned = [item.value is not None and item.value.aligned for item in loaded]
+    return {**compute(faces), "aligned": np.array(turned)}
+
+
+def _make_with_aligned(make_compute: Callable[[], Compute]) -> Callable[[Sequence[Loaded[_Face]]], Columns]:
+    return partial(_with_aligned, make_compute())
+
+
+def _make_embed(make_recognizer: Callable[[], Recognizer]) -> Compute:
+    return partial(embed_faces, make_recognizer())
 
 
 def listing_sha256(names: Sequence[str]) -> str:

@@ -74,14 +74,14 @@ class Readers(Generic[T]):
     def __init__(
         self, prepare: Callable[[Any], T], workers: int, read: Callable[[str], Any] = read_image
     ) -> None:
-        self.load: Callable[[str], T] = partial(_read_and_prepare, read, prepare)
+        self.load: Callable[[str], T] = partial(read_and_prepare, read, prepare)
         self.workers = workers
         self.pool: _Pool | None = None
 
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[list[Loaded[T]]]:
         """As `load_batches`."""
         chunks = _lists(paths, min(CHUNK, batch_size))
-        loaded = self._in_workers(chunks) if self.workers else map(partial(_load_chunk, self.load), chunks)
+        loaded = self._in_workers(chunks) if self.workers else map(partial(load_all, self.load), chunks)
         return _lists(chain.from_iterable(loaded), batch_size)
 
     def close(self) -> None:
@@ -194,10 +194,11 @@ def _end_with_parent() -> None:
 
 
 def _load_in_worker(paths: list[str], place: int | None) -> Packed:
-    return _pack(_load_chunk(_load, paths), _shared, place)
+    return _pack(load_all(_load, paths), _shared, place)
 
 
-def _load_chunk(load: Callable[[str], T], paths: list[str]) -> list[Loaded[T]]:
+def load_all(load: Callable[[str], T], paths: list[str]) -> list[Loaded[T]]:
+    """What `load` makes of each path, in this process; an ImageError becomes the status."""
     return [_load_one(load, path) for path in paths]
 
 
@@ -208,7 +209,8 @@ def _load_one(load: Callable[[str], T], path: str) -> Loaded[T]:
         return Loaded(path, error.status, None)
 
 
-def _read_and_prepare(read: Callable[[str], Any], prepare: Callable[[Any], T], path: str) -> T:
+def read_and_prepare(read: Callable[[str], Any], prepare: Callable[[Any], T], path: str) -> T:
+    """The picture at a path, read and prepared; a partial of it is what `load_all` and the cluster call."""
     return prepare(read(path))
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -17,10 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from faces.cluster import cluster_of
 from faces.dlib_models import LANDMARKS_FILE, dlib_file
 from faces.listing import list_images
+from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
-from labels.factors import embed_faces, label_faces, load_factor_labels, prepare_embedding, prepare_face
+from labels.factors import (
+    FactorLabels,
+    PreparedFace,
+    embed_faces,
+    label_faces,
+    load_factor_labels,
+    prepare_embedding,
+    prepare_face,
+)
 from labels.label_table import Label, is_storable, write_labels, write_skipped
 from labels.measure import Columns, images_hash, measure, start_parts, write_json
 from labels.recognition import Recognizer, load_recognizer
@@ -47,8 +57,7 @@ def generate_alone(args: argparse.Namespace) -> int:
     """`generate`, in the only run that writes this table."""
     device = pick_device(args.device)
     chosen, others, skipped = choose_images(args)
-    recognizer = load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, device, args.precision)
-    factors = load_factor_labels(args.mfn, device, args.precision)
+    recognizer, factors = load_networks(args)
     header = load_header(args.header, recognizer.width, map(identity_of, chosen), device) if args.header else None
     if header:
         skipped |= {args.data / n: "unknown_identity" for n in chosen if identity_of(n) not in header.classes}
@@ -56,16 +65,19 @@ def generate_alone(args: argparse.Namespace) -> int:
     settings = settings_of(args, recognizer, chain((args.data / n for n in chosen), (args.centres / n for n in others)))
     parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
 
-    run = partial(measure, batch_size=args.batch_size, workers=args.workers)
+    cluster = cluster_of(args.engine, args.address, args.actors, device.type)
+    run = partial(measure, batch_size=args.batch_size, workers=args.workers, cluster=cluster)
     networks = recognizer.preprocessing, factors.preprocessing
     prepare = partial(prepare_face, *networks, args.landmarks, only_crops=args.only_crops)
-    measured = run(args.data, chosen, prepare, partial(label_faces, recognizer, factors), parts / "faces")
+    label = partial(label_faces, recognizer, factors)
+    measured = run(args.data, chosen, prepare, label, parts / "faces", make_compute=partial(make_label, args))
     warn_of_other_sizes(args, chosen, measured)
     faces = readable(args.data, chosen, measured, skipped)
     galleries = [faces]
     if others:
         resize = partial(prepare_embedding, recognizer.preprocessing, only_crops=args.only_crops)
-        columns = run(args.centres, others, resize, partial(embed_faces, recognizer), parts / "centres")
+        embed = partial(embed_faces, recognizer)
+        columns = run(args.centres, others, resize, embed, parts / "centres", make_compute=partial(make_embed, args))
         same_folder = [faces] if args.centres == args.data else []
         galleries = [readable(args.centres, others, columns, skipped), *same_folder]
 
@@ -85,6 +97,23 @@ def generate_alone(args: argparse.Namespace) -> int:
     shutil.rmtree(parts)
     print(report)
     return int(any(reason not in NO_FAULT for reason in skipped.values()))
+
+
+def load_networks(args: argparse.Namespace) -> tuple[Recognizer, FactorLabels]:
+    """The FR model and the factor network of the command line, on its device."""
+    device = pick_device(args.device)
+    fr = args.fr, args.fr_mean, args.fr_std, args.fr_size
+    return load_recognizer(*fr, device, args.precision), load_factor_labels(args.mfn, device, args.precision)
+
+
+def make_label(args: argparse.Namespace) -> Callable[[Sequence[Loaded[PreparedFace]]], Columns]:
+    """`label_faces` with networks of its own, for a process of the cluster."""
+    return partial(label_faces, *load_networks(args))
+
+
+def make_embed(args: argparse.Namespace) -> Callable[[Sequence[Loaded[np.ndarray]]], Columns]:
+    """`embed_faces` with a network of its own, for a process of the cluster."""
+    return partial(embed_faces, load_networks(args)[0])
 
 
 def choose_images(args: argparse.Namespace) -> tuple[list[str], list[str], Skipped]:

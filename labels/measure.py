@@ -12,13 +12,16 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from faces.workers import Loaded, load_batches
+from faces.cluster import Cluster
+from faces.reader import read_image
+from faces.workers import Loaded, load_batches, read_and_prepare
 from model.files import replacing, write_text
 
 PART_BATCHES = 32    # the progress is recorded after so many batches: what a killed run loses at most
@@ -74,13 +77,16 @@ def measure(
     parts: Path,
     batch_size: int,
     workers: int,
+    cluster: Cluster | None = None,
+    make_compute: Callable[[], Callable[[Sequence[Loaded[Any]]], Columns]] | None = None,
 ) -> Columns:
     """The columns of the pictures with these names (one or more) below a folder: `prepare` sees each picture, in a
     worker process, `compute` each batch of what it returned.
 
     The columns are memory-mapped, read-only files in the folder `parts`. Rows that an earlier run completed there are
     not measured again, with the same result to the bit, since a run goes on where a batch ended. A bar on stderr shows
-    the progress. Raises ValueError for a text of more than TEXT_WIDTH characters.
+    the progress. With a `cluster` its processes do the same work; `make_compute` then makes `compute` in each of them.
+    Raises ValueError for a text of more than TEXT_WIDTH characters.
     """
     from tqdm import tqdm
 
@@ -88,13 +94,17 @@ def measure(
     if (row := _completed(parts)) == 0:
         for file in parts.glob("*.npy"):   # of a run that recorded nothing
             file.unlink()
-    batches = load_batches((str(folder / name) for name in islice(names, row, None)), prepare, batch_size, workers)
+    paths = (str(folder / name) for name in islice(names, row, None))
+    if cluster and make_compute:
+        results = cluster.results(paths, partial(read_and_prepare, read_image, prepare), make_compute, batch_size)
+    else:
+        results = map(compute, load_batches(paths, prepare, batch_size, workers))
     with tqdm(total=len(names), initial=row, desc=parts.name, unit=" faces", disable=None) as progress:
         try:
-            for number, loaded in enumerate(batches, 1):
-                _write_rows(parts, compute(loaded), row, len(names))
-                row += len(loaded)
-                progress.update(len(loaded))
+            for number, columns in enumerate(results, 1):
+                _write_rows(parts, columns, row, len(names))
+                row += len(columns["status"])
+                progress.update(len(columns["status"]))
                 if number % PART_BATCHES == 0:
                     _record(parts, row)
         finally:

@@ -1,0 +1,154 @@
+"""Reading and computing over many hosts, by Ray Data: batches of paths go in, their results come out in order.
+
+Ray is an extra (`pip install "ray[data]"`). Tasks on CPUs read and prepare the pictures with the reader of this
+package, so that every picture keeps its status. Actors compute: on GPUs where the device is one, otherwise in the
+processes that read. Ray Data bounds what lies between them, and starts the work of a killed process again. Only the
+driver writes results. So a result exists once, whatever was killed, and an interrupted run goes on from what the driver
+has written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .workers import Loaded, load_all
+
+R = TypeVar("R")
+WINDOW = 20_000   # batches that are planned at a time: a list of paths may be endless
+LOCAL = "local"
+QUIET = {   # before Ray is imported
+    "RAY_USAGE_STATS_ENABLED": "0",   # nothing is sent anywhere
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where Ray runs, and how many of its processes compute."""
+
+    address: str = LOCAL
+    """local starts a cluster on this machine, auto finds the running one, HOST:PORT names one."""
+    actors: int | None = None
+    """Processes that compute; each holds the network. Default: one for each GPU, without GPUs one for each CPU."""
+    gpus: float = 0
+    """GPUs that each of them takes; less than 1 shares one."""
+    cpus: float = 1
+    """CPUs, and threads, that each of them takes."""
+
+    def results(
+        self,
+        paths: Iterable[str],
+        load: Callable[[str], Any],
+        make_compute: Callable[[], Callable[[Sequence[Loaded[Any]]], R]],
+        batch_size: int,
+    ) -> Iterator[R]:
+        """What `compute` makes of each batch of `batch_size` paths, in their order.
+
+        `load` reads and prepares the picture of a path, in a task; it may raise ImageError, which becomes the status of
+        that picture. `make_compute` is called once in each computing process, and returns what is called with each
+        batch. Both must be picklable. The batches are those of a run on one machine, and so are the results. Raises
+        ImportError without Ray, ConnectionError when there is no cluster at the address.
+        """
+        ray = connect(self.address)
+        paths = iter(paths)
+        while window := list(islice(_lists(paths, batch_size), WINDOW)):
+            yield from self._window(ray, window, load, make_compute)
+
+    def _window(self, ray: Any, batches: list[list[str]], load: Any, make_compute: Any) -> Iterator[Any]:
+        rows = [{"batch": number, "paths": pickle.dumps(paths)} for number, paths in enumerate(batches)]
+        blocks = min(len(rows), max(64, 4 * int(ray.cluster_resources().get("CPU", 1))))
+        read = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
+            partial(_read, load), batch_size=1, num_cpus=1
+        )
+        computed = read.map_batches(
+            _Compute,
+            fn_constructor_args=(make_compute, int(self.cpus)),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=min(self._most_actors(ray), len(rows))),
+            num_gpus=self.gpus or None,
+            num_cpus=self.cpus,
+        )
+        for number, row in enumerate(computed.iter_rows()):
+            if row["batch"] != number:
+                raise RuntimeError(f"Ray gave batch {row['batch']} in place of {number}: rows would be exchanged")
+            yield pickle.loads(row["result"])
+
+    def _most_actors(self, ray: Any) -> int:
+        if self.actors:
+            return self.actors
+        resources = ray.cluster_resources()
+        if self.gpus:
+            return max(1, int(resources.get("GPU", 0) / self.gpus))
+        return max(1, int(resources.get("CPU", 1) / self.cpus))
+
+
+def cluster_of(engine: str, address: str | None, actors: int | None, device: str) -> Cluster | None:
+    """The cluster of a command line's --engine, --address, --actors and --device; None for the engine local.
+
+    A process takes a GPU where the device is CUDA. Raises ValueError for an address or actors without the engine ray.
+    """
+    if engine != "ray":
+        if address or actors:
+            raise ValueError("--address and --actors are of the engine ray: add --engine ray")
+        return None
+    return Cluster(address or LOCAL, actors, gpus=1 if device.startswith("cuda") else 0)
+
+
+def connect(address: str) -> Any:
+    """The module ray, connected to the cluster at the address; a connection that exists is kept.
+
+    The processes import this repository from its path on this host, so other hosts need it at the same path. Raises
+    ImportError without Ray, ConnectionError when there is no cluster at the address.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ImportError('--engine ray needs Ray: pip install "ray[data]"') from error
+    if not ray.is_initialized():
+        root = str(Path(__file__).resolve().parent.parent)
+        settings: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+        environment = {"env_vars": {"PYTHONPATH": root}}
+        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **settings)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return ray
+
+
+def _read(load: Callable[[str], Any], batch: dict[str, Any]) -> dict[str, list[Any]]:
+    """A batch of one row: its paths, read and prepared."""
+    paths = pickle.loads(batch["paths"][0])
+    return {"batch": [batch["batch"][0]], "loaded": [pickle.dumps(load_all(load, paths), protocol=5)]}
+
+
+class _Compute:
+    """Holds the network in a process of the cluster."""
+
+    def __init__(self, make_compute: Callable[[], Callable[[Sequence[Loaded[Any]]], Any]], threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(max(1, threads))
+        self.compute = make_compute()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        result = self.compute(pickle.loads(batch["loaded"][0]))
+        return {"batch": [batch["batch"][0]], "result": [pickle.dumps(result, protocol=5)]}
+
+
+def _lists(items: Iterator[str], size: int) -> Iterator[list[str]]:
+    return iter(lambda: list(islice(items, size)), [])

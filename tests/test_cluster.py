@@ -1,0 +1,133 @@
+"""Work over a Ray cluster: the results of one machine, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import evaluate
+import generate_labels
+from faces.cluster import Cluster, cluster_of
+from faces.reader import read_image
+from faces.workers import Loaded, read_and_prepare
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "samples"
+
+
+def test_flags_of_the_cluster_need_the_engine() -> None:
+    assert cluster_of("local", None, None, "cpu") is None
+    assert cluster_of("ray", None, 3, "cuda") == Cluster("local", 3, gpus=1)
+    with pytest.raises(ValueError, match="--engine ray"):
+        cluster_of("local", "auto", None, "cpu")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    ray = pytest.importorskip("ray", reason="Ray is an extra")
+    from ray import cloudpickle
+
+    from faces.cluster import connect
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])   # the cluster's processes cannot import tests
+    yield connect("local")
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(21):
+        Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(folder / f"{index:02}.png")
+    (folder / "05.png").write_text("not a picture")
+    return [*sorted(map(str, folder.iterdir())), str(folder / "none.png")]
+
+
+def mean_of(rgb: np.ndarray) -> float:
+    return float(rgb.mean())
+
+
+def listed(loaded: Sequence[Loaded[float]]) -> list[tuple[str, str, float | None]]:
+    return [(Path(item.path).name, item.status, item.value) for item in loaded]
+
+
+def make_listed() -> Callable[[Sequence[Loaded[float]]], list[tuple[str, str, float | None]]]:
+    return listed
+
+
+def mean_or_death(marks: Path, rgb: np.ndarray) -> float:
+    """The mean of a picture; the process that sees the seventh for the first time is killed."""
+    if rgb[0, 0, 0] == 7 and not (marks / "dead").exists():
+        (marks / "dead").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return float(rgb.mean())
+
+
+def expected(pictures: list[str]) -> list[tuple[str, str, float | None]]:
+    rows = [(Path(path).name, "ok", float(index)) for index, path in enumerate(pictures)]
+    return [(n, "not_an_image", None) if n == "05.png" else (n, "missing", None) if n == "none.png" else (n, s, v)
+            for n, s, v in rows]
+
+
+def test_every_picture_has_one_result_in_order(ray: Any, pictures: list[str]) -> None:
+    load = partial(read_and_prepare, read_image, mean_of)
+    batches = list(Cluster().results(pictures, load, make_listed, 4))
+    assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 2]
+    assert list(chain.from_iterable(batches)) == expected(pictures)
+
+
+def test_a_killed_process_loses_and_repeats_no_row(ray: Any, pictures: list[str], tmp_path: Path) -> None:
+    load = partial(read_and_prepare, read_image, partial(mean_or_death, tmp_path))
+    batches = Cluster().results(pictures, load, make_listed, 4)
+    assert list(chain.from_iterable(batches)) == expected(pictures)
+    assert (tmp_path / "dead").exists()
+
+
+def test_an_error_of_the_work_ends_the_run(ray: Any, pictures: list[str]) -> None:
+    with pytest.raises(Exception, match="division by zero"):
+        list(Cluster().results(pictures, partial(read_and_prepare, read_image, fails), make_listed, 4))
+
+
+def fails(rgb: np.ndarray) -> float:
+    return 1 / 0
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two people of three crops each."""
+    folder = tmp_path_factory.mktemp("faces")
+    for person, name in enumerate(("astronaut", "hopper_dark")):
+        (folder / str(person)).mkdir()
+        crop = Image.open(SAMPLES / f"{name}.png").convert("RGB").resize((112, 112))
+        for turn in range(3):
+            crop.rotate(4 * turn).save(folder / str(person) / f"{turn}.png")
+    return folder
+
+
+def test_embeddings_are_those_of_one_machine(ray: Any, faces: Path, tmp_path: Path) -> None:
+    call = ["embed", str(faces), "--fr", "dlib", "--align", "no", "--workers", "0", "--batch-size", "2", "--output"]
+    assert evaluate.main([*call, str(tmp_path / "here.npz")]) == 0
+    assert evaluate.main([*call, str(tmp_path / "ray.npz"), "--engine", "ray"]) == 0
+    here, there = np.load(tmp_path / "here.npz"), np.load(tmp_path / "ray.npz")
+    assert here["names"].tolist() == there["names"].tolist()
+    np.testing.assert_allclose(here["embeddings"], there["embeddings"], atol=1e-6)
+
+
+def test_labels_are_those_of_one_machine(ray: Any, faces: Path, tmp_path: Path) -> None:
+    call = ["--data", str(faces), "--workers", "0", "--output"]
+    assert generate_labels.main([*call, str(tmp_path / "here.tsv")]) == 0
+    assert generate_labels.main([*call, str(tmp_path / "ray.tsv"), "--engine", "ray"]) == 0
+    lines = [(tmp_path / name).read_text().splitlines()[1:] for name in ("here.tsv", "ray.tsv")]
+    for here, there in (map(str.split, pair, "\t\t") for pair in zip(*lines, strict=True)):
+        assert float(here[1]) == pytest.approx(float(there[1]), abs=1e-5)
+        assert here[:1] + here[2:] == there[:1] + there[2:]
