@@ -1,0 +1,71 @@
+"""Trainings by torchrun on two hosts, here two addresses of this machine, end as those on one host."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training_parts import ROOT, read_log, run_train, write_faces, write_start
+
+HOSTS = ("127.0.0.2", "127.0.0.3")
+
+
+def on_two_hosts(command: Sequence[object]) -> list[subprocess.CompletedProcess[str]]:
+    """What a person calls on each of the hosts, at the same time, with one process on each."""
+    with socket.socket() as free:
+        free.bind((HOSTS[0], 0))
+        meeting = f"{HOSTS[0]}:{free.getsockname()[1]}"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+                "--rdzv-backend", "c10d", "--rdzv-id", "test", "--rdzv-endpoint", meeting]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    started = [
+        subprocess.Popen(
+            [*launcher, "--node-rank", str(rank), "--local-addr", host, *map(str, command)],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, host in enumerate(HOSTS)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300) for process in started]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(started, outputs, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def arguments(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> list[object]:
+    folder = tmp_path_factory.mktemp("hosts")
+    files = ["--data-list", write_faces(folder, 12), "--clip-model", write_start(folder, golden)]
+    return [*files, "--lr", "1e-4", "--calibration-epoch", 2, "--batch-size", 12, "--epochs", 3, "--checkpoints"]
+
+
+def test_two_hosts_train_as_one(arguments: list[object], tmp_path: Path) -> None:
+    one = run_train([*arguments, tmp_path / "one"])
+    two = on_two_hosts(["train.py", "--device", "cpu", "--num-workers", "0", *arguments, tmp_path / "two"])
+    assert [one.returncode, *(done.returncode for done in two)] == [0, 0, 0], "".join(done.stderr for done in two)
+    logs = [read_log(tmp_path / name) for name in ("one", "two")]
+    assert [record["epoch"] for record in logs[1]] == [1, 2, 3]
+    totals = [[record["total"] for record in log] for log in logs]
+    np.testing.assert_allclose(totals[1], totals[0], rtol=0.1)   # batch statistics of 6 and 6 images, not of 12
+    assert sorted(done.stdout.count("clib_fiqa.safetensors") for done in two) == [0, 1]   # the first process reports
+
+
+def test_a_run_of_one_process_goes_on_with_two(arguments: list[object], tmp_path: Path) -> None:
+    """Batches, losses and optimisers are those of the whole batch, so a state does not depend on the processes."""
+    place = arguments.index("--epochs") + 1
+    shorter = [*arguments[:place], 2, *arguments[place + 1 :]]
+    assert run_train([*shorter, tmp_path / "run"]).returncode == 0
+    before = read_log(tmp_path / "run")
+    done = on_two_hosts(["train.py", "--device", "cpu", "--num-workers", "0", *arguments, tmp_path / "run", "--resume"])
+    assert [host.returncode for host in done] == [0, 0], done[0].stderr
+    whole = run_train([*arguments, tmp_path / "whole"])
+    assert whole.returncode == 0
+    log = read_log(tmp_path / "run")
+    assert log[:2] == before
+    assert log[2]["total"] == pytest.approx(read_log(tmp_path / "whole")[2]["total"], rel=0.1)
