@@ -69,7 +69,7 @@ def test_tables_hold_the_quality_alone(faces: Path, backbone: Path, network: IRe
     assert inference.main([*arguments, str(tmp_path / "scores.csv")]) == 1
     with open(tmp_path / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "status", "quality", *FACTORS]
+    assert list(rows[0])[:8] == ["path", "status", "quality", *FACTORS]
     assert [row["status"] for row in rows] == ["ok"] * 5 + ["truncated"]
     assert not any(row[factor] for row in rows for factor in FACTORS)
     found = [float(row["quality"]) for row in rows if row["status"] == "ok"]
