@@ -25,6 +25,7 @@ from model.files import replacing, write_text
 
 MEAN_FACE = Path(__file__).with_name("mean_face.png")  # made by recipes/default_model/mean_face.py
 SIDE, STEP = 24, 8  # of the square regions, pixels of the 112x112 template
+OVERLAP = (SIDE // STEP) ** 2  # regions that hold a pixel in the middle of the face
 SOFT = 2.5  # pixels: the standard deviation of the regions' soft edges
 REGIONS: dict[str, tuple[int, int, int, int]] = {  # of the template: left, top, right, bottom; sides as in the picture
     "forehead": (22, 10, 90, 40),
@@ -47,8 +48,8 @@ class RegionMap:
     value: float
     """Of the unchanged face."""
     effect: np.ndarray
-    """(112, 112) float32: the mean change over the regions that hold a pixel, smoothed. Above 0 the picture's own
-    content lowers the value; below 0 it raises it; 0 outside of the face."""
+    """(112, 112) float32: the mean change over the regions that hold a pixel, smoothed; less near the border of the
+    face, where fewer regions lie. Above 0 the picture's own content lowers the value; below 0 it raises it."""
     crop: np.ndarray
     """RGB uint8 (112, 112, 3): the face."""
 
@@ -95,13 +96,12 @@ def map_regions(crop: np.ndarray, axis: str, values: Callable[[Sequence[np.ndarr
     masks = [soft_mask(box, size) for box in boxes]
     changed = [np.rint(crop * (1 - mask) + fill * mask).astype(np.uint8) for mask in masks]
     value, *others = values([crop, *changed]).tolist()
-    total, count = np.zeros((2, SIZE, SIZE))
+    effect = np.zeros((SIZE, SIZE))
     for (left, top), other in zip(boxes, others, strict=True):
-        total[top : top + SIDE, left : left + SIDE] += other - value
-        count[top : top + SIDE, left : left + SIDE] += 1
+        effect[top : top + SIDE, left : left + SIDE] += (other - value) / OVERLAP
     small = crop if size == SIZE else np.asarray(cv2.resize(crop, (SIZE, SIZE), interpolation=cv2.INTER_AREA))
-    effect = np.asarray(cv2.GaussianBlur(total / np.maximum(count, 1), (0, 0), STEP / 2))  # else in steps of a region
-    return RegionMap(axis, value, np.where(count > 0, effect, 0).astype(np.float32), small)
+    smooth = np.asarray(cv2.GaussianBlur(effect, (0, 0), STEP / 2))  # the effect itself has steps of STEP pixels
+    return RegionMap(axis, value, smooth.astype(np.float32), small)
 
 
 def region_boxes() -> list[tuple[int, int]]:
