@@ -10,7 +10,7 @@ from faces.align import ARCFACE_POINTS, SIZE, find_largest_face, five_of, is_to_
 from model.preprocessing import Preprocessing
 
 from .contract import Batch, Prepared
-from .reasons import Facts
+from .reasons import facts_of
 
 ALIGN = ("auto", "yes", "no")
 
@@ -24,8 +24,7 @@ def prepare_face(preprocessing: Preprocessing, align: str, rgb: np.ndarray, path
         return Prepared(preprocessing.resize(rgb)[None])
     face = find_largest_face(rgb)
     points = five_of(face.landmarks)
-    left, top, right, bottom = face.box.ravel().tolist()
-    facts = Facts((rgb.shape[1], rgb.shape[0]), (left, top, right, bottom), points.tolist(), face.faces)
+    facts = facts_of((rgb.shape[1], rgb.shape[0]), face.box.ravel().tolist(), points.ravel().tolist(), face.faces)
     return Prepared(preprocessing.resize(warp(rgb, points, ARCFACE_POINTS, SIZE))[None], facts=facts)
 
 

@@ -68,6 +68,20 @@ class Facts:
     """How many faces the picture shows."""
 
 
+def facts_of(
+    size: tuple[int, int], box: Sequence[float] | None, points: Sequence[float] | None, faces: int | None
+) -> Facts | None:
+    """The facts of a face in a picture of this width and height; None for one that was not looked for (no box).
+
+    `box` is left, top, right and bottom; `points` are x and y of the five points, ten numbers.
+    """
+    if box is None:
+        return None
+    left, top, right, bottom = box
+    pairs = None if points is None else np.reshape(points, (5, 2)).tolist()
+    return Facts(size, (left, top, right, bottom), pairs, faces or 1)
+
+
 def reasons_of(
     factors: Mapping[str, Mapping[str, float]] | None, facts: Facts | None, quality: float, band: str | None
 ) -> tuple[Reason, ...] | None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import inference
-from faces.align import ARCFACE_POINTS, find_largest_face
+from faces.align import ARCFACE_POINTS
 from faces.reader import read_image
 from model.calibration import Calibration, Scaling, calibrated
 from model.checkpoint import read_checkpoint
@@ -31,6 +31,7 @@ from scoring.reasons import (
     Reason,
     fact_reasons,
     factor_reasons,
+    facts_of,
     reasons_of,
     share_outside,
 )
@@ -92,23 +93,29 @@ def test_a_low_band_always_has_a_reason() -> None:
 
 
 def test_facts_of_a_found_face() -> None:
-    pytest.importorskip("dlib")
     face = read_image(SAMPLES / "astronaut.png")
     photograph = cv2.resize(np.pad(face, ((60, 200), (90, 60), (0, 0)), "edge"), None, fx=1.5, fy=1.5)
-    found = find_largest_face(photograph)
-    assert found.faces == 1
-    (left, top), (right, bottom) = found.box.tolist()
-    nose = found.landmarks[30]
-    assert left < nose[0] < right
-    assert top < nose[1] < bottom
     scorer = Scorer("clib-fiqa-tiny", device="cpu")
-    assert scorer.prepare(face, "").facts is None, "an aligned crop was not searched"
     facts = scorer.prepare(photograph, "").facts
     assert facts.size == (photograph.shape[1], photograph.shape[0])
-    assert facts.box == tuple(found.box.ravel().tolist())
+    left, top, right, bottom = facts.box
+    x, y = 1.5 * (90 + 56), 1.5 * (60 + 70)  # near the tip of the nose
+    assert left < x < right
+    assert top < y < bottom
+    np.testing.assert_allclose(facts.points[2], (x, y), atol=12)
+    assert facts.faces == 1
     assert codes(facts) == {}
     small = scorer.score(cv2.resize(photograph, None, fx=0.35, fy=0.35, interpolation=cv2.INTER_AREA))
     assert "low_resolution" in {reason.code for reason in small.reasons}
+
+
+def test_facts_of_plain_values() -> None:
+    points = [float(i) for i in range(10)]
+    assert facts_of((640, 480), (1.0, 2.0, 3.0, 4.0), points, 2) == Facts(
+        (640, 480), (1.0, 2.0, 3.0, 4.0), [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0]], 2
+    )
+    assert facts_of((640, 480), (1.0, 2.0, 3.0, 4.0), None, None) == Facts((640, 480), (1.0, 2.0, 3.0, 4.0))
+    assert facts_of((112, 112), None, None, None) is None, "a crop that was taken as it is"
 
 
 def test_calibration_sharpens_and_keeps_other_axes() -> None:

@@ -41,6 +41,7 @@ SETS = {"lfw_test": "LFW, test identities", "celeba_dev": "CelebA, most faces se
 MODELS = {"faceplugin": "fr/faceplugin_fr_feature.onnx", "dlib": "dlib"}
 FMR, FNMR = 1e-3, (0.05, 0.02)  # of all pairs in medium or high, and of those in high
 WEIGHTS = ("clib-fiqa", "clib-fiqa-tiny")
+WITH_INTERVAL = {"1": "{:.3f}", "3": "{:.3f} [{:.3f}, {:.3f}]"}
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(as_lines(table)), file=sys.stderr)
         rows += rows_of(name_of(weights), table, whole, sets, quality)
     columns = [Column("weights"), Column("faces")]
+    columns += [Column(f"{band} begins at", WITH_INTERVAL) for band in BANDS[1:]]
     columns += [Column(f"{band}: share of pairs", "{:.3f}") for band in BANDS]
-    columns += [Column(f"{band}: FNMR", "{:.3f}") for band in BANDS]
+    columns += [Column(f"{band}: FNMR", WITH_INTERVAL) for band in BANDS]
     output.add("bands", f"FNMR at FMR {FMR:g} by band, mean over {' and '.join(MODELS)}", columns, rows)
     return 0
 
@@ -114,17 +116,24 @@ def joined(sets: Sequence[Measured]) -> Measured:
 def rows_of(
     weights: str, table: Bands, whole: Measured, sets: Mapping[str, Measured], quality: Mapping[str, Floats]
 ) -> Iterator[list[Cell]]:
-    """For both sets together and for each alone, under the common thresholds: shares of the pairs and FNMR by band."""
-    yield [weights, "both", *(one.share for one in table.measured), *(one.fnmr for one in table.measured)]
+    """For both sets together, with intervals, and for each alone, under the common thresholds: where the bands begin,
+    shares of the pairs and FNMR by band."""
+    begins = [with_interval(one.lowest, one.lowest_ci) for one in table.measured[1:]]
+    fnmr = [with_interval(one.fnmr, one.fnmr_ci) for one in table.measured]
+    yield [weights, "both", *begins, *(one.share for one in table.measured), *fnmr]
     errors, start = pair_errors(whole.similarity, whole.pairs.mated, FMR), 0
     for name, one in sets.items():
         mated = one.pairs.mated
         worse = np.minimum(quality[name][one.pairs.first[mated]], quality[name][one.pairs.second[mated]])
         band = np.searchsorted([table.lowest(name) for name in BANDS], worse, side="right") - 1
-        fnmr, _ = rates(band, errors[start : start + len(worse)], np.ones(len(worse)))
+        rate, _ = rates(band, errors[start : start + len(worse)], np.ones(len(worse)))
         shares = np.bincount(band, minlength=len(BANDS)) / len(band)
-        yield [weights, SETS[name], *shares.tolist(), *(None if np.isnan(x) else x for x in fnmr.tolist())]
+        yield [weights, SETS[name], None, None, *shares.tolist(), *(None if np.isnan(x) else x for x in rate.tolist())]
         start += len(worse)
+
+
+def with_interval(value: float | None, interval: Sequence[float] | None) -> Cell:
+    return value if value is None or interval is None else [value, *interval]
 
 
 def source_of(args: argparse.Namespace) -> dict[str, object]:
