@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help setup setup-dev demo test lint docs-tables weights tables cross-fit ablation clean
+.PHONY: help setup setup-dev demo test lint docs-tables weights tables calibrate bands cross-fit ablation clean
 
 help:                            ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -40,10 +40,20 @@ weights: tables                  ## make the networks in weights/ again, and mea
 	for size in $(SIZES); do weights=weights/clib_fiqa_$$size.safetensors; \
 		$(PY) train.py --clip-model $(RECIPE)/$$size.safetensors --checkpoints $(RECIPE)/$$size $(TRAIN) && \
 		cp $(RECIPE)/$$size/clib_fiqa.safetensors $$weights && \
+		$(PY) -m recipes.default_model.calibrate $$weights --data $(DATA) && \
 		$(PY) -m recipes.default_model.percentiles $$weights @$(RECIPE)/lfw_test.txt --set "LFW test identities" || exit 1; done
 	$(PY) -m recipes.default_model.reports.measure --data $(DATA) --results results
 	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --beside clib-fiqa-tiny \
 		--figure docs/reliability.png --results results
+	$(PY) -m recipes.default_model.bands --data $(DATA) --results results
+
+calibrate: setup-dev             ## calibrate the factors of the weights in weights/; their sha256 changes
+	$(PY) -m recipes.default_model.calibrate $(SIZES:%=weights/clib_fiqa_%.safetensors) --data $(DATA)
+	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --beside clib-fiqa-tiny \
+		--figure docs/reliability.png --results results
+
+bands: setup-dev                 ## measure the bands of the weights in weights/, whatever weights these are
+	$(PY) -m recipes.default_model.bands --data $(DATA) --results results
 
 tables: setup-dev                ## make what the default model learns from: faces, damaged versions, labels
 	$(PY) -m recipes.default_model.train_factors --data $(DATA) --output weights/mfn_small.safetensors

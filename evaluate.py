@@ -5,6 +5,7 @@
     python evaluate.py edc --pairs pairs.tsv --scores sobel=sobel.csv --embeddings dlib=dlib.npz --output results
     python evaluate.py compare results/lfw results/celeba --against mine
     python evaluate.py threshold captures.csv --discard 0.05
+    python evaluate.py bands --pairs pairs.tsv --scores mine.csv --embeddings dlib=dlib.npz --output bands.json
     python evaluate.py pairs FACES --output pairs.tsv
     python evaluate.py prepare lfw.tgz --pairs pairs.txt --output lfw
 
@@ -32,11 +33,13 @@ from command_line import (
     positive,
     set_threads,
 )
-from evaluation.commands import BASELINES, baseline, compare, edc, embed, pairs, prepare, threshold
+from evaluation.commands import BASELINES, bands, baseline, compare, edc, embed, pairs, prepare, threshold
 from evaluation.tables import DEFAULT_LIMIT
 from model.files import only_run
 
 ALIGN = ("auto", "yes", "no")
+BANDS_HELP = """A pair counts with the worse of its two images. medium begins at the lowest quality from which the pairs
+have the wanted FNMR or less, high at that of the lower FNMR. The FMR fixes the thresholds over all non-mated pairs."""
 FACES = "faces: a file, a folder, a pattern, @list or -"
 
 
@@ -87,6 +90,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("scores", nargs="?", metavar="SCORES", help="score table of good captures: what inference.py writes, or others")
     add("--weights", metavar="FILE_OR_NAME", help="instead: the percentiles stored in this checkpoint")
     add("--discard", type=_share, required=True, metavar="SHARE", help="of good captures to lose, such as 0.05")
+    add("--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default 0)")
+
+    add = _command(commands, bands, BANDS_HELP)
+    add("--pairs", required=True, metavar="PAIRS", help="as for edc")
+    add("--scores", required=True, metavar="FILE", help="score table of all images of the pairs")
+    add("--embeddings", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="FNMR: mean over these")
+    add("--output", type=Path, required=True, metavar="BANDS.json")
+    add("--fmr", type=_share, default=1e-3, help="that the recognition models run at (default 1e-3)")
+    add("--fnmr", type=_share, nargs=2, default=[0.05, 0.02], metavar=("MEDIUM", "HIGH"), help="(default 0.05 0.02)")
+    add("--weights", metavar="FILE_OR_NAME", help="that made the scores: the table is then refused for any others")
+    add("--set", metavar="NAME", help='what to call the faces, such as "our gates, March" (default: PAIRS)')
+    add("--bootstrap", type=natural, default=1000, metavar="N", help="replicates of the intervals (default 1000)")
     add("--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default 0)")
 
     add = _command(commands, pairs)

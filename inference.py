@@ -7,11 +7,13 @@
     find . -name '*.jpg' | python inference.py -                a list on standard input
     python inference.py face.jpg --weights CLIB-FIQA_R50.pth    the published model instead of the one in weights/
     python inference.py crops --weights 181952backbone.pth --output scores.txt      CR-FIQA, and its `path score` lines
+    python inference.py photos --output all.csv --best-per folder 3 --copy-to best  the three best of each folder
 
 A picture of 112x112 pixels is taken as an aligned crop; in any other the largest face is found and aligned. A picture
 that cannot be scored is a row with its status (missing, not_an_image, truncated, no_face, …) and stops nothing.
 Exit code: 0 when all were scored, 1 when some were not or the run failed, 2 when the call was wrong, 130 after Ctrl-C.
-An interrupted run with --output continues with --resume. More: docs/inference.md
+An interrupted run with --output continues with --resume. More: docs/inference.md, and docs/reasons.md for the reasons,
+the bands, maps and selecting.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -42,11 +44,15 @@ from command_line import (
 if TYPE_CHECKING:
     from model.percentiles import Percentiles
     from scoring import Score, Scorer
+    from scoring.select import Selection
+    from scoring.tables import Row
 
 FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
 METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
+SELECTING = """Every row stays in the table; the column `selected` tells which pass all flags. Without flags all rows
+    that have a score are copied and mapped."""
 WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} images, 1 for aligned crops on a CPU,
     else the number of cores, at most {MOST_WORKERS})"""
 
@@ -55,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     """Score the images of the command line, with the lock of --output where there is one; return the exit code."""
     from faces.listing import expand_inputs
 
+    args.selection = selection_of(args)
+    check_folders(args)
     if not args.output:
         return score_images(args, expand_inputs(args.images, sys.stdin))
     from model.files import only_run
@@ -65,6 +73,50 @@ def run(args: argparse.Namespace) -> int:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with only_run(args.output):  # from before the model is loaded to the end of the table
         return score_images(args, paths)
+
+
+def selection_of(args: argparse.Namespace) -> Selection:
+    """What the flags ask of a row. Raises ValueError for names that do not exist."""
+    from scoring.select import GROUPS, Selection, read_keep
+
+    keep: dict[str, tuple[str, ...]] = {}
+    for factor, levels in map(read_keep, args.keep):
+        keep[factor] = keep.get(factor, ()) + levels
+    best_per = None
+    if args.best_per:
+        group, count = args.best_per
+        if group not in GROUPS or not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"--best-per {group} {count}: {' or '.join(GROUPS)} and a number from 1 were expected")
+        best_per = group, int(count)
+    return Selection(args.min_score, args.min_band, args.min_percentile, keep, args.discard, best_per)
+
+
+def check_folders(args: argparse.Namespace) -> None:
+    """Raises ValueError when a folder that is to be filled lies among the images, or the one for copies is not new."""
+    from scoring.select import check_new, check_outside
+
+    for folder in (args.copy_to, args.map):
+        if folder is not None:
+            check_outside(folder, args.images)
+    if args.copy_to is not None:
+        check_new(args.copy_to)
+
+
+def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> None:
+    """Raises ValueError, before anything is scored, when a flag asks for what the weights do not give."""
+    from scoring.methods import METHODS
+
+    method = METHODS[scorer.method]
+    if selection.min_band and scorer.bands is None:
+        raise ValueError(f"--min-band: {scorer.weights} has no measured bands; give --bands FILE (docs/reasons.md)")
+    if selection.min_percentile is not None and scorer.percentiles is None:
+        raise ValueError(f"--min-percentile: {scorer.weights} holds no percentiles; use --discard or --min-score")
+    if missing := [factor for factor in selection.keep if factor not in method.axes]:
+        raise ValueError(f"--keep {missing[0]}: {scorer.method} gives no factors")
+    if mapped and not method.aligned:
+        raise ValueError(f"--map needs an aligned face, and {scorer.method} scores whole pictures")
+    if mapped not in (None, "quality", *method.axes):
+        raise ValueError(f"--map-of {mapped}: {scorer.method} gives a quality alone")
 
 
 def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
@@ -82,17 +134,20 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
         set_threads(args.threads)
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
     options = {name: vars(args)[name] for name in METHOD_OPTIONS if vars(args)[name] is not None}
-    scorer = Scorer(args.method, args.weights, *settings, **options)
+    scorer = Scorer(args.method, args.weights, *settings, bands=args.bands, **options)
+    check_method(scorer, args.selection, args.map_of if args.map else None)
     if len(first) == 1 and not args.output:
-        return print_sentence(scorer.score(first[0]), scorer.percentiles)
+        return score_one(scorer, first[0], args)
     if args.workers is None:
         few = total is not None and total < FEW
         args.workers = 0 if few else default_workers(scorer, first[0], available_cores())
     start, remaining = time.perf_counter(), chain(first, remaining)
     if args.output:
         statuses = write_table(scorer, remaining, total, args)
+    elif args.selection.needs_all or args.copy_to or args.map:
+        statuses = print_finished_table(scorer, remaining, total, args)
     else:
-        statuses = print_table(scorer.stream(remaining, args.workers))
+        statuses = print_table(scorer.stream(remaining, args.workers), args.selection)
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     print(f"{counts} in {time.perf_counter() - start:.1f} s ({scorer})", file=sys.stderr)
     return int(set(statuses) != {"ok"})
@@ -119,8 +174,23 @@ def is_crop(path: str) -> bool:
         return False
 
 
-def print_sentence(score: Score, percentiles: Percentiles | None) -> int:
-    """Print what the published script prints of one image, and the percentile; a failure goes to stderr."""
+def score_one(scorer: Scorer, path: str, args: argparse.Namespace) -> int:
+    """Score one image, print its sentence, copy it and write its map; return the exit code."""
+    from scoring.select import marker
+    from scoring.tables import row_of
+
+    score = scorer.score(path)
+    row = row_of(score)
+    (row,) = marker(args.selection, lambda: iter([row]))([row])
+    code = print_sentence(score, scorer.percentiles, row["selected"] if args.selection else None)
+    if args.copy_to or args.map:
+        use_selected(scorer, lambda: iter([row]), args)
+    return code
+
+
+def print_sentence(score: Score, percentiles: Percentiles | None, selected: bool | None = None) -> int:
+    """Print what the published script prints of one image, and before its last line what else is known; a failure goes
+    to stderr. `selected` is None where nothing was asked for."""
     if score.status != "ok":
         from scoring.tables import readable_name
 
@@ -131,19 +201,46 @@ def print_sentence(score: Score, percentiles: Percentiles | None) -> int:
         print(score.sentence)
     if percentiles:
         print(f"higher than {score.percentile:.0f} % of {percentiles.set} ({percentiles.images} images)")
+    if score.band:
+        print(f"band: {score.band}")
+    for reason in score.reasons or ():
+        print(f"{reason.code} {reason.value:.3g}: {reason.advice}")
+    if selected is not None:
+        print(f"selected: {'yes' if selected else 'no'}")
     print(f"quality prediction = {score.quality:.4f}")
     return int(score.status != "ok")
 
 
-def print_table(scores: Iterable[Score]) -> Counter[str]:
+def print_table(scores: Iterable[Score], selection: Selection) -> Counter[str]:
     """Print a line for each score as soon as it is there; return the number of rows of each status."""
-    from scoring.tables import readable, readable_header
+    from scoring.tables import readable_header, readable_row, row_of
 
     statuses: Counter[str] = Counter()
-    print(readable_header())
+    print(readable_header(selected=bool(selection)))
     for score in scores:
         statuses[score.status] += 1
-        print(readable(score), flush=True)
+        row = row_of(score)
+        print(readable_row(row | {"selected": selection.passes(row)} if selection else row), flush=True)
+    return statuses
+
+
+def print_finished_table(
+    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace
+) -> Counter[str]:
+    """Print the table at the end, for what needs all rows; until then they are in a temporary file."""
+    import json
+    import tempfile
+
+    from scoring.tables import readable_header, readable_row
+
+    with tempfile.TemporaryDirectory() as folder:
+        args.output = Path(folder) / "scores.jsonl"
+        statuses = write_table(scorer, paths, total, args)
+        print(readable_header(selected=bool(args.selection)))
+        with open(args.output, encoding="utf-8") as lines:
+            for line in lines:
+                print(readable_row(json.loads(line)))
+    args.output = None
     return statuses
 
 
@@ -157,7 +254,35 @@ def write_table(scorer: Scorer, paths: Iterable[str], total: int | None, args: a
     paths = journal.unfinished(paths)
     scores = scorer.stream(paths, args.workers)
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" images", disable=None))
-    return journal.finish()
+    if not (args.selection or args.copy_to or args.map):
+        return journal.finish()
+    from scoring.select import marker
+
+    mark = marker(args.selection, journal.rows)
+    use_selected(scorer, lambda: mark(journal.rows()), args)
+    return journal.finish(mark) if args.selection else journal.finish()
+
+
+def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argparse.Namespace) -> None:
+    """Copy the files of the selected rows, and write their maps; `rows` gives all rows, each time anew."""
+    from scoring.select import copy_files, selected_paths, write_maps
+
+    if args.selection:
+        print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
+    if args.copy_to:
+        count = copy_files(lambda: selected_paths(rows()), args.copy_to)
+        print(f"{count} files -> {args.copy_to}", file=sys.stderr)
+    if args.map:
+        count = write_maps(lambda: selected_paths(rows()), args.map, partial(scorer.region_map, axis=args.map_of))
+        print(f"{count} maps -> {args.map}", file=sys.stderr)
+
+
+def share(text: str) -> float:
+    """A number from 0, and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"a share from 0 and below 1 was expected, not {text}")
+    return value
 
 
 def method(name: str) -> str:
@@ -193,6 +318,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--degradation-encoder", metavar="FILE", help="dsl-fiqa: the encoder, such as the published DE.pt")
     add("--crops", type=positive, metavar="N", help="dsl-fiqa: random crops of each image (default: 20)")
     add("--landmark-folder", metavar="FOLDER", help="dsl-fiqa: published landmarks, STEM.npy of each image STEM.*")
+    add = parser.add_argument_group("selecting (docs/reasons.md)", SELECTING).add_argument
+    add("--min-score", type=float, metavar="X", help="quality of X or more")
+    add("--min-band", choices=("low", "medium", "high"), help="this band or a higher one")
+    add("--min-percentile", type=float, metavar="P", help="better than P %% of the set that the weights name")
+    keep_help = "the most probable level is one of these, such as pose=frontal,'slight angle'; may be repeated"
+    add("--keep", action="append", default=[], metavar="FACTOR=LEVEL,…", help=keep_help)
+    add("--discard", type=share, metavar="SHARE", help="all but the worst SHARE of the scored rows, such as 0.1")
+    best_help = "folder or identity (the folder's name, wherever it lies) and how many of each; after all other flags"
+    add("--best-per", nargs=2, metavar=("GROUP", "N"), help=best_help)
+    add("--copy-to", type=Path, metavar="FOLDER", help="copy the selected files into a new folder")
+    add("--bands", metavar="FILE", help="table of `evaluate.py bands` (default: the one beside the weights)")
+    add("--map", type=Path, metavar="FOLDER", help="what lowers the score: a picture, JSON and NPY for each face")
+    axes = ("quality", "blur", "occlusion", "pose", "expression", "illumination")
+    add("--map-of", choices=axes, default="quality", help="what the map is of (default: quality)")
     args = parser.parse_args(arguments)
     if args.resume and not args.output:
         parser.error("--resume continues a file: give its --output")

@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from evaluation.embeddings import read_embeddings
 from evaluation.pairs import Pairs, read_pairs, write_pairs
 from evaluation.scores import read_scores, write_scores
 from evaluation.tables import as_text, limits_of, tables, write_tables
+from model.bands import Bands
 from model.files import write_text
 
 if TYPE_CHECKING:  # imported where they are used: importing torch takes longer than a small evaluation
@@ -259,6 +261,34 @@ def _stored_threshold(args: argparse.Namespace) -> int:
         )
     print(f"threshold = {percentiles.threshold(args.discard):.6g}")
     print(f"discards {args.discard:.1%} of {percentiles.set} ({percentiles.images} images): quality < threshold")
+    return 0
+
+
+def bands(args: argparse.Namespace) -> int:
+    """The qualities from which recognition fails rarely enough: a table of bands for inference.py --bands."""
+    from evaluation.bands import as_lines, measure_bands
+    from evaluation.provenance import sha256_of_input, versions
+    from model.weights import find_weights
+
+    pairs = read_pairs(args.pairs)
+    quality = image_quality(pairs, read_scores(args.scores), args.scores)
+    embeddings = {name: read_embeddings(file) for name, file in args.embeddings.items()}
+    similarity = {name: similarities(pairs, rows, args.embeddings[name]) for name, rows in embeddings.items()}
+    bootstrap = Bootstrap(args.bootstrap, args.seed)
+    measured = measure_bands(pairs, quality, similarity, args.fmr, args.fnmr, bootstrap)
+    source = {
+        "pairs": {"images": len(pairs.names), "mated": int(pairs.mated.sum()), "non_mated": int((~pairs.mated).sum())},
+        "inputs": {str(f): sha256_of_input(f) for f in (args.pairs, args.scores, *args.embeddings.values())},
+        "bootstrap": args.bootstrap,
+        "seed": args.seed,
+        "date": date.today().isoformat(),
+        "versions": versions(),
+    }
+    models = {name: rows.model_sha256 for name, rows in embeddings.items()}
+    weights = sha256_of_input(find_weights(args.weights)) if args.weights else None
+    table = Bands(args.set or args.pairs, weights, args.fmr, models, measured, source)
+    table.write(args.output)
+    print("\n".join([*as_lines(table), f"-> {args.output}"]))
     return 0
 
 

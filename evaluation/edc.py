@@ -58,10 +58,11 @@ def discard_order(quality: Floats) -> DiscardOrder:
     return DiscardOrder(order, starts)
 
 
-def edc_curve(ordered: DiscardOrder, errors: NDArray[np.bool_], weights: NDArray[Any] | None = None) -> Curve:
+def edc_curve(ordered: DiscardOrder, errors: NDArray[Any], weights: NDArray[Any] | None = None) -> Curve:
     """FNMR of the mated pairs that are kept, for each quality at which discarding may stop.
 
-    errors (M,): False non-matches. weights (M,): how often each pair counts (the bootstrap); 1 by default.
+    errors (M,): False non-matches, or for each pair the share of FR models under which it is one. weights (M,): how
+    often each pair counts (the bootstrap); 1 by default.
     """
     wrong = errors[ordered.order].astype(np.float64)
     if weights is None:

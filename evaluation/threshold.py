@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.edc import Floats
+from model.percentiles import discard_position
 
 REPLICATES = 10_000
 
@@ -32,7 +33,7 @@ def pick_threshold(quality: Floats, discard: float, seed: int = 0) -> Threshold:
     count = len(ascending)
     if not count:
         raise ValueError("none of the captures has a quality")
-    position = int(discard * count + 1e-9)  # 0.29 * 100 is 28.999...
+    position = discard_position(count, discard)
     value = ascending[position]
     discarded = int(np.searchsorted(ascending, value))
     # A bootstrap without drawing: of N uniform draws from N sorted captures, the one at `position` is

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -64,20 +65,41 @@ def aligned(rgb: np.ndarray, align: str) -> np.ndarray:
     align: "no" takes every image as it is, "yes" aligns every one, "auto" those that are not 112x112. Raises ImageError
     with the status no_face when dlib finds none.
     """
-    if align == "no" or (align == "auto" and is_aligned(rgb)):
-        return rgb
-    return align_face(rgb)
+    return align_face(rgb) if is_to_be_aligned(rgb, align) else rgb
+
+
+def is_to_be_aligned(rgb: np.ndarray, align: str) -> bool:
+    """Whether `aligned` looks for a face in the image (H, W, 3)."""
+    return align == "yes" or (align == "auto" and not is_aligned(rgb))
 
 
 def five_points(rgb: np.ndarray) -> np.ndarray:
     """Eye centres, nose tip and mouth corners (5, 2) in pixels of the largest face. Raises ImageError (no_face)."""
-    points = largest_face(rgb)
-    eyes = points[36:42].mean(axis=0), points[42:48].mean(axis=0)
-    return np.array([*eyes, points[30], points[48], points[54]])
+    return five_of(largest_face(rgb))
+
+
+def five_of(landmarks: np.ndarray) -> np.ndarray:
+    """Eye centres, nose tip and mouth corners (5, 2) of the 68 landmarks (68, 2)."""
+    eyes = landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0)
+    return np.array([*eyes, landmarks[30], landmarks[48], landmarks[54]])
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A face that dlib found; all lengths are in pixels of the picture."""
+
+    landmarks: np.ndarray   # (68, 2) x and y
+    box: np.ndarray   # (2, 2) left and top, right and bottom; it may reach beyond the picture
+    faces: int   # how many were found
 
 
 def largest_face(rgb: np.ndarray) -> np.ndarray:
     """The 68 landmarks (68, 2), x and y in pixels, of the largest face. Raises ImageError (no_face)."""
+    return find_largest_face(rgb).landmarks
+
+
+def find_largest_face(rgb: np.ndarray) -> FoundFace:
+    """The largest face of an RGB uint8 image (H, W, 3). Raises ImageError (no_face)."""
     longest = max(rgb.shape[:2])
     for side in DETECTION_SIDES:
         scale = side / longest
@@ -87,7 +109,10 @@ def largest_face(rgb: np.ndarray) -> np.ndarray:
         boxes, scores, _ = face_detector().run(picture, 0)
         if boxes:
             sure = [box for box, score in zip(boxes, scores, strict=True) if score >= SURE] or boxes
-            return _rescale(landmarks_in(picture, max(sure, key=lambda box: box.area())), 1 / scale)
+            box = max(sure, key=lambda box: box.area())
+            corners = np.array([(box.left(), box.top()), (box.right(), box.bottom())], np.float64)
+            landmarks = landmarks_in(picture, box)
+            return FoundFace(_rescale(landmarks, 1 / scale), _rescale(corners, 1 / scale), len(sure))
     raise ImageError("no_face", "no face was found in the picture; an aligned crop of 112x112 pixels is taken as it is")
 
 

@@ -12,6 +12,7 @@ deterministic function of the image (RGB uint8), the kind, the strength and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -184,9 +185,13 @@ def require_photographic(kinds: Sequence[str]) -> tuple[str, ...]:
 def covered_share(image: np.ndarray, changed: np.ndarray) -> float:
     """Share of the face's ellipse, in [0, 1], that an occluder changed visibly."""
     y, x = np.mgrid[0:SIZE, 0:SIZE]
-    face = ((x - FACE_CENTRE[0]) / FACE_AXES[0]) ** 2 + ((y - FACE_CENTRE[1]) / FACE_AXES[1]) ** 2 <= 1
     moved = np.abs(image.astype(np.int16) - changed).max(2) > 12
-    return float(moved[face].mean())
+    return float(moved[in_face(x, y)].mean())
+
+
+def in_face(x: Any, y: Any) -> Any:
+    """Whether points of the template, numbers or arrays of pixels, lie in the face's ellipse."""
+    return ((x - FACE_CENTRE[0]) / FACE_AXES[0]) ** 2 + ((y - FACE_CENTRE[1]) / FACE_AXES[1]) ** 2 <= 1
 
 
 def unit(image: np.ndarray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def filling_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder beside `path`, to be filled in the block; at its end it becomes `path`, which is absent or empty.
+
+    After an error nothing is left of it. Raises OSError where nothing can be written, or when `path` has been filled.
+    """
+    target = Path(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".partial", dir=target.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's folders are for their owner only
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -80,6 +97,10 @@ def write_csv_rows(file: IO[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _mode_of_new_files() -> int:
+    return 0o666 & ~_umask()
+
+
+def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
-    return 0o666 & ~mask
+    return mask

@@ -15,6 +15,23 @@ import numpy as np
 POINTS = 101  # quantiles at 0 %, 1 %, ... 100 %
 
 
+def discard_threshold(quality: np.ndarray, discard: float) -> float:
+    """The highest quality that discards at most the share `discard`, in [0, 1), of these qualities (N,), all finite.
+
+    What lies at the threshold is kept, so that equal qualities may mean that fewer are discarded than wanted. -inf
+    without qualities.
+    """
+    if not len(quality):
+        return float("-inf")
+    position = discard_position(len(quality), discard)
+    return float(np.partition(quality, position)[position])
+
+
+def discard_position(count: int, discard: float) -> int:
+    """How many of `count` a share discards, rounded down."""
+    return int(discard * count + 1e-9)  # 0.29 * 100 is 28.999...
+
+
 @dataclass(frozen=True)
 class Percentiles:
     """The quantiles of a network's qualities on a set of images, ascending."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from model.calibration import Calibration
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from model.fast import accelerate
 
@@ -17,14 +18,19 @@ from .face_crops import normalised, prepare_face
 class ClibFiqaScoring:
     """CLIB-FIQA on a device."""
 
-    def __init__(self, network: ClibFiqa, dtype: torch.dtype, device: torch.device, align: str) -> None:
+    def __init__(
+        self, network: ClibFiqa, dtype: torch.dtype, device: torch.device, align: str, calibrated: bool = True
+    ) -> None:
+        """`calibrated` False leaves out the calibration of the weights, where they have one."""
         self.preprocessing, self.dtype = network.preprocessing, dtype
         self.prepare = partial(prepare_face, network.preprocessing, align)
         clip: Any = network.clip
         clip.visual = accelerate(clip.visual, dtype, device)
+        self.calibration = Calibration.from_metadata(network.metadata) if calibrated else None
         self.network = network.to(device)  # the head stays in fp32: its logit scale of about 100 magnifies rounding
 
     def predict(self, batch: Batch) -> Columns:
-        """Quality between 0.1 and 0.9, and the probabilities of all six axes."""
+        """Quality between 0.1 and 0.9, and the probabilities of all six axes; those of the factors are calibrated."""
         axes = marginals(self.network(normalised(batch, self.preprocessing, self.dtype)))
-        return Columns(expected_quality(axes["quality"]), axes)
+        quality = expected_quality(axes["quality"])
+        return Columns(quality, self.calibration.apply(axes) if self.calibration else axes)

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from .reasons import Facts
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -28,6 +30,8 @@ class Prepared:
     """What `predict` needs besides the crops, such as landmarks; it must be picklable."""
     status: str = "ok"
     """A remark on the score that will be made of these crops, such as no_landmarks. It appears in the row."""
+    facts: Facts | None = None
+    """What finding the face told, for the reasons; None for a picture that was taken as it is."""
 
 
 class Batch(NamedTuple):
@@ -80,5 +84,7 @@ class Method(NamedTuple):
     """Whether it takes 112x112 crops that are aligned to the ArcFace template, or pictures of any kind."""
     crops: int = 1
     """K of `Prepared.crops`: default batch sizes are divided by it."""
+    axes: tuple[str, ...] = ()
+    """The axes of `model.prompts.AXES` that it gives probabilities of."""
     options: tuple[str, ...] = ()
     """Names of the options that `scoring` takes besides, as `Scorer` and inference.py name them."""

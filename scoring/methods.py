@@ -7,6 +7,7 @@ from model.clib_fiqa import ClibFiqa
 from model.dsl_fiqa import DslFiqa
 from model.ediffiqa import EDifFIQA
 from model.iresnet import IResNet
+from model.prompts import AXES
 from model.regressor import QualityRegressor
 
 from .clib_fiqa import ClibFiqaScoring
@@ -17,7 +18,14 @@ from .ediffiqa import FeatureHeadScoring
 
 DEFAULT_METHOD = "clib-fiqa"
 METHODS = {
-    "clib-fiqa": Method("clib-fiqa", ClibFiqa, ClibFiqaScoring, range=(0.1, 0.9)),
+    "clib-fiqa": Method(
+        "clib-fiqa",
+        ClibFiqa,
+        ClibFiqaScoring,
+        range=(0.1, 0.9),
+        axes=tuple(AXES),
+        options=("calibrated",),
+    ),
     "cr-fiqa": Method("cr-fiqa-l", IResNet, CrFiqaScoring),
     "ediffiqa": Method("ediffiqa-t", EDifFIQA, FeatureHeadScoring),
     "diffiqa-r": Method("diffiqa-r", QualityRegressor, FeatureHeadScoring),

@@ -8,6 +8,8 @@ import numpy as np
 
 from model.prompts import AXES, JOINT_SHAPE, joint_prompts
 
+from .reasons import Reason
+
 
 @dataclass(frozen=True, repr=False)
 class Score:
@@ -20,7 +22,9 @@ class Score:
     `factors` maps blur, occlusion, pose, expression and illumination to the probabilities of their levels, from worst
     to best. `quality_distribution` holds the probabilities of bad, poor, fair, good and perfect. A method without
     reasons leaves them empty and None. `percentile` is the share, in percent, of the images of a named set
-    (`Scorer.percentiles`) that score lower. It is None when the weights hold no such table.
+    (`Scorer.percentiles`) that score lower. It is None when the weights hold no such table. `band` is low, medium or
+    high, by a measured table (`Scorer.bands`), else None. `reasons` are the reasons to act on, empty when nothing is
+    wrong; None when the weights are not calibrated and the face was not looked for, so that nothing is known.
     """
 
     path: str | None
@@ -29,6 +33,8 @@ class Score:
     factors: dict[str, dict[str, float]] = field(default_factory=dict)
     quality_distribution: tuple[float, ...] | None = None
     percentile: float | None = None
+    band: str | None = None
+    reasons: tuple[Reason, ...] | None = None
 
     def label(self, axis: str) -> str | None:
         """The most probable level of a factor or of "quality", or None where there are no probabilities."""
@@ -49,11 +55,17 @@ class Score:
         levels = [AXES[axis].index(str(label)) for axis, label in labels.items()]
         return joint_prompts()[int(np.ravel_multi_index(levels, JOINT_SHAPE))]
 
+    @property
+    def advice(self) -> str | None:
+        """What the person before the camera can do: a sentence for each reason; None where `reasons` is."""
+        return None if self.reasons is None else " ".join(reason.advice for reason in self.reasons)
+
     def __repr__(self) -> str:
         facts = [repr(self.path)]
         if self.status != "ok":
             facts.append(f"status={self.status!r}")
         if self.quality is not None:
             facts.append(f"quality={self.quality:.4f}")
+        facts += [f"band={self.band!r}"] if self.band else []
         facts += [f"{axis}={label!r}" for axis in self.factors if (label := self.label(axis))]
         return f"Score({', '.join(facts)})"

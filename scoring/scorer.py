@@ -17,6 +17,8 @@ from torch import Tensor
 
 from faces.reader import ImageError, read_image, to_rgb
 from faces.workers import Loaded, load_batches
+from model.bands import Bands
+from model.calibration import Calibration
 from model.checkpoint import sha256_of
 from model.device import pick_device
 from model.fast import PRECISIONS, pick_precision
@@ -24,9 +26,12 @@ from model.percentiles import Percentiles
 from model.prompts import AXES
 from model.weights import WEIGHTS, find_weights, is_known
 
+from .bands import bands_of
 from .contract import Batch, Columns, Prepared
 from .face_crops import ALIGN
 from .methods import DEFAULT_METHOD, METHODS
+from .reasons import reasons_of
+from .region_map import RegionMap, map_regions
 from .score import Score
 from .text_cache import load_network
 
@@ -46,8 +51,9 @@ class Scorer:
     `device` is auto, cpu, cuda, cuda:N or mps. `precision` is auto (bf16 on CUDA, else fp32), fp32, bf16 or fp16.
     `align` is auto, yes or no: auto takes a picture of 112x112 pixels as an aligned crop, and finds and aligns the
     largest face of any other. `batch_size` is the number of images that the network sees at once (default: 16 on a CPU,
-    256 on CUDA, 64 on mps). With `swapped_channels` the images hold BGR instead of RGB. `options` are those of the
-    method, such as `crops` of dsl-fiqa (`Method.options`).
+    256 on CUDA, 64 on mps). With `swapped_channels` the images hold BGR instead of RGB. `bands` is a table of measured
+    bands in the place of the one that lies beside the weights (`scoring/bands.py`). `options` are those of the method,
+    such as `crops` of dsl-fiqa (`Method.options`).
 
     Raises ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
     """
@@ -61,6 +67,7 @@ class Scorer:
         align: str = "auto",
         batch_size: int | None = None,
         swapped_channels: bool = False,
+        bands: str | Path | None = None,
         **options: Any,
     ) -> None:
         if align not in ALIGN:
@@ -79,6 +86,8 @@ class Scorer:
         method = METHODS[self.method]
         self.batch_size = batch_size or max(1, CROPS_AT_ONCE[self.device.type] // method.crops)
         self.percentiles = Percentiles.from_metadata(network.metadata)
+        self.bands: Bands | None = bands_of(self.weights, bands)
+        self.calibrated = Calibration.from_metadata(network.metadata) is not None and options.get("calibrated", True)
         if unknown := options.keys() - method.options:
             known = ", ".join(method.options) or "none"
             raise ValueError(f"{self.method} has no option {min(unknown)}; its options: {known}")
@@ -90,7 +99,7 @@ class Scorer:
             self.prepare = partial(prepare_swapped, scoring.prepare)
 
     @property
-    def settings(self) -> dict[str, str | bool | int]:
+    def settings(self) -> dict[str, Any]:
         """What the scores depend on, to the last digit, besides the images."""
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
         return {
@@ -101,6 +110,7 @@ class Scorer:
             "align": self.align,
             "swapped_channels": self.swapped_channels,
             "batch_size": self.batch_size,
+            "bands": self.bands and {band.band: band.lowest for band in self.bands.measured},
             **{name: sha256_of(value) if Path(str(value)).is_file() else value for name, value in self.options.items()},
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
         }
@@ -135,6 +145,32 @@ class Scorer:
         """A score for each path, in order: for any number of files, read by `workers` processes."""
         read = partial(read_prepared, self.prepare)
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
+
+    def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb") -> RegionMap:
+        """What in the face lowers the quality, or the probability of the best level of a factor: regions of the aligned
+        face are replaced, and all are scored in ordinary batches (`scoring/region_map.py`).
+
+        Raises ValueError for an axis that the method does not give, and for a method that takes whole pictures;
+        ImageError for a bad image.
+        """
+        method = METHODS[self.method]
+        if not method.aligned:
+            raise ValueError(f"{self.method} scores whole pictures, and a map needs an aligned face")
+        if axis not in ("quality", *method.axes):
+            known = ", ".join(dict.fromkeys(["quality", *method.axes]))
+            raise ValueError(f"{self.method} has no axis {axis!r}: expected one of {known}")
+        prepared = self.prepare(pixels(image, color), "")
+        return map_regions(prepared.crops[0], axis, partial(self._values, axis, prepared.extra))
+
+    @torch.inference_mode()
+    def _values(self, axis: str, extra: Any, crops: Sequence[np.ndarray]) -> np.ndarray:
+        """Quality, or the probability of the best level of a factor, of each crop: (N,)."""
+        values = []
+        for start in range(0, len(crops), self.batch_size):
+            stacked = torch.from_numpy(np.stack(crops[start : start + self.batch_size])[:, None])
+            columns = self.predict(Batch(stacked.to(self.device), [extra] * len(stacked)))
+            values.append(columns.quality if axis == "quality" else columns.axes[axis][:, -1])
+        return torch.cat(values).float().cpu().numpy()
 
     def _load(self, image: Picture, color: str) -> Loaded[Prepared]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
@@ -187,7 +223,10 @@ class Scorer:
             status = image.value.status if image.value.status != "ok" else remarks[i]
             factors = {axis: dict(zip(AXES[axis], rows[i], strict=True)) for axis, rows in probabilities.items()}
             distribution = tuple(distributions[i]) if distributions else None
-            yield Score(path, status, value, factors, distribution, percentiles[i] if percentiles else None)
+            percentile = percentiles[i] if percentiles else None
+            band = self.bands.band(value) if self.bands else None
+            reasons = reasons_of(factors if self.calibrated else None, image.value.facts, value, band)
+            yield Score(path, status, value, factors, distribution, percentile, band, reasons)
 
 
 def on_host(columns: Columns) -> tuple[np.ndarray, dict[str, np.ndarray]]:

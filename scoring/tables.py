@@ -13,10 +13,12 @@ from labels.label_table import is_storable, write_skipped
 from model.files import open_text, replacing, write_csv_rows
 from model.prompts import AXES, FACTORS
 
+from .reasons import Reason
 from .score import Score
 
 Row: TypeAlias = dict[str, Any]
 COLUMNS = ("path", "status", "quality", *FACTORS)
+ADDED = ("percentile", "band", "reasons", "advice")  # behind COLUMNS in CSV
 PARQUET_GROUP = 8192  # rows
 
 
@@ -30,7 +32,13 @@ def row_of(score: Score) -> Row:
         "factors": {axis: _rounded(levels) for axis, levels in score.factors.items()} or None,
         "quality_distribution": score.quality_distribution and [round(p, 6) for p in score.quality_distribution],
         "percentile": None if score.percentile is None else round(score.percentile, 2),
+        "band": score.band,
+        "reasons": None if score.reasons is None else [_reason(reason) for reason in score.reasons],
     }
+
+
+def _reason(reason: Reason) -> Row:
+    return {"code": reason.code, "value": float(f"{reason.value:.4g}"), "advice": reason.advice}
 
 
 def _rounded(levels: Mapping[str, float]) -> dict[str, float]:
@@ -38,14 +46,31 @@ def _rounded(levels: Mapping[str, float]) -> dict[str, float]:
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """The columns of `COLUMNS`, with the names of the levels; cells of a failed row are empty."""
+    """The columns of `COLUMNS`, with the names of the levels, and of `ADDED`, with reasons as `code=value;code=value`;
+    at the end `selected`, when rows say so. Cells of a failed row are empty."""
+    first, rows = _peek(rows)
+    columns = [*COLUMNS, *ADDED, *(["selected"] if "selected" in first else [])]
     with open_text(path, "w") as file:
-        write_csv_rows(file, [COLUMNS])
-        write_csv_rows(file, ([row[column] for column in COLUMNS] for row in rows))
+        write_csv_rows(file, [columns])
+        write_csv_rows(file, ([_cells(row)[column] for column in columns] for row in rows))
+
+
+def _cells(row: Row) -> Row:
+    reasons = row["reasons"] or ()
+    texts = {"reasons": ";".join(f"{reason['code']}={reason['value']}" for reason in reasons)}
+    texts["advice"] = " ".join(reason["advice"] for reason in reasons)
+    return {**row, **texts} | ({"selected": int(row["selected"])} if "selected" in row else {})
+
+
+def _peek(rows: Iterable[Row]) -> tuple[Row, Iterator[Row]]:
+    """The first row, empty when there is none, and all rows."""
+    rows = iter(rows)
+    first = list(itertools.islice(rows, 1))
+    return (first[0] if first else {}), itertools.chain(first, rows)
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """One object a line: the columns, `factors`, `quality_distribution`, `percentile`; null in a failed row."""
+    """One object a line: the columns, then what `row_of` adds; null in a failed row."""
     with open_text(path, "w") as file:
         file.writelines(_json_line(row) for row in rows)
 
@@ -66,8 +91,12 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
         "factors": pyarrow.struct(factors.items()),
         "quality_distribution": pyarrow.list_(probability),
         "percentile": probability,
+        "band": text,
+        "reasons": pyarrow.list_(pyarrow.struct({"code": text, "value": probability, "advice": text}.items())),
     }
-    schema, rows = pyarrow.schema(types.items()), iter(rows)
+    first, rows = _peek(rows)
+    types |= {"selected": pyarrow.bool_()} if "selected" in first else {}
+    schema = pyarrow.schema(types.items())
     with parquet.ParquetWriter(path, schema) as writer:
         while group := list(itertools.islice(rows, PARQUET_GROUP)):
             valid = [{**row, "path": row["path"].encode(errors="replace").decode()} for row in group]
@@ -90,9 +119,11 @@ def write_lines(path: Path, rows: Iterable[Row]) -> None:
 
 
 def left_out(row: Row) -> str | None:
-    """Why a row has no `path score` line: its status without a score, or a line end in its name."""
+    """Why a row has no `path score` line: its status without a score, not selected, or a line end in its name."""
     if row["quality"] is None:
         return row["status"]
+    if not row.get("selected", True):
+        return "not_selected"
     return None if is_storable(row["path"]) else "bad_path"
 
 
@@ -163,12 +194,13 @@ class Journal:
         """The finished rows."""
         return itertools.islice(self._lines(), 1, None)
 
-    def finish(self) -> Counter[str]:
-        """Write the table, remove the journal, and count the rows by status."""
+    def finish(self, selected: Callable[[Iterator[Row]], Iterator[Row]] = lambda rows: rows) -> Counter[str]:
+        """Write the table, remove the journal, and count the rows by status. `selected` adds to rows whether they are
+        selected."""
         statuses: Counter[str] = Counter()
 
         def counted() -> Iterator[Row]:
-            for row in self.rows():
+            for row in selected(self.rows()):
                 statuses[row["status"]] += 1
                 yield row
 
@@ -176,7 +208,7 @@ class Journal:
         with replacing(self.output) as temporary:
             FORMATS[suffix](temporary, counted())
         if suffix == ".txt":
-            write_skipped(self.output, ((row["path"], why) for row in self.rows() if (why := left_out(row))))
+            write_skipped(self.output, ((row["path"], why) for row in selected(self.rows()) if (why := left_out(row))))
         self.partial.unlink()
         return statuses
 
@@ -198,20 +230,31 @@ def _keep_lines(path: Path, count: int) -> None:
 
 
 READABLE = ("status", "quality", *FACTORS)
-WIDTHS = {"status": 12, "quality": 7} | {axis: max(len(s.split()[0]) for s in [axis, *AXES[axis]]) for axis in FACTORS}
+WIDTHS = {"status": 12, "quality": 7, "selected": 8}
+WIDTHS |= {axis: max(len(s.split()[0]) for s in [axis, *AXES[axis]]) for axis in FACTORS}
 
 
-def readable_header() -> str:
+def readable_header(selected: bool = False) -> str:
     """The first line of the table for the terminal: single words, and the path, which may be of any length, last."""
-    return "  ".join([*(column.ljust(WIDTHS[column]) for column in READABLE), "path"])
+    return "  ".join([*(column.ljust(WIDTHS[column]) for column in _readable(selected)), "path"])
 
 
 def readable(score: Score) -> str:
-    """The line of one score; of a level's name its first word, `-` for what is not there."""
-    row = row_of(score)
-    cells = {"status": score.status, "quality": "-" if score.quality is None else f"{score.quality:.4f}"}
+    """The line of one score."""
+    return readable_row(row_of(score))
+
+
+def readable_row(row: Row) -> str:
+    """The line of one row; of a level's name its first word, `-` for what is not there."""
+    cells = {"status": row["status"], "quality": "-" if row["quality"] is None else f"{row['quality']:.4f}"}
     cells |= {factor: (row[factor] or "-").split()[0] for factor in FACTORS}
-    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in READABLE), readable_name(str(score.path))])
+    cells |= {"selected": "yes" if row.get("selected") else "no"}
+    columns = _readable("selected" in row)
+    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in columns), readable_name(str(row["path"]))])
+
+
+def _readable(selected: bool) -> list[str]:
+    return [*READABLE, *(["selected"] if selected else [])]
 
 
 def readable_name(path: str) -> str:

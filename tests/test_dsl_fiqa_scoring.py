@@ -103,5 +103,5 @@ def test_landmarks_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_options_belong_to_a_method() -> None:
-    with pytest.raises(ValueError, match="clib-fiqa has no option crops; its options: none"):
+    with pytest.raises(ValueError, match="clib-fiqa has no option crops; its options: calibrated"):
         Scorer("clib-fiqa", device="cpu", crops=3)

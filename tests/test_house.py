@@ -140,6 +140,8 @@ def test_a_stranger_finds_every_part_in_one_guess() -> None:
         "the label table": "def read_labels",
         "dlib's landmarks": "def find_landmarks",
         "the threshold of the EDC": "def fixed_threshold",
+        "the codes and the advice of reasons": "ADVICE = ",
+        "the limits of the bands": "class Bands",
         "the table of scoring methods": "METHODS",
         "the worker pool": "def load_batches",
         "the known weight files": "WEIGHTS = ",

@@ -99,7 +99,7 @@ def test_csv_of_a_folder(faces: Path, weights: Path, tmp_path: Path, capsys: pyt
     output = tmp_path / "new" / "scores.csv"
     assert run(faces, "--output", output, "--workers", "2", weights=weights) == 1
     rows = read_csv(output)
-    assert list(rows[0]) == ["path", "status", "quality", *FACTORS]
+    assert list(rows[0]) == ["path", "status", "quality", *FACTORS, "percentile", "band", "reasons", "advice"]
     assert [(row["path"], row["status"]) for row in rows] == [(str(faces / n), s) for n, s in EXPECTED.items()]
     assert all(0.1 <= float(row["quality"]) <= 0.9 for row in rows if row["status"] == "ok")
     assert not any(row[column] for row in rows if row["status"] != "ok" for column in ("quality", *FACTORS))

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from recipes.default_model import anchors, make_faces, make_start, percentiles, train_factors
+from recipes.default_model import (
+    anchors,
+    bands,
+    calibrate,
+    make_faces,
+    make_start,
+    mean_face,
+    percentiles,
+    train_factors,
+)
 from recipes.default_model.reports import (
     ablation,
     cross_fit,
@@ -25,6 +34,9 @@ CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (anchors.main, ["labels.tsv", "fr.npz", "--output", "out.tsv"]),
     (make_start.main, ["--trunk", "fr.safetensors", "--output", "out.safetensors"]),
     (percentiles.main, ["weights.safetensors", "faces", "--set", "a set"]),
+    (calibrate.main, ["weights.safetensors", "--data", "nothing"]),
+    (bands.main, ["--data", "nothing"]),
+    (mean_face.main, ["--data", "nothing"]),
     (measure.main, ["--data", "nothing"]),
     (reliability.main, ["--data", "nothing"]),
     (robustness.main, ["faces"]),

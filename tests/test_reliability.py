@@ -48,7 +48,7 @@ def test_three_levels_have_a_good_and_a_bad_side() -> None:
     one = Reliability(Labelled("pose", "x", [], levels), np.eye(3)[seen] * 0.8 + 0.05)
     assert one.confusion.tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 3]]
     assert one.recalls() == (0.75, 0.75)
-    assert list(factor_rows([one])) == [["pose", "x", [0.75, 4], [0.75, 4], 0.75, one.calibration_error()]]
+    assert list(factor_rows([one])) == [["pose", "x", [0.75, 4], [0.75, 4], 0.75, None, one.calibration_error()]]
     assert next(factor_rows([one], [[one]]))[-1] == [0.75, one.calibration_error()]
     columns, rows = confusion_table(one)
     assert [column.name for column in columns[1:]] == [f"seen as {name}" for name in AXES["pose"]]

@@ -17,14 +17,16 @@ from PIL import Image
 from model.files import open_text
 from model.prompts import AXES, FACTORS
 from scoring import Score, Scorer
-from scoring.tables import COLUMNS, FORMATS, Journal, check_table_name, readable, readable_header, row_of
+from scoring.reasons import ADVICE, Reason
+from scoring.tables import ADDED, COLUMNS, FORMATS, Journal, check_table_name, readable, readable_header, row_of
 
 SETTINGS = {"method": "clib-fiqa", "precision": "fp32"}
 
 
 def score_of(path: str, quality: float = 0.61803398) -> Score:
     factors = {axis: {level: (i + 0.5) ** 2 for i, level in enumerate(AXES[axis])} for axis in FACTORS}
-    return Score(path, "ok", quality, factors, (0.1, 0.2, 0.3, 0.25, 0.15), 12.345678)
+    reasons = Reason("occluded", 0.98123), Reason("small_face", 31.0)
+    return Score(path, "ok", quality, factors, (0.1, 0.2, 0.3, 0.25, 0.15), 12.345678, "medium", reasons)
 
 
 SCORES = [
@@ -50,11 +52,15 @@ def written(path: Path, scores: Iterable[Score] = SCORES) -> Path:
 def test_csv_holds_the_columns_and_empty_cells(tmp_path: Path) -> None:
     with open(written(tmp_path / "scores.csv"), encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS == ("path", "status", "quality", *FACTORS)
+    assert ("path", "status", "quality", *FACTORS) == COLUMNS
+    assert tuple(rows[0]) == (*COLUMNS, *ADDED)
+    assert ADDED == ("percentile", "band", "reasons", "advice")
     assert [row["path"] for row in rows] == [score.path for score in SCORES]
     best = {axis: AXES[axis][-1] for axis in FACTORS}
-    assert rows[0] == {"path": "a.png", "status": "ok", "quality": "0.618034", **best}
-    assert rows[1] == {"path": "sub/b c.png", "status": "no_face", "quality": "", **dict.fromkeys(FACTORS, "")}
+    added = {"percentile": "12.35", "band": "medium", "reasons": "occluded=0.9812;small_face=31.0"}
+    added["advice"] = f"{ADVICE['occluded']} {ADVICE['small_face']}"
+    assert rows[0] == {"path": "a.png", "status": "ok", "quality": "0.618034", **best, **added}
+    assert rows[1] == {"path": "sub/b c.png", "status": "no_face", **dict.fromkeys([*COLUMNS[2:], *ADDED], "")}
     assert rows[5]["quality"] == "-1.5"
     assert rows[5]["blur"] == ""
 
@@ -62,7 +68,8 @@ def test_csv_holds_the_columns_and_empty_cells(tmp_path: Path) -> None:
 def test_jsonl_adds_all_probabilities_and_nulls(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in written(tmp_path / "scores.jsonl").read_text().splitlines()]
     assert rows == [row_of(score) for score in SCORES]
-    assert tuple(rows[0]) == (*COLUMNS, "factors", "quality_distribution", "percentile")
+    assert tuple(rows[0]) == (*COLUMNS, "factors", "quality_distribution", "percentile", "band", "reasons")
+    assert rows[0]["reasons"][0] == {"code": "occluded", "value": 0.9812, "advice": ADVICE["occluded"]}
     assert rows[0]["factors"]["pose"] == {"profile": 0.25, "slight angle": 2.25, "frontal": 6.25}
     assert rows[0]["quality_distribution"] == [0.1, 0.2, 0.3, 0.25, 0.15]
     assert rows[0]["percentile"] == 12.35
@@ -218,7 +225,7 @@ def test_a_score_with_a_remark_is_kept(tmp_path: Path) -> None:
         journal.keep(scores)
         assert journal.finish() == {"no_landmarks": 1, "no_face": 1}
     rows = (tmp_path / "scores.csv").read_text().splitlines()[1:]
-    assert rows == ["a.png,no_landmarks,0.5,,,,,", "b.png,no_face,,,,,,"]
+    assert rows == ["a.png,no_landmarks,0.5,,,,,,,,,", "b.png,no_face,,,,,,,,,,"]
     assert (tmp_path / "scores.txt").read_text() == "a.png 0.5\n"
     assert (tmp_path / "scores.txt.skipped.tsv").read_text() == "path\tstatus\nb.png\tno_face\n"
 

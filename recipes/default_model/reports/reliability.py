@@ -1,8 +1,8 @@
 """Can the factors' probabilities be believed? Labelled faces of people and subjects that the default model never saw.
 
 Prints for each labelled set: how often the bad and the good side of the factor were seen, the balanced accuracy, the
-expected calibration error, and the confusion matrix. Draws reliability diagrams: among the faces whose good level has a
-probability near p, is a share near p good?
+expected calibration error before and after the calibration that the weights hold, and the confusion matrix. Draws
+reliability diagrams: among the faces whose good level has a probability near p, is a share near p good?
 
     python -m recipes.default_model.reports.reliability --beside clib-fiqa-tiny \\
         --figure docs/reliability.png --results results
@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from command_line import exit_code, positive
 from faces.degradations import KINDS, degrade
 from faces.pose import pose_class
+from model.calibration import Calibration, calibrated
+from model.checkpoint import read_checkpoint
 from model.prompts import AXES
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option, name_of
@@ -49,6 +52,7 @@ class Reliability:
 
     labelled: Labelled
     probabilities: np.ndarray  # (N, levels)
+    before: Reliability | None = None  # the same before calibration; None for weights that are not calibrated
 
     @property
     def good(self) -> np.ndarray:
@@ -84,10 +88,21 @@ class Reliability:
         return sum(abs(p - share) * count for p, share, count in self.bins()) / len(self.good)
 
 
-def judge(scorer: Scorer, labelled: Labelled) -> Reliability:
-    """Score a labelled set."""
+def judge(scorer: Scorer, labelled: Labelled, calibration: Calibration | None = None) -> Reliability:
+    """Score a labelled set. `calibration` is applied to the probabilities of a scorer that does not calibrate."""
     scores = scorer.score(labelled.crops)
-    return Reliability(labelled, np.array([list(score.factors[labelled.factor].values()) for score in scores]))
+    raw = Reliability(labelled, np.array([list(score.factors[labelled.factor].values()) for score in scores]))
+    if calibration is None:
+        return raw
+    scaled = calibrated(torch.from_numpy(raw.probabilities), calibration.factors[labelled.factor].scales)
+    return Reliability(labelled, scaled.numpy(), raw)
+
+
+def judge_all(weights: str, sets: Sequence[Labelled]) -> list[Reliability]:
+    """Score all sets with the weights, before and after their calibration."""
+    scorer = Scorer(weights=weights, calibrated=False)
+    calibration = Calibration.from_metadata(read_checkpoint(scorer.weights)[1])
+    return [judge(scorer, one, calibration) for one in sets]
 
 
 def labelled_sets(data: Path, faces: int, cache: Path) -> Iterator[Labelled]:
@@ -125,12 +140,13 @@ def from_rows(data: Path, factor: str, where: str, labelled: Sequence[dict[str, 
 
 
 def factor_rows(judged: Sequence[Reliability], others: Sequence[Sequence[Reliability]] = ()) -> Iterator[list[Cell]]:
-    """A row for each set: recalls with the counts of both sides, balanced accuracy and calibration error; then balanced
-    accuracy and calibration error of the other models, whose sets are the same."""
+    """A row for each set: recalls with the counts of both sides, balanced accuracy, calibration error before and after
+    calibration; then balanced accuracy and calibration error of the other models, whose sets are the same."""
     for one, *rest in zip(judged, *others, strict=True):
         bad, good = one.recalls()
         sides = [bad, int((~one.good).sum())], [good, int(one.good.sum())]
-        numbers = [one.balanced_accuracy(), one.calibration_error()]
+        before = one.before.calibration_error() if one.before else None
+        numbers = [one.balanced_accuracy(), before, one.calibration_error()]
         more = [[other.balanced_accuracy(), other.calibration_error()] for other in rest]
         yield [one.labelled.factor, one.labelled.where, *sides, *numbers, *more]
 
@@ -168,12 +184,13 @@ def draw(judged: Sequence[Reliability], path: Path) -> None:
 
 def report(args: argparse.Namespace) -> int:
     sets = list(labelled_sets(args.data, args.faces, args.cache))
-    judged, *others = [[judge(Scorer(weights=w), one) for one in sets] for w in (args.weights, *args.beside)]
+    judged, *others = [judge_all(weights, sets) for weights in (args.weights, *args.beside)]
     beside = ["--beside", *args.beside] if args.beside else []
     command = " ".join(["python -m recipes.default_model.reports.reliability", *beside])
     output = Output(args.results, command, [args.weights, *args.beside])
     columns = [Column("factor"), Column("on"), Column("bad side seen", SIDE), Column("good side seen", SIDE)]
-    columns += [Column("balanced accuracy", "{:.3f}"), Column("calibration error", "{:.3f}")]
+    columns += [Column("balanced accuracy", "{:.3f}"), Column("calibration error before", "{:.3f}")]
+    columns += [Column("calibration error", "{:.3f}")]
     columns += [Column(f"`{name_of(weights)}`", "{:.3f}, {:.3f}") for weights in args.beside]
     what = "Factors on labelled faces: recalls of both sides, balanced accuracy of the best level, calibration error"
     output.add("reliability", what, columns, factor_rows(judged, others))

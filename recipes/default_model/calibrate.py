@@ -1,0 +1,134 @@
+"""Fit the calibration of the factors' probabilities, and store it in a checkpoint (model/calibration.py).
+
+    python -m recipes.default_model.calibrate weights/clib_fiqa_small.safetensors --data ../shared/data
+
+The faces are of people who trained nothing: LFW's training identities that are held out from the factor network
+(`crops.identities`), and that have too few images to be in the label table of the default model. They are taken as
+they are and in two damaged versions each, made as the recipe makes them. Their blur, occlusion and illumination are
+known from what was done, their pose from dlib's landmarks, and their expression from human labels; as these are few,
+the held-out identities with more images help there. No image of an LFW test identity is read.
+
+The file is written again with the same tensors. Its sha256 changes: model/weights.py names the new one, and bands are
+measured afterwards. Numbers that were measured of qualities stay true.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from command_line import exit_code
+from faces.pose import pose_class
+from faces.reader import read_image
+from model.calibration import LEAST, Calibration, Scaling
+from model.checkpoint import read_checkpoint, save_checkpoint, sha256_of
+from model.prompts import AXES, FACTORS
+from recipes.default_model.crops import crop_paths, identities, read_crops
+from recipes.default_model.make_faces import damage_once_or_twice
+from recipes.default_model.train_factors import rows, yaw_of
+from scoring import Scorer
+
+SET = "LFW training identities that trained nothing, clean and damaged"
+FEWEST = 3  # images of an identity in the label table (make_faces.py, --min-images)
+SEED = 323_323  # of the damage; the training's is another
+SCALES = np.geomspace(0.05, 20, 400).tolist()  # neighbours differ by 1.5 %
+
+
+def unseen_people(data: Path) -> tuple[list[Path], list[Path]]:
+    """The crops of held-out identities with too few images for the label table, and those of all held-out ones."""
+    paths = crop_paths(data, identities(data, held_out=True))
+    images = Counter(path.parent for path in paths)
+    return [path for path in paths if images[path.parent] < FEWEST], paths
+
+
+def known_levels(data: Path, cache: Path) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
+    """Crops (112, 112, 3) and what is known of them: factor -> index into its levels."""
+    few, held_out = unseen_people(data)
+    yaw = yaw_of(few, cache)
+    for index, path in enumerate(few):
+        crop = read_image(path)
+        known = {"blur": 2, "occlusion": 1, "illumination": 1}
+        if (angle := yaw["/".join(path.parts[-4:])]) is not None:
+            known["pose"] = pose_class(angle)
+        yield crop, known
+        for copy in (1, 2):
+            rng = np.random.default_rng((SEED, index, copy))
+            changed, blur, illumination, occlusion, _ = damage_once_or_twice(crop, rng)
+            yield changed, {"blur": blur, "occlusion": occlusion, "illumination": illumination}
+    labels = {row["path"].removeprefix("../"): row["label"] for row in rows(data / "factors" / "expression_lfw.tsv")}
+    named = [(path, label) for path in held_out if (label := labels.get(path.relative_to(data).as_posix()))]
+    for crop, (_, label) in zip(read_crops([path for path, _ in named]), named, strict=True):
+        yield crop, {"expression": AXES["expression"].index(label)}
+
+
+def fit_scaling(probabilities: np.ndarray, levels: np.ndarray) -> Scaling:
+    """Scales of the least cross-entropy: probabilities (N, levels) of the network, known levels (N,).
+
+    The known levels are smoothed by Platt's rule, which keeps the scale finite where every face was seen right. A level
+    that is never the most probable one keeps the scale 1.
+    """
+    inputs, target = torch.from_numpy(probabilities), torch.from_numpy(levels)
+    seen, scales = inputs.argmax(dim=1), []
+    for level in range(inputs.shape[1]):
+        rows = seen == level
+        count = int(rows.sum())
+        losses = [loss(inputs[rows], target[rows], scale) for scale in SCALES] if count else [0.0]
+        scales.append(SCALES[int(np.argmin(losses))] if count else 1.0)
+    return Scaling(tuple(round(scale, 4) for scale in scales), len(levels))
+
+
+def loss(probabilities: torch.Tensor, levels: torch.Tensor, scale: float) -> float:
+    """Cross-entropy of rows (N, L) with one scale."""
+    logits = scale * probabilities.clamp_min(LEAST).log()
+    smoothing = 1 / (len(levels) + 2)
+    return float(torch.nn.functional.cross_entropy(logits, levels, label_smoothing=smoothing))
+
+
+def store_calibration(weights: Path, data: Path, cache: Path) -> Calibration:
+    """Score the faces, fit the calibration and write it into the checkpoint."""
+    if weights.suffix != ".safetensors":
+        raise ValueError(f"{weights}: only .safetensors have metadata, and the calibration goes there")
+    crops, known = map(list, zip(*known_levels(data, cache), strict=True))
+    scores = Scorer(weights=weights, calibrated=False).score(crops)
+    factors = {}
+    for factor in FACTORS:
+        rows = [i for i, one in enumerate(known) if factor in one]
+        probabilities = np.array([list(scores[i].factors[factor].values()) for i in rows])
+        factors[factor] = fit_scaling(probabilities, np.array([known[i][factor] for i in rows]))
+    calibration = Calibration(SET, factors)
+    metadata = read_checkpoint(weights)[1]
+    save_checkpoint(weights, load_file(weights), metadata | {"calibration": calibration.to_json()})
+    return calibration
+
+
+def run(args: argparse.Namespace) -> int:
+    for weights in args.weights:
+        before = sha256_of(weights)
+        calibration = store_calibration(weights, args.data, args.cache)
+        for factor, one in calibration.factors.items():
+            scales = ", ".join(f"{level} {scale:.2f}" for level, scale in zip(AXES[factor], one.scales, strict=True))
+            print(f"{weights}: {factor} ({one.images} faces): {scales}")
+        print(f"{weights}: sha256 {before} -> {sha256_of(weights)}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0, or 2 when the call was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("weights", nargs="+", type=Path, help="checkpoints, .safetensors")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="with faces/, factors/ and splits/")
+    cache = Path("runs/yaw_unseen.json")
+    parser.add_argument("--cache", type=Path, default=cache, help="dlib's yaw of each face, found once")
+    args = parser.parse_args(arguments)
+    return exit_code(lambda: run(args), stopped="stopped; a checkpoint that is not named above is as it was")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

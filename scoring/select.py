@@ -1,0 +1,191 @@
+"""Selecting the rows of a score table: by score, band, percentile and factors, by a share, and the best of each group.
+
+The rows are read from the journal of the run, once for each question that needs all of them (a share, the best of
+each group) and once more to mark them. Of all rows only the qualities are held in memory, 8 bytes each, and only for a
+share; of each group the best rows are held by their numbers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from model.bands import BANDS
+from model.files import filling_folder
+from model.percentiles import discard_threshold
+from model.prompts import AXES, FACTORS
+
+from .region_map import RegionMap
+from .tables import Row
+
+GROUPS: dict[str, Callable[[str], str]] = {  # --best-per: what the path of an image belongs to
+    "folder": lambda path: os.path.dirname(path),
+    "identity": lambda path: os.path.basename(os.path.dirname(path)),
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a row must have. A row without a quality is never selected."""
+
+    min_score: float | None = None
+    min_band: str | None = None
+    min_percentile: float | None = None
+    """From 0 to 100, of the set that is stored in the weights."""
+    keep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """factor -> the levels that may be its most probable one."""
+    discard: float | None = None
+    """The share, in [0, 1), of all rows with a quality that are the worst."""
+    best_per: tuple[str, int] | None = None
+    """A key of `GROUPS` and how many of each group: the best of those that pass everything else."""
+
+    def __bool__(self) -> bool:
+        return self != Selection()
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether a row can be selected only when all rows are known."""
+        return self.discard is not None or self.best_per is not None
+
+    def passes(self, row: Row) -> bool:
+        """Whether a row passes what can be told from it alone."""
+        return (
+            row["quality"] is not None
+            and (self.min_score is None or row["quality"] >= self.min_score)
+            and (self.min_band is None or BANDS.index(row["band"]) >= BANDS.index(self.min_band))
+            and (self.min_percentile is None or row["percentile"] >= self.min_percentile)
+            and all(row[factor] in levels for factor, levels in self.keep.items())
+        )
+
+
+def marker(selection: Selection, read: Callable[[], Iterator[Row]]) -> Callable[[Iterable[Row]], Iterator[Row]]:
+    """A function that adds `selected` to each row of a table, in its order. `read` gives all rows, each time anew."""
+    lowest = -math.inf
+    if selection.discard is not None:
+        known = (row["quality"] for row in read() if row["quality"] is not None)
+        lowest = discard_threshold(np.fromiter(known, np.float64), selection.discard)
+
+    def passes(row: Row) -> bool:
+        return selection.passes(row) and row["quality"] >= lowest
+
+    best = None if selection.best_per is None else best_rows(read(), passes, *selection.best_per)
+
+    def mark(rows: Iterable[Row]) -> Iterator[Row]:
+        for number, row in enumerate(rows):
+            yield row | {"selected": passes(row) if best is None else number in best}
+
+    return mark
+
+
+def best_rows(rows: Iterable[Row], passes: Callable[[Row], bool], group: str, count: int) -> set[int]:
+    """The numbers of the `count` best rows of each group; of equal ones the earlier."""
+    heaps: dict[str, list[tuple[float, int]]] = {}
+    for number, row in enumerate(rows):
+        if passes(row):
+            heap = heaps.setdefault(GROUPS[group](row["path"]), [])
+            add = heapq.heappush if len(heap) < count else heapq.heappushpop
+            add(heap, (row["quality"], -number))
+    return {-number for heap in heaps.values() for _, number in heap}
+
+
+def selected_paths(rows: Iterable[Row]) -> Iterator[str]:
+    """The path of each selected row; of neighbouring rows with one path, its faces, only the first."""
+    for path, _ in itertools.groupby(row["path"] for row in rows if row["selected"]):
+        yield path
+
+
+def check_new(folder: Path) -> None:
+    """Raises ValueError when a folder that copies are to fill holds something, or is none."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: name a new folder, so that nothing is mixed with what is there")
+
+
+def check_outside(folder: Path, inputs: Iterable[str]) -> None:
+    """Raises ValueError when a folder that a run is to fill lies in a folder that it reads."""
+    for path in inputs:
+        if os.path.isdir(path) and folder.resolve().is_relative_to(Path(path).resolve()):
+            raise ValueError(f"the files in {folder} would be images of {path}: choose a folder outside")
+
+
+def copy_files(read: Callable[[], Iterator[str]], folder: Path) -> int:
+    """Copy the files at these paths into a new folder, which appears with all of them or not at all; how many.
+
+    The sub-folders that the paths have beyond their common one are kept. `read` gives the paths, each time anew.
+    Raises RuntimeError when a file is not there any more.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with filling_folder(folder) as temporary:
+        for path, target in places(read, temporary):
+            try:
+                shutil.copyfile(path, target)
+            except FileNotFoundError as error:
+                raise RuntimeError(f"{path} was scored, and is not there any more: nothing was copied") from error
+            count += 1
+    return count
+
+
+def write_maps(read: Callable[[], Iterator[str]], folder: Path, region_map: Callable[[str], RegionMap]) -> int:
+    """Write a map of each image below a folder, named as `copy_files` does, each as soon as it is made; how many.
+
+    A map of an earlier run under the same name is replaced.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: set[Path] = set()
+    for path, target in places(read, folder, written.__contains__):
+        region_map(path).write(target)
+        written.add(target)
+    return len(written)
+
+
+def places(
+    read: Callable[[], Iterator[str]], folder: Path, is_taken: Callable[[Path], bool] = Path.exists
+) -> Iterator[tuple[str, Path]]:
+    """Each path with a free place for it below `folder`, whose parent exists.
+
+    No path leads out of the folder: roots, `.` and `..` are left out. A name that is taken gets `~2`, `~3`, …
+    """
+    common = shared_start(parts_of(path)[:-1] for path in read())
+    for path in read():
+        parts = parts_of(path)[common:]
+        target = folder.joinpath(*parts)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):  # a file of another root has the name of a folder of this one
+            target = folder / "~".join(parts)
+        names = itertools.chain([target.name], (f"{target.stem}~{n}{target.suffix}" for n in itertools.count(2)))
+        yield path, next(free for name in names if not is_taken(free := target.with_name(name)))
+
+
+def parts_of(path: str) -> tuple[str, ...]:
+    """The parts of a path without its root, `.` and `..`."""
+    pure = PurePath(path)
+    return tuple(part for part in pure.parts if part not in (pure.anchor, ".", "..")) or ("image",)
+
+
+def shared_start(sequences: Iterable[tuple[str, ...]]) -> int:
+    """How many first parts all have in common."""
+    start: tuple[str, ...] | None = None
+    for parts in sequences:
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(start or parts, parts, strict=False))
+        start = parts if start is None else tuple(part for part, _ in same)
+    return len(start or ())
+
+
+def read_keep(text: str) -> tuple[str, tuple[str, ...]]:
+    """`pose=frontal,slight angle` as a factor and its levels. Raises ValueError for names that do not exist."""
+    factor, _, names = text.partition("=")
+    if factor not in FACTORS:
+        raise ValueError(f"{text!r}: FACTOR=LEVEL,… was expected, with a factor of {', '.join(FACTORS)}")
+    levels = tuple(name.strip() for name in names.split(","))
+    if unknown := [level for level in levels if level not in AXES[factor]]:
+        raise ValueError(f"{factor} has no level {unknown[0]!r}: its levels are {', '.join(AXES[factor])}")
+    return factor, levels
