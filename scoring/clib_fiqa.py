@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from faces.align import Alignment
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from model.fast import accelerate
 
@@ -17,9 +18,9 @@ from .face_crops import normalised, prepare_face
 class ClibFiqaScoring:
     """CLIB-FIQA on a device."""
 
-    def __init__(self, network: ClibFiqa, dtype: torch.dtype, device: torch.device, align: str) -> None:
+    def __init__(self, network: ClibFiqa, dtype: torch.dtype, device: torch.device, alignment: Alignment) -> None:
         self.preprocessing, self.dtype = network.preprocessing, dtype
-        self.prepare = partial(prepare_face, network.preprocessing, align)
+        self.prepare = partial(prepare_face, network.preprocessing, alignment)
         clip: Any = network.clip
         clip.visual = accelerate(clip.visual, dtype, device)
         self.network = network.to(device)  # the head stays in fp32: its logit scale of about 100 magnifies rounding

@@ -1,4 +1,4 @@
-"""How methods that score aligned faces prepare them: one crop for each image."""
+"""How methods that score aligned faces prepare them: one crop for each face."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faces.align import aligned
+from faces.align import Alignment, crops_of
 from model.preprocessing import Preprocessing
 
 from .contract import Batch, Prepared
 
-ALIGN = ("auto", "yes", "no")
 
+def prepare_face(
+    preprocessing: Preprocessing,
+    alignment: Alignment | str,
+    rgb: np.ndarray,
+    path: str = "",
+    points: np.ndarray | None = None,
+) -> Prepared | list[Prepared]:
+    """RGB uint8 (H, W, 3) -> the wanted face as one crop of the network's size, or a list of several faces.
 
-def prepare_face(preprocessing: Preprocessing, align: str, rgb: np.ndarray, path: str = "") -> Prepared:
-    """RGB uint8 (H, W, 3) -> the face as one crop of the network's size.
-
-    `align` is one of `ALIGN`; auto aligns every image that is not 112x112. Raises ImageError (no_face).
+    `alignment` may also be just its `align`: no, yes or auto. `points` (5, 2) or (K, 5, 2) are those of faces that are
+    known already. Raises ImageError (no_face).
     """
-    return Prepared(preprocessing.resize(aligned(rgb, align))[None])
+    chosen = Alignment(alignment) if isinstance(alignment, str) else alignment
+    crops = crops_of(rgb, chosen, points)
+    prepared = [Prepared(preprocessing.resize(crop.pixels)[None], placed=crop.placed) for crop in crops]
+    return prepared[0] if len(prepared) == 1 else prepared
 
 
 def normalised(batch: Batch, preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:

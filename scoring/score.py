@@ -29,6 +29,14 @@ class Score:
     factors: dict[str, dict[str, float]] = field(default_factory=dict)
     quality_distribution: tuple[float, ...] | None = None
     percentile: float | None = None
+    # Where the face lies and how it was aligned: `faces.align.Placed` explains them. They are no part of what a score
+    # says, and so equal scores may differ in them.
+    face: int | None = field(default=None, compare=False)
+    box: tuple[float, ...] | None = field(default=None, compare=False)
+    points: tuple[float, ...] | None = field(default=None, compare=False)
+    detection: float | None = field(default=None, compare=False)
+    aligned_by: str | None = field(default=None, compare=False)
+    faces: int | None = field(default=None, compare=False)
 
     def label(self, axis: str) -> str | None:
         """The most probable level of a factor or of "quality", or None where there are no probabilities."""

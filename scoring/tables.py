@@ -17,6 +17,7 @@ from .score import Score
 
 Row: TypeAlias = dict[str, Any]
 COLUMNS = ("path", "status", "quality", *FACTORS)
+FACE_COLUMNS = ("face", "box", "points", "detection", "aligned_by", "faces")  # as `faces.align.Placed` has them
 PARQUET_GROUP = 8192  # rows
 
 
@@ -30,6 +31,19 @@ def row_of(score: Score) -> Row:
         "factors": {axis: _rounded(levels) for axis, levels in score.factors.items()} or None,
         "quality_distribution": score.quality_distribution and [round(p, 6) for p in score.quality_distribution],
         "percentile": None if score.percentile is None else round(score.percentile, 2),
+        **face_columns(score),
+    }
+
+
+def face_columns(score: Score) -> Row:
+    """The values of FACE_COLUMNS."""
+    return {
+        "face": score.face,
+        "box": score.box and [round(x, 2) for x in score.box],
+        "points": score.points and [round(x, 2) for x in score.points],
+        "detection": None if score.detection is None else round(score.detection, 4),
+        "aligned_by": score.aligned_by,
+        "faces": score.faces,
     }
 
 
@@ -38,14 +52,21 @@ def _rounded(levels: Mapping[str, float]) -> dict[str, float]:
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """The columns of `COLUMNS`, with the names of the levels; cells of a failed row are empty."""
+    """COLUMNS, with the names of the levels, and FACE_COLUMNS, with the numbers of a box or of points separated by
+    spaces; cells of a failed row are empty."""
+    columns = (*COLUMNS, *FACE_COLUMNS)
     with open_text(path, "w") as file:
-        write_csv_rows(file, [COLUMNS])
-        write_csv_rows(file, ([row[column] for column in COLUMNS] for row in rows))
+        write_csv_rows(file, [columns])
+        write_csv_rows(file, ([_cell(row[column]) for column in columns] for row in rows))
+
+
+def _cell(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
-    """One object a line: the columns, `factors`, `quality_distribution`, `percentile`; null in a failed row."""
+    """One object a line: the columns, `factors`, `quality_distribution`, `percentile`, FACE_COLUMNS; null in a failed
+    row."""
     with open_text(path, "w") as file:
         file.writelines(_json_line(row) for row in rows)
 
@@ -66,6 +87,11 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
         "factors": pyarrow.struct(factors.items()),
         "quality_distribution": pyarrow.list_(probability),
         "percentile": probability,
+        "face": pyarrow.int32(),
+        **dict.fromkeys(("box", "points"), pyarrow.list_(probability)),
+        "detection": probability,
+        "aligned_by": text,
+        "faces": pyarrow.int32(),
     }
     schema, rows = pyarrow.schema(types.items()), iter(rows)
     with parquet.ParquetWriter(path, schema) as writer:
@@ -128,6 +154,7 @@ class Journal:
         """
         self.output, self.partial = output, output.with_name(output.name + ".partial")
         self.batch_size, self.finished = batch_size, 0
+        self.several_faces = settings.get("faces") == "all"
         output.parent.mkdir(parents=True, exist_ok=True)
         if not (resume and self.partial.is_file() and _drop_torn_line(self.partial)):
             with open_text(self.partial, "w") as file:
@@ -140,18 +167,26 @@ class Journal:
             )
 
     def unfinished(self, paths: Iterable[str]) -> Iterator[str]:
-        """The paths that are still to be scored; sets `finished`. Raises ValueError when the rows have other paths."""
+        """The paths that are still to be scored; sets `finished`, the number of the other images.
+
+        Raises ValueError when the rows have other paths.
+        """
         paths, batch = iter(paths), list[str]()  # the paths of the batch in which the earlier run stopped
+        kept = 0  # rows
         for number, row in enumerate(self.rows(), 1):
+            if row["face"]:  # a further face of the image before
+                continue
+            if len(batch) == self.batch_size:
+                batch, self.finished, kept = [], self.finished + len(batch), number - 1
             if (path := next(paths, None)) != row["path"]:
                 raise ValueError(
                     f"cannot resume: row {number} of {self.partial} is of {row['path']}, that image is now "
                     f"{path}; run with the same images, or without --resume to start anew"
                 )
             batch.append(row["path"])
-            if len(batch) == self.batch_size:
-                batch, self.finished = [], number
-        _keep_lines(self.partial, 1 + self.finished)
+        if len(batch) == self.batch_size and not self.several_faces:  # else the last image may have further faces
+            batch, self.finished, kept = [], self.finished + len(batch), number
+        _keep_lines(self.partial, 1 + kept)
         return itertools.chain(batch, paths)
 
     def keep(self, scores: Iterable[Score]) -> None:
