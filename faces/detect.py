@@ -9,6 +9,7 @@ A file of OpenCV's YuNet format can take the place of both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -39,8 +40,8 @@ TILE, OVERLAP = 640, 128  # pixels; larger pictures are searched in tiles, so th
 TILES_AT_ONCE = 4
 WINDOWS_AT_ONCE = 64
 CANDIDATE = 0.3  # CenterFace's score from which on the second network is asked
-SURE = 0.6  # from which on a larger version of the picture need not be searched for the largest face
-UPRIGHT = 0.75  # from which on the other quarter turns are not tried
+SURE = 0.5  # from which on a larger version of the picture need not be searched for the largest face
+UPRIGHT = 0.6  # from which on the other quarter turns are not tried
 SAME_FACE = 0.4  # intersection over union
 INSIDE = 0.7  # share of the smaller box that lies in the larger one
 ROUNDS = 3
@@ -101,10 +102,13 @@ class Finder:
         For the largest face alone the search ends when it is sure; smaller faces are then not counted.
         """
         found = detect(rgb, self.min_face_size, self.rotate, self.faces == "largest", self.detector)
-        if self.faces == "central" and found:
+        if self.faces == "all":
+            return found, len(found)
+        sure = [face for face in found if face.score >= SURE] or found  # doubtful ones count only without such a one
+        if self.faces == "central" and sure:
             middle = (np.array(rgb.shape[1::-1]) - 1) / 2
-            return [min(found, key=lambda face: float(np.linalg.norm(_centre(face.box) - middle)))], len(found)
-        return (found if self.faces == "all" else found[:1]), len(found)
+            return [min(sure, key=lambda face: float(np.linalg.norm(_centre(face.box) - middle)))], len(found)
+        return sure[:1], len(found)
 
 
 def detect(
@@ -174,8 +178,8 @@ def _centre(box: tuple[float, float, float, float]) -> np.ndarray:
 def _search(rgb: np.ndarray, min_face_size: float, only_largest: bool) -> list[Face]:
     found: list[Face] = []
     for scale in search_scales(max(rgb.shape[:2]), min_face_size):
-        candidates = _suppressed([*found, *_search_at(rgb, scale)])
-        found = _refined(rgb, candidates, known=found)
+        new = _refined(rgb, _suppressed(list(_search_at(rgb, scale))))
+        found = _suppressed([*found, *new])
         if only_largest and any(face.score >= SURE and face.size >= min_face_size for face in found):
             break
     return found
@@ -273,21 +277,20 @@ def _is_same(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
 # ---- the points of each face ----------------------------------------------------------------------------------------
 
 
-def _refined(rgb: np.ndarray, faces: Sequence[Face], known: Sequence[Face]) -> list[Face]:
-    """The faces with better points, without those that are none; `known` ones stay as they are."""
-    new = [face for face in faces if face not in known]
-    points, logits = refine_points(rgb, [face.points for face in new])
-    good = [
-        Face(face.box, face.score, five)
-        for face, five, logit in zip(new, points, logits, strict=True)
+def _refined(rgb: np.ndarray, faces: Sequence[Face]) -> list[Face]:
+    """The faces with better points, without those that are none. The score becomes the product of CenterFace's and of
+    the second network's probability, which is small for a face that is upside down."""
+    points, logits = refine_points(rgb, [face.points for face in faces])
+    return [
+        Face(face.box, face.score / (1 + math.exp(-logit)), five)
+        for face, five, logit in zip(faces, points, logits, strict=True)
         if is_face(face.score, logit)
     ]
-    return [*(face for face in faces if face in known), *good]
 
 
 def is_face(score: float, logit: float) -> bool:
     """Whether CenterFace's score and the logit of the second network make a face."""
-    return (score >= 0.5 and logit > -4) or logit > 0
+    return (score >= 0.5 and logit > -3) or logit > 1
 
 
 @torch.inference_mode()

@@ -1,8 +1,9 @@
 """Train the network that finds the five points of a face (model/face_points.py).
 
 Crops that are aligned already have their points where the template has them: turned, scaled and moved at random they
-give any number of windows with known points. Originals with known points add what lies around a face. The features of
-all windows are computed once; only the last two layers learn.
+give any number of windows. Of these only the similarity is known that brings the points to the template, and not how
+far each point lies beside it. Originals tell that too, and what lies around a face. The features of all windows are
+computed once; only the last layers learn.
 
     pip download --no-deps facenet-pytorch && unzip facenet_pytorch-*.whl facenet_pytorch/data/onet.pt
     python -m recipes.raw_photographs.train_points --data ../shared/data --onet facenet_pytorch/data/onet.pt \\
@@ -54,12 +55,14 @@ class Windows:
     pixels: list[np.ndarray] = field(default_factory=list)
     points: list[np.ndarray] = field(default_factory=list)  # in the template's pixels
     is_face: list[bool] = field(default_factory=list)
+    each_known: list[bool] = field(default_factory=list)  # each point is known, not only the similarity that fits them
     fold: list[int] = field(default_factory=list)
 
-    def add(self, pixels: np.ndarray, points: np.ndarray, is_face: bool, fold: int) -> None:
+    def add(self, pixels: np.ndarray, points: np.ndarray, is_face: bool, fold: int, each_known: bool = False) -> None:
         self.pixels.append(pixels)
         self.points.append(points)
         self.is_face.append(is_face)
+        self.each_known.append(each_known)
         self.fold.append(fold)
 
 
@@ -72,8 +75,10 @@ def run(args: argparse.Namespace) -> int:
     kept = np.array([fold != args.leave_out for fold in windows.fold])
     features = all_features(network, np.stack(windows.pixels)[kept])
     targets = torch.tensor(np.stack(windows.points)[kept] - ARCFACE_POINTS, dtype=torch.float32)
-    is_face = torch.tensor(np.array(windows.is_face)[kept], dtype=torch.float32)
-    train(network, features, targets, is_face, args)
+    is_face, each_known = (
+        torch.tensor(np.array(values)[kept], dtype=torch.float32) for values in (windows.is_face, windows.each_known)
+    )
+    train(network, features, targets, is_face, each_known, args)
     metadata = {
         "system": "face-points",
         "origin": "trunk: O-Net of MTCNN, from the PyPI package facenet-pytorch (MIT); last layers: "
@@ -134,7 +139,7 @@ def add_original(windows: Windows, picture: np.ndarray, points: np.ndarray, fold
     for i in range(8):
         matrix = composed(near_template(rng, wide=i % 2 == 0), aligned)
         pixels = window(picture, matrix, cv2.BORDER_CONSTANT)
-        windows.add(harmed(pixels, rng), mapped(points, matrix), True, fold)
+        windows.add(harmed(pixels, rng), mapped(points, matrix), True, fold, each_known=True)
     for _ in range(7):
         pixels = window(picture, composed(far_from_template(rng), aligned), cv2.BORDER_CONSTANT)
         windows.add(harmed(pixels, rng), ARCFACE_POINTS, False, fold)
@@ -205,14 +210,25 @@ def all_features(network: FacePoints, windows: np.ndarray) -> Tensor:
     return torch.cat([network.features(torch.from_numpy(windows[i : i + 256])).half() for i in starts])
 
 
-def train(network: FacePoints, features: Tensor, targets: Tensor, is_face: Tensor, args: argparse.Namespace) -> None:
+def train(
+    network: FacePoints,
+    features: Tensor,
+    targets: Tensor,
+    is_face: Tensor,
+    each_known: Tensor,
+    args: argparse.Namespace,
+) -> None:
     """Fit the linear layer by least squares, then both layers by gradient descent. Targets are points (N, 5, 2)
-    relative to the template."""
+    relative to the template; where `each_known` (N,) is 0 only the similarity that fits them counts."""
     sample = features[torch.randperm(len(features))[:20000]].float()
     network.mean.copy_(sample.mean(0))
     network.std.copy_(sample.std(0).clamp(min=1e-3))
     network.requires_grad_(False)
-    solve_linear(network, features, targets, is_face, args.ridge)
+    network.linear.weight.zero_()
+    network.linear.bias.zero_()
+    fitted = similarity_part(targets)
+    add_linear(network, features, fitted, is_face, args.ridge)
+    add_linear(network, features, targets - fitted, each_known, args.ridge)
     torch.nn.init.zeros_(network.output.weight)
     layers = [network.linear, network.hidden, network.output]
     parameters = [parameter.requires_grad_() for layer in layers for parameter in layer.parameters()]
@@ -225,7 +241,8 @@ def train(network: FacePoints, features: Tensor, targets: Tensor, is_face: Tenso
         for batch in order[: len(order) // args.batch_size * args.batch_size].view(-1, args.batch_size):
             x = F.dropout((features[batch].float() - network.mean) / network.std, args.dropout)
             y = network.linear(x) + network.output(F.relu(network.hidden(x)))
-            loss = points_loss(y[:, :-1].unflatten(1, (5, 2)) - targets[batch], is_face[batch])
+            error = y[:, :-1].unflatten(1, (5, 2)) - targets[batch]
+            loss = points_loss(error, is_face[batch], each_known[batch])
             loss = loss + F.binary_cross_entropy_with_logits(y[:, -1], is_face[batch])
             optimiser.zero_grad()
             loss.backward()
@@ -239,32 +256,37 @@ def train(network: FacePoints, features: Tensor, targets: Tensor, is_face: Tenso
 
 
 @torch.no_grad()
-def solve_linear(network: FacePoints, features: Tensor, targets: Tensor, is_face: Tensor, ridge: float) -> None:
-    """Ridge regression of the points, of faces alone, in the linear layer."""
-    chosen = torch.nonzero(is_face)[:, 0]
+def add_linear(network: FacePoints, features: Tensor, targets: Tensor, chosen: Tensor, ridge: float) -> None:
+    """Add to the linear layer the ridge regression of targets (N, 5, 2) over the rows where `chosen` (N,) is 1."""
+    rows_of = torch.nonzero(chosen)[:, 0]
     width = features.shape[1]
     gram, moment = torch.zeros(width, width), torch.zeros(width, 10)
-    middle = targets[chosen].flatten(1).mean(0)
-    for rows in chosen.split(4096):
+    middle = targets[rows_of].flatten(1).mean(0)
+    for rows in rows_of.split(4096):
         x = (features[rows].float() - network.mean) / network.std
         gram += x.T @ x
         moment += x.T @ (targets[rows].flatten(1) - middle)
-    gram.diagonal().add_(ridge * len(chosen))
-    network.linear.weight.zero_()
-    network.linear.bias.zero_()
-    network.linear.weight[:-1] = torch.linalg.solve(gram, moment).T
-    network.linear.bias[:-1] = middle
+    gram.diagonal().add_(ridge * len(rows_of))
+    network.linear.weight[:-1] += torch.linalg.solve(gram, moment).T
+    network.linear.bias[:-1] += middle
 
 
-def points_loss(error: Tensor, is_face: Tensor) -> Tensor:
-    """Errors (N, 5, 2) in pixels of the template -> the loss: of the points, and of the similarity that fits them."""
+def similarity_part(offsets: Tensor) -> Tensor:
+    """The part of offsets (N, 5, 2) of the template's points that a small similarity transform makes."""
     z = torch.tensor((ARCFACE_POINTS - ARCFACE_POINTS.mean(0)) @ (1, 1j), dtype=torch.complex64)
-    moved = torch.view_as_complex(error.contiguous())
+    moved = torch.view_as_complex(offsets.contiguous())
     turned = (moved * z.conj()).sum(dim=1, keepdim=True) / (z.abs() ** 2).sum()
-    fitted = torch.view_as_real(turned * z + moved.mean(dim=1, keepdim=True))
-    each = F.smooth_l1_loss(error, torch.zeros_like(error), reduction="none").mean(dim=(1, 2))
-    whole = F.smooth_l1_loss(fitted, torch.zeros_like(fitted), reduction="none").mean(dim=(1, 2))
-    return ((each + 2 * whole) * is_face).sum() / is_face.sum()
+    return torch.view_as_real(turned * z + moved.mean(dim=1, keepdim=True))
+
+
+def points_loss(error: Tensor, is_face: Tensor, each_known: Tensor) -> Tensor:
+    """Errors (N, 5, 2) in pixels of the template -> the loss: of the similarity that fits the points, which decides how
+    a face is aligned, and where they are known of the points themselves."""
+    fitted = similarity_part(error)
+    each, whole = (
+        F.smooth_l1_loss(x, torch.zeros_like(x), beta=0.5, reduction="none").mean(dim=(1, 2)) for x in (error, fitted)
+    )
+    return (each * each_known).sum() / each_known.sum().clamp(min=1) + 2 * (whole * is_face).sum() / is_face.sum()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
