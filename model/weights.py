@@ -105,7 +105,7 @@ WEIGHTS = (
         "face_points.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="1f652c81c6f024334ee5f1fa4e94f8268b94d20d5262b7becf8e7541c8c228b8",
+        sha256="639340430cecc2c4a13e85dd8a54a90c646a84fe216e21a3bf37adfae160d0f1",
         system="face-points",
         image_size=72,
     ),
