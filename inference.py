@@ -9,8 +9,9 @@
     python inference.py crops --weights 181952backbone.pth --output scores.txt      CR-FIQA, and its `path score` lines
     python inference.py photos --output all.csv --best-per folder 3 --copy-to best  the three best of each folder
 
-A picture of 112x112 pixels is taken as an aligned crop; in any other the largest face is found and aligned. A picture
-that cannot be scored is a row with its status (missing, not_an_image, truncated, no_face, …) and stops nothing.
+A picture of 112x112 pixels is taken as an aligned crop; in any other the largest face is found and aligned, or with
+--faces all every face, each with a row of its own. A picture that cannot be scored is a row with its status (missing,
+not_an_image, truncated, no_face, …) and stops nothing.
 Exit code: 0 when all were scored, 1 when some were not or the run failed, 2 when the call was wrong, 130 after Ctrl-C.
 An interrupted run with --output continues with --resume. More: docs/inference.md, and docs/reasons.md for the reasons,
 the bands, maps and selecting.
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
+FACE_OPTIONS = ("faces", "min_face_size", "rotate", "detector")
 METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
 SELECTING = """Every row stays in the table; the column `selected` tells which pass all flags. Without flags all rows
@@ -133,24 +135,42 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     if args.threads:
         set_threads(args.threads)
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
-    options = {name: vars(args)[name] for name in METHOD_OPTIONS if vars(args)[name] is not None}
+    options = {name: vars(args)[name] for name in (*FACE_OPTIONS, *METHOD_OPTIONS) if vars(args)[name] is not None}
     scorer = Scorer(args.method, args.weights, *settings, bands=args.bands, **options)
     check_method(scorer, args.selection, args.map_of if args.map else None)
-    if len(first) == 1 and not args.output:
+    if len(first) == 1 and not args.output and args.faces != "all":
         return score_one(scorer, first[0], args)
     if args.workers is None:
         few = total is not None and total < FEW
         args.workers = 0 if few else default_workers(scorer, first[0], available_cores())
-    start, remaining = time.perf_counter(), chain(first, remaining)
+    start, remaining, doubtful = time.perf_counter(), chain(first, remaining), Counter[str]()
     if args.output:
-        statuses = write_table(scorer, remaining, total, args)
+        statuses = write_table(scorer, remaining, total, args, doubtful)
     elif args.selection.needs_all or args.copy_to or args.map:
-        statuses = print_finished_table(scorer, remaining, total, args)
+        statuses = print_finished_table(scorer, remaining, total, args, doubtful)
     else:
-        statuses = print_table(scorer.stream(remaining, args.workers), args.selection)
+        statuses = print_table(watched(scorer.stream(remaining, args.workers), doubtful), args.selection)
+    warn_of_doubtful(doubtful.total())
     counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     print(f"{counts} in {time.perf_counter() - start:.1f} s ({scorer})", file=sys.stderr)
     return int(set(statuses) != {"ok"})
+
+
+def watched(scores: Iterable[Score], doubtful: Counter[str]) -> Iterator[Score]:
+    """The scores as they are; those of crops in which no face is where the template has one are counted."""
+    for score in scores:
+        doubtful[score.aligned_by or ""] += score.aligned_by == "doubtful"
+        yield score
+
+
+def warn_of_doubtful(count: int) -> None:
+    """Say on stderr that some pictures of 112x112 pixels seem to be no aligned crops."""
+    if count:
+        print(
+            f"warning: {count} picture{'s' * (count > 1)} of 112x112 pixels, taken as aligned crops, show no face "
+            "where the template has one (aligned_by: doubtful); --align yes looks for faces in them",
+            file=sys.stderr,
+        )
 
 
 def default_workers(scorer: Scorer, first: str, cores: int) -> int:
@@ -180,6 +200,7 @@ def score_one(scorer: Scorer, path: str, args: argparse.Namespace) -> int:
     from scoring.tables import row_of
 
     score = scorer.score(path)
+    warn_of_doubtful(int(score.aligned_by == "doubtful"))
     row = row_of(score)
     (row,) = marker(args.selection, lambda: iter([row]))([row])
     code = print_sentence(score, scorer.percentiles, row["selected"] if args.selection else None)
@@ -225,7 +246,7 @@ def print_table(scores: Iterable[Score], selection: Selection) -> Counter[str]:
 
 
 def print_finished_table(
-    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace
+    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
 ) -> Counter[str]:
     """Print the table at the end, for what needs all rows; until then they are in a temporary file."""
     import json
@@ -235,7 +256,7 @@ def print_finished_table(
 
     with tempfile.TemporaryDirectory() as folder:
         args.output = Path(folder) / "scores.jsonl"
-        statuses = write_table(scorer, paths, total, args)
+        statuses = write_table(scorer, paths, total, args, doubtful)
         print(readable_header(selected=bool(args.selection)))
         with open(args.output, encoding="utf-8") as lines:
             for line in lines:
@@ -244,7 +265,9 @@ def print_finished_table(
     return statuses
 
 
-def write_table(scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace) -> Counter[str]:
+def write_table(
+    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
+) -> Counter[str]:
     """Write the table, with progress on stderr; return the number of rows of each status."""
     from tqdm import tqdm
 
@@ -252,8 +275,9 @@ def write_table(scorer: Scorer, paths: Iterable[str], total: int | None, args: a
 
     journal = Journal(args.output, scorer.settings, args.resume, scorer.batch_size)
     paths = journal.unfinished(paths)
-    scores = scorer.stream(paths, args.workers)
-    journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" images", disable=None))
+    scores = watched(scorer.stream(paths, args.workers), doubtful)
+    total = None if args.faces == "all" else total  # an image may then have several rows
+    journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
     if not (args.selection or args.copy_to or args.map):
         return journal.finish()
     from scoring.select import marker
@@ -310,6 +334,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output")
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
+    add("--faces", choices=("largest", "central", "all"), default="largest", help="which faces of a picture count")
+    add("--min-face-size", type=positive, metavar="N", help="leave out faces of fewer pixels (default: 24)")
+    add("--rotate", choices=("no", "auto"), default="no", help="auto: find faces on a side or upside down too")
+    add("--detector", metavar="FILE.onnx", help="a detector of OpenCV's YuNet format (default: in weights/)")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
     add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on CUDA, else fp32")
     add("--batch-size", type=positive, metavar="N", help="images a network sees at once (CPU: 16, CUDA: 256, mps: 64)")

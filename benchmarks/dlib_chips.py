@@ -19,10 +19,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from evaluation.edc import fixed_threshold
-from faces.align import ARCFACE_POINTS, similarity_transform
 from faces.dlib_models import dlib_file, face_detector, import_dlib, landmark_predictor
 from faces.listing import list_images
 from faces.reader import read_image
+from faces.template import ARCFACE_POINTS, similarity_transform
 from labels.anchors import identity_of
 from labels.recognition import DLIB_EYES, DLIB_FILE
 from model.dlib_resnet import read_dlib_resnet

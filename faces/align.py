@@ -1,8 +1,9 @@
-"""Finding the face in a picture and bringing it to the template of ArcFace (Deng et al., CVPR 2019).
+"""Bringing the faces of pictures to the template of ArcFace (Deng et al., CVPR 2019).
 
     python -m faces.align PHOTOGRAPHS --output CROPS
 
-makes a folder of aligned 112x112 crops, with the same sub-folders, of a folder of photographs.
+makes a folder of aligned 112x112 crops, with the same sub-folders, of a folder of photographs, and the table
+CROPS.faces.csv: for each picture its status, and for each face its crop, box, points and score.
 """
 
 from __future__ import annotations
@@ -13,45 +14,131 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from command_line import exit_code, natural
-from model.files import replacing
+from command_line import exit_code, natural, positive
+from model.files import open_text, replacing, write_csv_rows
 
-from .dlib_models import face_detector, landmarks_in
+from .detect import CHOICES, MIN_FACE_SIZE, ROTATE, Face, Finder, shows_aligned_face
 from .listing import list_images
 from .reader import ImageError
+from .template import ARCFACE_POINTS, SIZE, similarity_transform, warp
 from .workers import Loaded, load_batches
 
-SIZE = 112
-# Where eyes, nose tip and mouth corners (left to right in the picture) lie in a 112x112 crop: x, y in pixels.
-ARCFACE_POINTS = np.array([
-    (38.2946, 51.6963),
-    (73.5318, 51.5014),
-    (56.0252, 71.7366),
-    (41.5493, 92.3655),
-    (70.7299, 92.2041),
-])
-# The picture is searched at these lengths of its longest side, until a face is found. dlib finds faces from 80 pixels,
-# so each step finds faces of half the size, at four times the cost. A face is larger than all that need a later step.
-DETECTION_SIDES = (320, 640, 1280, 2560)
-LARGEST_ENLARGEMENT = 4.0
-ALIGN = ("auto", "yes", "no")   # which images `aligned` aligns
-SURE = 0.5   # detections with this score of dlib or more are almost never wrong; others count only without such a one
+__all__ = ["ARCFACE_POINTS", "SIZE", "similarity_transform", "warp"]  # of .template; the rest is defined here
+ALIGN = ("auto", "yes", "no")   # which images are aligned
+FLAT = 2.0  # grey levels: a crop whose pixels vary less shows nothing
+TABLE = ("path", "status", "face", "crop", "box", "points", "detection", "aligned_by", "faces")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which images are aligned, and how faces are found in them.
+
+    align: "no" takes every image as it is, "yes" aligns every one, "auto" those that are not 112x112. With `check` an
+    image that is taken as an aligned crop is looked at: whether it shows a face where the template has one.
+    """
+
+    align: str = "auto"
+    finder: Finder = field(default_factory=Finder)
+    check: bool = False
+
+    def __post_init__(self) -> None:
+        if self.align not in ALIGN:
+            raise ValueError(f"align {self.align!r} is none of {', '.join(ALIGN)}")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where in its image a face lies, and how it came to the template. Coordinates are pixels, as in `Face`."""
+
+    face: int | None = None
+    """0 for the first face of the image, 1 for the next."""
+    box: tuple[float, ...] | None = None
+    """Left, top, right, bottom."""
+    points: tuple[float, ...] | None = None
+    """x and y of the eyes, the nose tip and the mouth corners: ten numbers."""
+    detection: float | None = None
+    """The detector's confidence in [0, 1]."""
+    aligned_by: str | None = None
+    """The detector's name; `points`, which were given; `crop`, an aligned crop taken as it is; `doubtful`, the same of
+    a crop in which no face lies where the template has one; `none`, an image that was not to be aligned."""
+    faces: int | None = None
+    """How many faces were found. When only the largest is wanted, the search may end before it sees smaller ones."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A face as methods take it: RGB uint8, (112, 112, 3) unless the image was not to be aligned."""
+
+    pixels: np.ndarray
+    placed: Placed
+
+
+def crops_of(rgb: np.ndarray, alignment: Alignment, points: np.ndarray | None = None) -> list[Crop]:
+    """The wanted faces of an RGB uint8 image (H, W, 3), brought to the template.
+
+    `points` (5, 2) or (K, 5, 2), x and y in pixels, are those of faces that are known already: nothing is searched.
+    Raises ImageError with the status no_face when no face is found, or when an image taken as a crop is looked at and
+    has one colour; ValueError for points of another shape.
+    """
+    if points is not None:
+        given = np.asarray(points, np.float64)
+        if given.shape[-2:] != (5, 2) or given.ndim not in (2, 3) or not np.isfinite(given).all():
+            raise ValueError(f"points {given.shape}: (5, 2) or (K, 5, 2) finite numbers were expected")
+        faces = [Face(box_around(five), 1.0, five) for five in given.reshape(-1, 5, 2)]
+        return _warped(rgb, faces, "points", len(faces))
+    if alignment.align == "no":
+        return [Crop(rgb, Placed(aligned_by="none"))]
+    if alignment.align == "auto" and is_aligned(rgb):
+        if not alignment.check:
+            return [Crop(rgb, Placed(aligned_by="crop"))]
+        if rgb.std(axis=(0, 1)).max() < FLAT:
+            raise ImageError("no_face", "the picture of 112x112 pixels has one colour; an aligned face was expected")
+        return [Crop(rgb, Placed(aligned_by="crop" if shows_aligned_face(rgb) else "doubtful"))]
+    faces, count = alignment.finder.find(rgb)
+    if not faces:
+        raise ImageError("no_face", "no face was found in the picture")
+    return _warped(rgb, faces, alignment.finder.name, count)
+
+
+def _warped(rgb: np.ndarray, faces: Sequence[Face], aligned_by: str, count: int) -> list[Crop]:
+    crops = []
+    for i, face in enumerate(faces):
+        points = tuple(face.points.ravel().tolist())
+        detection = None if aligned_by == "points" else face.score
+        placed = Placed(i, face.box, points, detection, aligned_by, count)
+        crops.append(Crop(warp(rgb, face.points, ARCFACE_POINTS, SIZE), placed))
+    return crops
+
+
+def box_around(points: np.ndarray) -> tuple[float, float, float, float]:
+    """A box for a face that is known by its five points (5, 2): twice the box around them, about its middle."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    left, top = ((low + high) / 2 - (high - low)).tolist()
+    right, bottom = ((low + high) / 2 + (high - low)).tolist()
+    return left, top, right, bottom
 
 
 def align_face(rgb: np.ndarray, size: int = SIZE) -> np.ndarray:
     """The largest face of an RGB uint8 image (H, W, 3), rotated and scaled to the ArcFace template: uint8
-    (size, size, 3), black outside the picture. Raises ImageError with the status no_face when dlib finds none."""
+    (size, size, 3), black outside the picture. Raises ImageError with the status no_face when none is found."""
     return warp(rgb, five_points(rgb), ARCFACE_POINTS * (size / SIZE), size)
+
+
+def five_points(rgb: np.ndarray) -> np.ndarray:
+    """Eye centres, nose tip and mouth corners (5, 2) in pixels of the largest face. Raises ImageError (no_face)."""
+    faces, _ = Finder().find(rgb)
+    if not faces:
+        raise ImageError("no_face", "no face was found in the picture; an aligned crop of 112x112 is taken as it is")
+    return faces[0].points
 
 
 def is_aligned(rgb: np.ndarray) -> bool:
@@ -63,101 +150,18 @@ def aligned(rgb: np.ndarray, align: str) -> np.ndarray:
     """The face in an RGB uint8 image (H, W, 3), brought to the template: uint8 (112, 112, 3), or the image itself.
 
     align: "no" takes every image as it is, "yes" aligns every one, "auto" those that are not 112x112. Raises ImageError
-    with the status no_face when dlib finds none.
+    with the status no_face when none is found.
     """
-    return align_face(rgb) if is_to_be_aligned(rgb, align) else rgb
-
-
-def is_to_be_aligned(rgb: np.ndarray, align: str) -> bool:
-    """Whether `aligned` looks for a face in the image (H, W, 3)."""
-    return align == "yes" or (align == "auto" and not is_aligned(rgb))
-
-
-def five_points(rgb: np.ndarray) -> np.ndarray:
-    """Eye centres, nose tip and mouth corners (5, 2) in pixels of the largest face. Raises ImageError (no_face)."""
-    return five_of(largest_face(rgb))
-
-
-def five_of(landmarks: np.ndarray) -> np.ndarray:
-    """Eye centres, nose tip and mouth corners (5, 2) of the 68 landmarks (68, 2)."""
-    eyes = landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0)
-    return np.array([*eyes, landmarks[30], landmarks[48], landmarks[54]])
-
-
-@dataclass(frozen=True)
-class FoundFace:
-    """A face that dlib found; all lengths are in pixels of the picture."""
-
-    landmarks: np.ndarray   # (68, 2) x and y
-    box: np.ndarray   # (2, 2) left and top, right and bottom; it may reach beyond the picture
-    faces: int   # how many were found
-
-
-def largest_face(rgb: np.ndarray) -> np.ndarray:
-    """The 68 landmarks (68, 2), x and y in pixels, of the largest face. Raises ImageError (no_face)."""
-    return find_largest_face(rgb).landmarks
-
-
-def find_largest_face(rgb: np.ndarray) -> FoundFace:
-    """The largest face of an RGB uint8 image (H, W, 3). Raises ImageError (no_face)."""
-    longest = max(rgb.shape[:2])
-    for side in DETECTION_SIDES:
-        scale = side / longest
-        if scale > LARGEST_ENLARGEMENT and side > DETECTION_SIDES[0]:
-            break
-        picture = _resize(rgb, scale)
-        boxes, scores, _ = face_detector().run(picture, 0)
-        if boxes:
-            sure = [box for box, score in zip(boxes, scores, strict=True) if score >= SURE] or boxes
-            box = max(sure, key=lambda box: box.area())
-            corners = np.array([(box.left(), box.top()), (box.right(), box.bottom())], np.float64)
-            landmarks = landmarks_in(picture, box)
-            return FoundFace(_rescale(landmarks, 1 / scale), _rescale(corners, 1 / scale), len(sure))
-    raise ImageError("no_face", "no face was found in the picture; an aligned crop of 112x112 pixels is taken as it is")
-
-
-def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray:
-    """The similarity transform, a matrix (2, 3), that maps points (N, 2) to a template (N, 2) with least squares.
-
-    Umeyama (1991). With a point as the complex number x + iy it is z = a w + b: a rotates and scales, b translates.
-    """
-    w, z = points @ (1, 1j), template @ (1, 1j)
-    spread = w - w.mean()
-    assert np.any(spread), "a similarity needs at least two different points"
-    a = np.vdot(spread, z) / np.vdot(spread, spread)
-    b = z.mean() - a * w.mean()
-    return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
-
-
-def warp(rgb: np.ndarray, points: np.ndarray, template: np.ndarray, size: int) -> np.ndarray:
-    """Map points (N, 2) of an image to the template in a crop (size, size, 3): bilinear, black outside the image.
-
-    A face of more than twice the crop's scale is first reduced by averaging areas, to avoid aliasing.
-    """
-    matrix = similarity_transform(points, template)
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
-    if scale < 0.5:
-        rgb, points = _resize(rgb, scale), _rescale(points, scale)
-        matrix = similarity_transform(points, template)
-    return cv2.warpAffine(rgb, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
-
-
-def _resize(rgb: np.ndarray, scale: float) -> np.ndarray:
-    if scale == 1:
+    if align == "no" or (align == "auto" and is_aligned(rgb)):
         return rgb
-    height, width = (max(1, round(side * scale)) for side in rgb.shape[:2])
-    return cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return align_face(rgb)
 
 
-def _rescale(points: np.ndarray, scale: float) -> np.ndarray:
-    return (points + 0.5) * scale - 0.5   # pixel centres have whole coordinates, the picture starts at -0.5
+def align_folder(folder: Path, output: Path, alignment: Alignment, workers: int) -> dict[Path, str]:
+    """Write the aligned crops of all images below a folder to `output`, in the same sub-folders, and the table
+    OUTPUT.faces.csv. Returns the status of the images that could not be read or show no face.
 
-
-def align_folder(folder: Path, output: Path, align: str, workers: int) -> dict[Path, str]:
-    """Write the aligned crops of all images below a folder to `output`, in the same sub-folders. Returns the status of
-    the images that could not be read or show no face.
-
-    An image that is taken as it is (`aligned`) is copied; other crops are JPEG files of quality 95. A crop that is
+    An image that is taken as it is (`crops_of`) is copied; other crops are JPEG files of quality 95. A crop that is
     there already is written anew. Raises ValueError when `output` lies in the folder, or there are no images.
     """
     if output.resolve().is_relative_to(folder.resolve()):
@@ -166,18 +170,42 @@ def align_folder(folder: Path, output: Path, align: str, workers: int) -> dict[P
     if not images:
         raise ValueError(f"there are no images below {folder}")
     stems = Counter(path.with_suffix("") for path in images)
-    crops = tqdm(load_crops(images, align, workers), total=len(images), unit=" faces", disable=None)
+    prepare = partial(_crops_without_copies, alignment=alignment)
+    loaded = chain.from_iterable(load_batches(map(str, images), prepare, 32, workers))
     bad: dict[Path, str] = {}
-    for path, crop in zip(images, crops, strict=True):
-        if crop.status != "ok":
-            bad[path] = crop.status
-            continue
-        target = output / path.relative_to(folder)
-        if crop.value is not None:  # a.png and a.jpg become a.png.jpg and a.jpg.jpg
-            alone = stems[path.with_suffix("")] == 1
-            target = target.with_suffix(".jpg") if alone else Path(f"{target}.jpg")
-        write_crop(target, crop.value, path)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(Path(f"{output}.faces.csv")) as temporary, open_text(temporary, "w") as file:
+        write_csv_rows(file, [TABLE])
+        for path, crops in zip(images, tqdm(loaded, total=len(images), unit=" images", disable=None), strict=True):
+            name = path.relative_to(folder)
+            if crops.value is None:
+                bad[path] = crops.status
+                write_csv_rows(file, [[str(name), crops.status, *[None] * 7]])
+                continue
+            for pixels, placed in crops.value:
+                target = _target_of(name, pixels is None, stems[path.with_suffix("")] == 1, placed.face or 0)
+                write_crop(output / target, pixels, path)
+                write_csv_rows(file, [_table_row(name, target, placed)])
     return bad
+
+
+def _target_of(name: Path, copied: bool, alone: bool, face: int) -> Path:
+    """The crop of an image: a.png and a.jpg become a.png.jpg and a.jpg.jpg, the second face of b.png b_face1.jpg."""
+    if copied:
+        return name
+    base = name.with_suffix("") if alone else name
+    return Path(f"{base}_face{face}.jpg" if face else f"{base}.jpg")
+
+
+def _table_row(name: Path, target: Path, placed: Placed) -> list[str | float | int | None]:
+    box, points = (None if v is None else " ".join(f"{x:.2f}" for x in v) for v in (placed.box, placed.points))
+    detection = None if placed.detection is None else round(placed.detection, 4)
+    return [str(name), "ok", placed.face, str(target), box, points, detection, placed.aligned_by, placed.faces]
+
+
+def _crops_without_copies(rgb: np.ndarray, alignment: Alignment) -> list[tuple[np.ndarray | None, Placed]]:
+    """Pixels and place of each face; no pixels of an image that is to be copied."""
+    return [(None if crop.pixels is rgb else crop.pixels, crop.placed) for crop in crops_of(rgb, alignment)]
 
 
 def load_crops(images: Sequence[Path], align: str, workers: int) -> Iterator[Loaded[np.ndarray | None]]:
@@ -186,7 +214,7 @@ def load_crops(images: Sequence[Path], align: str, workers: int) -> Iterator[Loa
 
 
 def write_crop(target: Path, crop: np.ndarray | None, original: Path) -> None:
-    """Write a crop of `load_crops` as JPEG of quality 95, or copy the original file, atomically."""
+    """Write a crop as JPEG of quality 95, or copy the original file, atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         if crop is None:
@@ -206,18 +234,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="PHOTOGRAPHS", help="a folder; its sub-folders are kept")
     parser.add_argument("--output", type=Path, required=True, metavar="CROPS", help="the folder for the crops")
     align = "auto: all but those of 112x112 (default); yes: all; no: copy them as they are"
-    parser.add_argument("--align", choices=("auto", "yes", "no"), default="auto", help=align)
+    parser.add_argument("--align", choices=ALIGN, default="auto", help=align)
+    add_finder_options(parser)
     workers = "processes (default: one a CPU)"
     parser.add_argument("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help=workers)
     args = parser.parse_args(arguments)
 
     def run() -> int:
-        bad = align_folder(args.folder, args.output, args.align, args.workers)
+        alignment = Alignment(args.align, finder_of(args), check=True)
+        bad = align_folder(args.folder, args.output, alignment, args.workers)
         for path, status in bad.items():
             print(f"{path}: {status}", file=sys.stderr)
         return int(bool(bad))
 
     return exit_code(run, stopped="stopped; the crops so far are complete")
+
+
+def add_finder_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `Finder`."""
+    add = parser.add_argument
+    add("--faces", choices=CHOICES, default="largest", help="which faces of a picture (default: the largest one)")
+    smallest = f"leave out faces with fewer pixels (default: {MIN_FACE_SIZE})"
+    add("--min-face-size", type=positive, default=MIN_FACE_SIZE, metavar="N", help=smallest)
+    add("--rotate", choices=ROTATE, default="no", help="auto: also look for faces on their side or upside down")
+    add("--detector", metavar="FILE.onnx", help="a detector of OpenCV's YuNet format (default: the one in weights/)")
+
+
+def finder_of(args: argparse.Namespace) -> Finder:
+    """The `Finder` of the options. Raises ValueError."""
+    return Finder(args.faces, args.min_face_size, args.rotate, args.detector)
 
 
 if __name__ == "__main__":

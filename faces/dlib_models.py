@@ -9,6 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from .reader import ImageError
+from .template import rescaled, resized
+
+# The picture is searched at these lengths of its longest side, until a face is found. dlib finds faces from 80 pixels,
+# so each step finds faces of half the size, at four times the cost. A face is larger than all that need a later step.
+DETECTION_SIDES = (320, 640, 1280, 2560)
+LARGEST_ENLARGEMENT = 4.0
+SURE = 0.5   # detections with this score of dlib or more are almost never wrong; others count only without such a one
 LANDMARKS_FILE = "shape_predictor_68_face_landmarks.dat"
 LONGEST_SIDE = 2560  # pixels; a larger picture would take minutes and gigabytes
 
@@ -48,6 +56,27 @@ def find_landmarks(rgb: np.ndarray, upsample: int = 2, predictor: str | Path | N
         upsample -= 1
     boxes = face_detector()(rgb, upsample)
     return landmarks_in(rgb, boxes[0], predictor) if boxes else None
+
+
+def largest_face(rgb: np.ndarray) -> np.ndarray:
+    """The 68 landmarks (68, 2), x and y in pixels, of the largest face that dlib finds. Raises ImageError (no_face)."""
+    longest = max(rgb.shape[:2])
+    for side in DETECTION_SIDES:
+        scale = side / longest
+        if scale > LARGEST_ENLARGEMENT and side > DETECTION_SIDES[0]:
+            break
+        picture = resized(rgb, scale)
+        boxes, scores, _ = face_detector().run(picture, 0)
+        if boxes:
+            sure = [box for box, score in zip(boxes, scores, strict=True) if score >= SURE] or boxes
+            return rescaled(landmarks_in(picture, max(sure, key=lambda box: box.area())), 1 / scale)
+    raise ImageError("no_face", "dlib found no face in the picture")
+
+
+def five_of(landmarks: np.ndarray) -> np.ndarray:
+    """Eye centres, nose tip and mouth corners (5, 2) of 68 landmarks (68, 2)."""
+    eyes = landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0)
+    return np.array([*eyes, landmarks[30], landmarks[48], landmarks[54]])
 
 
 def landmarks_in(rgb: np.ndarray, box: Any, path: str | Path | None = None) -> np.ndarray:

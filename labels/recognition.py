@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from faces.align import ARCFACE_POINTS, SIZE, similarity_transform
 from faces.dlib_models import dlib_file
+from faces.template import ARCFACE_POINTS, SIZE, similarity_transform
 from model import load
 from model.checkpoint import sha256_of
 from model.dlib_resnet import read_dlib_resnet

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .center_face import CenterFace
 from .checkpoint import CheckpointError, read_checkpoint
 from .clib_fiqa import ClibFiqa
 from .clip import CLIP
@@ -17,6 +18,7 @@ from .degradation_encoder import DegradationEncoder
 from .diffusion import GaussianDiffusion
 from .dsl_fiqa import DslFiqa
 from .ediffiqa import EDifFIQA
+from .face_points import FacePoints
 from .face_trunk import FaceTrunk
 from .iresnet import ArcFaceHeader, IResNet
 from .mobilefacenet import FactorNetwork, MobileFaceNetEmbedding
@@ -36,6 +38,8 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
     "diffiqa-diffusion": GaussianDiffusion,
     "dsl-fiqa": DslFiqa,
     "dsl-fiqa-de": DegradationEncoder,
+    "center-face": CenterFace,
+    "face-points": FacePoints,
 }
 TELLING_KEYS = {  # a key that only the checkpoints of one system have -> that system
     "visual.conv1.weight": "clib-fiqa",

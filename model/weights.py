@@ -93,6 +93,23 @@ WEIGHTS = (
         image_size=112,
     ),
     KnownWeights(
+        "center-face",
+        "center_face.safetensors",
+        "github Star-Clouds/CenterFace, converted; shipped with this repository",
+        "MIT",
+        sha256="1cf830cfea1d95c8698be7e0a2508d2ec5c26cc2a6317a2dcabe67824a37a6b6",
+        system="center-face",
+    ),
+    KnownWeights(
+        "face-points",
+        "face_points.safetensors",
+        SHIPPED,
+        SHIPPED_LICENCE,
+        sha256="639340430cecc2c4a13e85dd8a54a90c646a84fe216e21a3bf37adfae160d0f1",
+        system="face-points",
+        image_size=72,
+    ),
+    KnownWeights(
         "RN50",
         "RN50.pt",
         "https://github.com/openai/CLIP",

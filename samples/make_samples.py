@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from faces.align import ARCFACE_POINTS, SIZE, align_face, warp
+from faces.dlib_models import five_of, largest_face
 from faces.reader import read_image
+from faces.template import ARCFACE_POINTS, SIZE, warp
 
 # Eyes, nose tip and mouth corners of the cameraman, set by hand: in a profile the far ones are hidden.
 CAMERAMAN_POINTS = np.array([(234.0, 146.5), (251.0, 145.5), (253.0, 166.5), (232.5, 181.5), (246.0, 177.5)])
@@ -22,8 +23,8 @@ def make_samples() -> dict[str, np.ndarray]:
     import skimage
 
     photographs = Path(skimage.__file__).parent / "data"
-    astronaut = align_face(read_image(photographs / "astronaut.png"))
-    hopper = align_face(read_image(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"))
+    astronaut = aligned_with_dlib(read_image(photographs / "astronaut.png"))
+    hopper = aligned_with_dlib(read_image(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"))
     cameraman = warp(read_image(photographs / "camera.png"), CAMERAMAN_POINTS, ARCFACE_POINTS, SIZE)
     return {
         "astronaut.png": astronaut,
@@ -33,6 +34,11 @@ def make_samples() -> dict[str, np.ndarray]:
         "hopper_dark.png": darken(hopper),
         "hopper_tiny.png": cv2.resize(cv2.resize(hopper, (16, 16), interpolation=cv2.INTER_AREA), (SIZE, SIZE)),
     }
+
+
+def aligned_with_dlib(rgb: np.ndarray) -> np.ndarray:
+    """The crop of the largest face. dlib's points are kept, so that the samples stay what they are."""
+    return warp(rgb, five_of(largest_face(rgb)), ARCFACE_POINTS, SIZE)
 
 
 def cover_mouth(crop: np.ndarray) -> np.ndarray:

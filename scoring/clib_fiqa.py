@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from faces.align import Alignment
 from model.calibration import Calibration
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
 from model.fast import accelerate
@@ -19,11 +20,16 @@ class ClibFiqaScoring:
     """CLIB-FIQA on a device."""
 
     def __init__(
-        self, network: ClibFiqa, dtype: torch.dtype, device: torch.device, align: str, calibrated: bool = True
+        self,
+        network: ClibFiqa,
+        dtype: torch.dtype,
+        device: torch.device,
+        alignment: Alignment,
+        calibrated: bool = True,
     ) -> None:
         """`calibrated` False leaves out the calibration of the weights, where they have one."""
         self.preprocessing, self.dtype = network.preprocessing, dtype
-        self.prepare = partial(prepare_face, network.preprocessing, align)
+        self.prepare = partial(prepare_face, network.preprocessing, alignment)
         clip: Any = network.clip
         clip.visual = accelerate(clip.visual, dtype, device)
         self.calibration = Calibration.from_metadata(network.metadata) if calibrated else None

@@ -2,8 +2,9 @@
 
 A method's class is made from the loaded network. It has two members:
 
-- `prepare(rgb, path) -> Prepared` runs in the worker processes that read images, so it must be picklable: a function of
-  a module, a `functools.partial` of one, or an object of a small class with `__call__`.
+- `prepare(rgb, path) -> Prepared`, or a list of them for several faces of the image, runs in the worker processes that
+  read images. So it must be picklable: a function of a module, a `functools.partial` of one, or an object of a small
+  class with `__call__`.
 - `predict(batch) -> Columns` runs on the device, under `torch.inference_mode`. It should not wait for the device: the
   scorer reads all columns of a batch with one copy.
 """
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
+
+from faces.align import Placed
 
 from .reasons import Facts
 
@@ -32,6 +35,8 @@ class Prepared:
     """A remark on the score that will be made of these crops, such as no_landmarks. It appears in the row."""
     facts: Facts | None = None
     """What finding the face told, for the reasons; None for a picture that was taken as it is."""
+    placed: Placed | None = None
+    """Where the face lies in the image, for methods that take aligned faces."""
 
 
 class Batch(NamedTuple):
@@ -59,8 +64,10 @@ class Scoring(Protocol):
     """A method with its network, on a device."""
 
     @property
-    def prepare(self) -> Callable[[np.ndarray, str], Prepared]:
+    def prepare(self) -> Callable[..., Prepared | list[Prepared]]:
         """Makes crops of an RGB uint8 image (H, W, 3). `path` is its file, or "" for an image that comes from no file.
+
+        A method that takes aligned faces also has the argument `points` of `face_crops.prepare_face`.
 
         Raises ImageError for an image that cannot be scored.
         """
@@ -77,7 +84,7 @@ class Method(NamedTuple):
     network: type[Any]
     """The class that `model.load` makes of the method's checkpoints."""
     scoring: Callable[..., Scoring]
-    """(network, dtype, device, align, **options) -> the method on that device; it may change the network."""
+    """(network, dtype, device, alignment, **options) -> the method on that device; it may change the network."""
     range: tuple[float, float] | None = None
     """Lowest and highest possible quality; None when it has no bounds."""
     aligned: bool = True

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from faces.align import Alignment
 from model.fast import accelerate
 from model.iresnet import IResNet
 
@@ -16,11 +17,11 @@ from .face_crops import normalised, prepare_face
 class CrFiqaScoring:
     """CR-FIQA's backbone with its quality head, on a device. Raises ValueError for a backbone without the head."""
 
-    def __init__(self, network: IResNet, dtype: torch.dtype, device: torch.device, align: str) -> None:
+    def __init__(self, network: IResNet, dtype: torch.dtype, device: torch.device, alignment: Alignment) -> None:
         if network.qs is None:
             raise ValueError("this IResNet has no quality head (qs.weight, qs.bias): it recognises faces, no scores")
         self.preprocessing, self.dtype = network.preprocessing, dtype
-        self.prepare = partial(prepare_face, network.preprocessing, align)
+        self.prepare = partial(prepare_face, network.preprocessing, alignment)
         # The head stays in fp32: half precision would round many qualities to the same number.
         self.head, network.qs = network.qs.to(device), None
         self.backbone = accelerate(network, dtype, device)

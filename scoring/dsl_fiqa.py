@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from faces.align import largest_face
+from faces.align import Alignment
+from faces.dlib_models import largest_face
 from faces.random_crops import CROPS, crops_for, face_square, fit, read_landmarks
 from faces.reader import ImageError
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
@@ -35,7 +36,7 @@ class DslFiqaScoring:
         network: DslFiqa,
         dtype: torch.dtype,
         device: torch.device,
-        align: str,
+        alignment: Alignment,
         degradation_encoder: str | Path | None = None,
         crops: int = CROPS,
         landmark_folder: str | Path | None = None,
@@ -47,7 +48,7 @@ class DslFiqaScoring:
         if landmark_folder and not Path(landmark_folder).is_dir():
             raise ValueError(f"there is no landmark folder {landmark_folder}; a folder of .npy files was expected")
         self.network, self.dtype, self.device = network.to(device).eval(), dtype, device
-        self.prepare = partial(prepare_file, network.shape, align, crops, landmark_folder)
+        self.prepare = partial(prepare_file, network.shape, alignment.align, crops, landmark_folder)
 
     def predict(self, batch: Batch) -> Columns:
         """Quality from 0 on: the mean over the crops. All crops of one image are one batch of the network, and no crop

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from faces.align import Alignment
 from model.backbones import embed
 from model.ediffiqa import EDifFIQA
 from model.fast import accelerate
@@ -22,10 +23,10 @@ class FeatureHeadScoring:
     """A backbone and its quality head, on a device."""
 
     def __init__(
-        self, network: EDifFIQA | QualityRegressor, dtype: torch.dtype, device: torch.device, align: str
+        self, network: EDifFIQA | QualityRegressor, dtype: torch.dtype, device: torch.device, alignment: Alignment
     ) -> None:
         self.preprocessing, self.dtype = network.preprocessing, dtype
-        self.prepare = partial(prepare_face, network.preprocessing, align)
+        self.prepare = partial(prepare_face, network.preprocessing, alignment)
         self.head = network.head.to(device)  # in fp32: half precision would round many qualities to the same number
         self.backbone = accelerate(network.base_model, dtype, device)
 

@@ -1,4 +1,4 @@
-"""How methods that score aligned faces prepare them: one crop for each image."""
+"""How methods that score aligned faces prepare them: one crop for each face."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from faces.align import ARCFACE_POINTS, SIZE, find_largest_face, five_of, is_to_be_aligned, warp
+from faces.align import Alignment, crops_of
 from model.preprocessing import Preprocessing
 
 from .contract import Batch, Prepared
 from .reasons import facts_of
 
-ALIGN = ("auto", "yes", "no")
 
+def prepare_face(
+    preprocessing: Preprocessing,
+    alignment: Alignment | str,
+    rgb: np.ndarray,
+    path: str = "",
+    points: np.ndarray | None = None,
+) -> Prepared | list[Prepared]:
+    """RGB uint8 (H, W, 3) -> the wanted face as one crop of the network's size, or a list of several faces.
 
-def prepare_face(preprocessing: Preprocessing, align: str, rgb: np.ndarray, path: str = "") -> Prepared:
-    """RGB uint8 (H, W, 3) -> the face as one crop of the network's size, with the facts of a face that was looked for.
-
-    `align` is one of `ALIGN`; auto aligns every image that is not 112x112. Raises ImageError (no_face).
+    `alignment` may also be just its `align`: no, yes or auto. `points` (5, 2) or (K, 5, 2) are those of faces that are
+    known already. Raises ImageError (no_face).
     """
-    if not is_to_be_aligned(rgb, align):
-        return Prepared(preprocessing.resize(rgb)[None])
-    face = find_largest_face(rgb)
-    points = five_of(face.landmarks)
-    facts = facts_of((rgb.shape[1], rgb.shape[0]), face.box.ravel().tolist(), points.ravel().tolist(), face.faces)
-    return Prepared(preprocessing.resize(warp(rgb, points, ARCFACE_POINTS, SIZE))[None], facts=facts)
+    chosen = Alignment(alignment) if isinstance(alignment, str) else alignment
+    height, width = rgb.shape[:2]
+    prepared = []
+    for crop in crops_of(rgb, chosen, points):
+        others = crop.placed.faces if chosen.finder.faces != "all" else 1   # all were asked for: no reason to complain
+        facts = facts_of((width, height), crop.placed.box, crop.placed.points, others)
+        prepared.append(Prepared(preprocessing.resize(crop.pixels)[None], facts=facts, placed=crop.placed))
+    return prepared[0] if len(prepared) == 1 else prepared
 
 
 def normalised(batch: Batch, preprocessing: Preprocessing, dtype: torch.dtype) -> Tensor:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from faces.align import ARCFACE_POINTS, similarity_transform
 from faces.degradations import SIZE, in_face
+from faces.template import ARCFACE_POINTS, similarity_transform
 
 ADVICE = {  # code -> what the person can do
     "low_sharpness": "Hold still and let the camera focus; clean the lens.",

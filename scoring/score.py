@@ -35,6 +35,14 @@ class Score:
     percentile: float | None = None
     band: str | None = None
     reasons: tuple[Reason, ...] | None = None
+    # Where the face lies and how it was aligned: `faces.align.Placed` explains them. They are no part of what a score
+    # says, and so equal scores may differ in them.
+    face: int | None = field(default=None, compare=False)
+    box: tuple[float, ...] | None = field(default=None, compare=False)
+    points: tuple[float, ...] | None = field(default=None, compare=False)
+    detection: float | None = field(default=None, compare=False)
+    aligned_by: str | None = field(default=None, compare=False)
+    faces: int | None = field(default=None, compare=False)
 
     def label(self, axis: str) -> str | None:
         """The most probable level of a factor or of "quality", or None where there are no probabilities."""

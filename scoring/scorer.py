@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from faces.align import ALIGN, Alignment, Placed
+from faces.detect import MIN_FACE_SIZE, Finder
 from faces.reader import ImageError, read_image, to_rgb
 from faces.workers import Loaded, load_batches
 from model.bands import Bands
@@ -28,7 +30,6 @@ from model.weights import WEIGHTS, find_weights, is_known
 
 from .bands import bands_of
 from .contract import Batch, Columns, Prepared
-from .face_crops import ALIGN
 from .methods import DEFAULT_METHOD, METHODS
 from .reasons import reasons_of
 from .region_map import RegionMap, map_regions
@@ -50,10 +51,11 @@ class Scorer:
 
     `device` is auto, cpu, cuda, cuda:N or mps. `precision` is auto (bf16 on CUDA, else fp32), fp32, bf16 or fp16.
     `align` is auto, yes or no: auto takes a picture of 112x112 pixels as an aligned crop, and finds and aligns the
-    largest face of any other. `batch_size` is the number of images that the network sees at once (default: 16 on a CPU,
-    256 on CUDA, 64 on mps). With `swapped_channels` the images hold BGR instead of RGB. `bands` is a table of measured
-    bands in the place of the one that lies beside the weights (`scoring/bands.py`). `options` are those of the method,
-    such as `crops` of dsl-fiqa (`Method.options`).
+    faces of any other. `faces` (largest, central, all), `min_face_size` in pixels, `rotate` (no, auto) and `detector`
+    (a file of OpenCV's YuNet format) say which faces, as `faces.detect.Finder` explains. `batch_size` is the number of
+    images that the network sees at once (default: 16 on a CPU, 256 on CUDA, 64 on mps). With `swapped_channels` the
+    images hold BGR instead of RGB. `bands` is a table of measured bands in the place of the one that lies beside the
+    weights (`scoring/bands.py`). `options` are those of the method, such as `crops` of dsl-fiqa (`Method.options`).
 
     Raises ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
     """
@@ -68,6 +70,10 @@ class Scorer:
         batch_size: int | None = None,
         swapped_channels: bool = False,
         bands: str | Path | None = None,
+        faces: str = "largest",
+        min_face_size: float = MIN_FACE_SIZE,
+        rotate: str = "no",
+        detector: str | Path | None = None,
         **options: Any,
     ) -> None:
         if align not in ALIGN:
@@ -78,6 +84,7 @@ class Scorer:
             raise ValueError(f"batch_size {batch_size} is too small: at least 1 was expected, or None for the default")
         wanted, weights = method_and_weights(name, weights)
         self.align, self.swapped_channels = align, swapped_channels
+        self.finder = Finder(faces, min_face_size, rotate, None if detector is None else str(detector))
         self.device = pick_device(device)
         self.dtype = pick_precision(precision, self.device)
         self.weights = find_weights(weights)
@@ -92,9 +99,9 @@ class Scorer:
             known = ", ".join(method.options) or "none"
             raise ValueError(f"{self.method} has no option {min(unknown)}; its options: {known}")
         self.options = options
-        scoring = method.scoring(network, self.dtype, self.device, align, **options)
+        scoring = method.scoring(network, self.dtype, self.device, Alignment(align, self.finder, check=True), **options)
         self.predict: Callable[[Batch], Columns] = scoring.predict
-        self.prepare: Callable[[np.ndarray, str], Prepared] = scoring.prepare
+        self.prepare: Callable[..., Prepared | list[Prepared]] = scoring.prepare
         if swapped_channels:
             self.prepare = partial(prepare_swapped, scoring.prepare)
 
@@ -108,6 +115,8 @@ class Scorer:
             "device": self.device.type,
             "precision": precision,
             "align": self.align,
+            **vars(self.finder),
+            "detector": None if self.finder.detector is None else sha256_of(self.finder.detector),
             "swapped_channels": self.swapped_channels,
             "batch_size": self.batch_size,
             "bands": self.bands and {band.band: band.lowest for band in self.bands.measured},
@@ -119,17 +128,20 @@ class Scorer:
         return f"Scorer({self.method!r}, {str(self.weights)!r}, {str(self.device)!r}, {str(self.dtype)[6:]!r})"
 
     @overload
-    def score(self, images: np.ndarray | Tensor, color: str = "rgb") -> Any: ...
+    def score(self, images: np.ndarray | Tensor, color: str = "rgb", points: Any = None) -> Any: ...
     @overload
-    def score(self, images: str | Path | bytes | Image.Image, color: str = "rgb") -> Score: ...
+    def score(self, images: str | Path | bytes | Image.Image, color: str = "rgb", points: Any = None) -> Any: ...
     @overload
-    def score(self, images: Pictures, color: str = "rgb") -> list[Score]: ...
-    def score(self, images: Picture | Pictures, color: str = "rgb") -> Score | list[Score]:
-        """One image -> its score; a list, a tuple or a batch of images -> a list of scores, in order.
+    def score(self, images: Pictures, color: str = "rgb", points: Any = None) -> list[Score]: ...
+    def score(self, images: Picture | Pictures, color: str = "rgb", points: Any = None) -> Score | list[Score]:
+        """One image -> its score; a list, a tuple or a batch of images -> a list of scores, in order. With `faces` all
+        one image gives a list too, with a score for each face.
 
         An image is a path, the bytes of an image file, a PIL image, or a uint8 array or tensor (H, W, 3) or (H, W).
         A batch is a uint8 array or tensor (N, H, W, 3). The channels of arrays and tensors are in the order `color`,
-        rgb or bgr. A bad image gives a score with its status. Raises TypeError or ValueError for anything else.
+        rgb or bgr. A bad image gives a score with its status. `points` are the eyes, nose tip and mouth corners of a
+        face that is known already, x and y in pixels, (5, 2); or of several, (K, 5, 2), which give a list; for a list
+        of images a list of them. Nothing is searched then. Raises TypeError or ValueError for anything else.
         """
         if color not in ("rgb", "bgr"):
             raise ValueError(f"color {color!r} is neither rgb nor bgr")
@@ -137,9 +149,12 @@ class Scorer:
             images = images.detach().cpu().numpy()
         if isinstance(images, list | tuple) or (isinstance(images, np.ndarray) and images.ndim == 4):
             size = self.batch_size
-            starts = range(0, len(images), size)
-            return list(self._scores([self._load(image, color) for image in images[i : i + size]] for i in starts))
-        return next(self._scores(iter([[self._load(images, color)]])))
+            starts, given = range(0, len(images), size), [None] * len(images) if points is None else list(points)
+            pairs = list(zip(images, given, strict=True))
+            return list(self._scores([self._load(image, color, p) for image, p in pairs[i : i + size]] for i in starts))
+        several = self.finder.faces == "all" if points is None else np.ndim(points) == 3
+        scores = list(self._scores(iter([[self._load(images, color, points)]])))
+        return scores if several else scores[0]
 
     def stream(self, paths: Iterable[str], workers: int = 0) -> Iterator[Score]:
         """A score for each path, in order: for any number of files, read by `workers` processes."""
@@ -147,8 +162,8 @@ class Scorer:
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
     def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb") -> RegionMap:
-        """What in the face lowers the quality, or the probability of the best level of a factor: regions of the aligned
-        face are replaced, and all are scored in ordinary batches (`scoring/region_map.py`).
+        """What in the largest face lowers the quality, or the probability of the best level of a factor: regions of the
+        aligned face are replaced, and all are scored in ordinary batches (`scoring/region_map.py`).
 
         Raises ValueError for an axis that the method does not give, and for a method that takes whole pictures;
         ImageError for a bad image.
@@ -159,7 +174,8 @@ class Scorer:
         if axis not in ("quality", *method.axes):
             known = ", ".join(dict.fromkeys(["quality", *method.axes]))
             raise ValueError(f"{self.method} has no axis {axis!r}: expected one of {known}")
-        prepared = self.prepare(pixels(image, color), "")
+        found = self.prepare(pixels(image, color), "")
+        prepared = found[0] if isinstance(found, list) else found
         return map_regions(prepared.crops[0], axis, partial(self._values, axis, prepared.extra))
 
     @torch.inference_mode()
@@ -172,15 +188,21 @@ class Scorer:
             values.append(columns.quality if axis == "quality" else columns.axes[axis][:, -1])
         return torch.cat(values).float().cpu().numpy()
 
-    def _load(self, image: Picture, color: str) -> Loaded[Prepared]:
+    def _load(self, image: Picture, color: str, points: Any = None) -> Loaded[Prepared | list[Prepared]]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
+        if points is not None and not METHODS[self.method].aligned:
+            raise ValueError(f"{self.method} takes whole pictures: points of a face are of no use to it")
+        given = {} if points is None else {"points": points}
         try:
-            return Loaded(path, "ok", self.prepare(pixels(image, color), path))
+            return Loaded(path, "ok", self.prepare(pixels(image, color), path, **given))
         except ImageError as error:
             return Loaded(path, error.status, None)
 
-    def _scores(self, batches: Iterable[Sequence[Loaded[Prepared]]]) -> Iterator[Score]:
+    def _scores(self, batches: Iterable[Sequence[Loaded[Prepared | list[Prepared]]]]) -> Iterator[Score]:
         """On CUDA the next batch is copied and queued before the results of this one are waited for."""
+        return self._scores_of_faces(part for batch in batches for part in batches_of_faces(batch, self.batch_size))
+
+    def _scores_of_faces(self, batches: Iterable[Sequence[Loaded[Prepared]]]) -> Iterator[Score]:
         started: deque[tuple[Sequence[Loaded[Prepared]], Columns | None]] = deque()
         ahead = 1 if self.device.type == "cuda" else 0
         for batch in batches:
@@ -220,13 +242,26 @@ class Scorer:
                 yield Score(path, "non_finite")
                 continue
             assert image.value is not None
+            placed = vars(image.value.placed or Placed())
             status = image.value.status if image.value.status != "ok" else remarks[i]
             factors = {axis: dict(zip(AXES[axis], rows[i], strict=True)) for axis, rows in probabilities.items()}
             distribution = tuple(distributions[i]) if distributions else None
             percentile = percentiles[i] if percentiles else None
             band = self.bands.band(value) if self.bands else None
             reasons = reasons_of(factors if self.calibrated else None, image.value.facts, value, band)
-            yield Score(path, status, value, factors, distribution, percentile, band, reasons)
+            yield Score(path, status, value, factors, distribution, percentile, band, reasons, **placed)
+
+
+def batches_of_faces(
+    images: Sequence[Loaded[Prepared | list[Prepared]]], size: int
+) -> Iterator[list[Loaded[Prepared]]]:
+    """The faces of some images, `size` at a time; an image that could not be read counts as one."""
+    faces = [
+        Loaded(image.path, image.status, one)
+        for image in images
+        for one in (image.value if isinstance(image.value, list) else [image.value])
+    ]
+    return (faces[i : i + size] for i in range(0, len(faces), size))
 
 
 def on_host(columns: Columns) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -258,19 +293,21 @@ def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
     )
 
 
-def read_prepared(prepare: Callable[[np.ndarray, str], Prepared], path: str) -> Prepared:
+def read_prepared(prepare: Callable[..., Prepared | list[Prepared]], path: str) -> Prepared | list[Prepared]:
     """The image at a path, prepared. Raises ImageError."""
     return prepare(read_image(path), path)
 
 
-def as_it_is(prepared: Prepared) -> Prepared:
+def as_it_is(prepared: Prepared | list[Prepared]) -> Prepared | list[Prepared]:
     """For `load_batches`: `read_prepared` has done all."""
     return prepared
 
 
-def prepare_swapped(prepare: Callable[[np.ndarray, str], Prepared], bgr: np.ndarray, path: str = "") -> Prepared:
+def prepare_swapped(
+    prepare: Callable[..., Prepared | list[Prepared]], bgr: np.ndarray, path: str = "", **given: Any
+) -> Prepared | list[Prepared]:
     """`prepare` for images whose red and blue are swapped."""
-    return prepare(_swapped(bgr), path)
+    return prepare(_swapped(bgr), path, **given)
 
 
 def _swapped(image: np.ndarray) -> np.ndarray:

@@ -18,7 +18,8 @@ from .score import Score
 
 Row: TypeAlias = dict[str, Any]
 COLUMNS = ("path", "status", "quality", *FACTORS)
-ADDED = ("percentile", "band", "reasons", "advice")  # behind COLUMNS in CSV
+FACE_COLUMNS = ("face", "box", "points", "detection", "aligned_by", "faces")  # as `faces.align.Placed` has them
+ADDED = ("percentile", "band", "reasons", "advice", *FACE_COLUMNS)  # behind COLUMNS in CSV
 PARQUET_GROUP = 8192  # rows
 
 
@@ -34,6 +35,19 @@ def row_of(score: Score) -> Row:
         "percentile": None if score.percentile is None else round(score.percentile, 2),
         "band": score.band,
         "reasons": None if score.reasons is None else [_reason(reason) for reason in score.reasons],
+        **face_columns(score),
+    }
+
+
+def face_columns(score: Score) -> Row:
+    """The values of FACE_COLUMNS."""
+    return {
+        "face": score.face,
+        "box": score.box and [round(x, 2) for x in score.box],
+        "points": score.points and [round(x, 2) for x in score.points],
+        "detection": None if score.detection is None else round(score.detection, 4),
+        "aligned_by": score.aligned_by,
+        "faces": score.faces,
     }
 
 
@@ -46,8 +60,8 @@ def _rounded(levels: Mapping[str, float]) -> dict[str, float]:
 
 
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
-    """The columns of `COLUMNS`, with the names of the levels, and of `ADDED`, with reasons as `code=value;code=value`;
-    at the end `selected`, when rows say so. Cells of a failed row are empty."""
+    """COLUMNS, with the names of the levels, and ADDED, with reasons as `code=value;code=value`, and a box or points as
+    numbers separated by spaces; at the end `selected`, when rows say so. Cells of a failed row are empty."""
     first, rows = _peek(rows)
     columns = [*COLUMNS, *ADDED, *(["selected"] if "selected" in first else [])]
     with open_text(path, "w") as file:
@@ -59,6 +73,7 @@ def _cells(row: Row) -> Row:
     reasons = row["reasons"] or ()
     texts = {"reasons": ";".join(f"{reason['code']}={reason['value']}" for reason in reasons)}
     texts["advice"] = " ".join(reason["advice"] for reason in reasons)
+    texts |= {name: " ".join(map(str, row[name] or ())) for name in ("box", "points")}
     return {**row, **texts} | ({"selected": int(row["selected"])} if "selected" in row else {})
 
 
@@ -93,6 +108,11 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
         "percentile": probability,
         "band": text,
         "reasons": pyarrow.list_(pyarrow.struct({"code": text, "value": probability, "advice": text}.items())),
+        "face": pyarrow.int32(),
+        **dict.fromkeys(("box", "points"), pyarrow.list_(probability)),
+        "detection": probability,
+        "aligned_by": text,
+        "faces": pyarrow.int32(),
     }
     first, rows = _peek(rows)
     types |= {"selected": pyarrow.bool_()} if "selected" in first else {}
@@ -159,6 +179,7 @@ class Journal:
         """
         self.output, self.partial = output, output.with_name(output.name + ".partial")
         self.batch_size, self.finished = batch_size, 0
+        self.several_faces = settings.get("faces") == "all"
         output.parent.mkdir(parents=True, exist_ok=True)
         if not (resume and self.partial.is_file() and _drop_torn_line(self.partial)):
             with open_text(self.partial, "w") as file:
@@ -171,18 +192,26 @@ class Journal:
             )
 
     def unfinished(self, paths: Iterable[str]) -> Iterator[str]:
-        """The paths that are still to be scored; sets `finished`. Raises ValueError when the rows have other paths."""
+        """The paths that are still to be scored; sets `finished`, the number of the other images.
+
+        Raises ValueError when the rows have other paths.
+        """
         paths, batch = iter(paths), list[str]()  # the paths of the batch in which the earlier run stopped
+        kept = 0  # rows
         for number, row in enumerate(self.rows(), 1):
+            if row["face"]:  # a further face of the image before
+                continue
+            if len(batch) == self.batch_size:
+                batch, self.finished, kept = [], self.finished + len(batch), number - 1
             if (path := next(paths, None)) != row["path"]:
                 raise ValueError(
                     f"cannot resume: row {number} of {self.partial} is of {row['path']}, that image is now "
                     f"{path}; run with the same images, or without --resume to start anew"
                 )
             batch.append(row["path"])
-            if len(batch) == self.batch_size:
-                batch, self.finished = [], number
-        _keep_lines(self.partial, 1 + self.finished)
+        if len(batch) == self.batch_size and not self.several_faces:  # else the last image may have further faces
+            batch, self.finished, kept = [], self.finished + len(batch), number
+        _keep_lines(self.partial, 1 + kept)
         return itertools.chain(batch, paths)
 
     def keep(self, scores: Iterable[Score]) -> None:

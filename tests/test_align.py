@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import cv2
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from faces.align import ARCFACE_POINTS, align_face, aligned, five_points, is_aligned, main, similarity_transform, warp
+from faces.align import Alignment, align_face, aligned, crops_of, five_points, is_aligned, main
+from faces.detect import Finder
 from faces.reader import ImageError, read_image
+from faces.template import ARCFACE_POINTS, similarity_transform, warp
 
 FACE = read_image(Path(__file__).parents[1] / "samples" / "astronaut.png")
 
@@ -150,3 +153,65 @@ def test_folders_that_cannot_be_aligned_are_refused(tmp_path: Path, capsys: pyte
     for folder, output in (("photos", "photos/crops"), ("photos", "crops"), ("absent", "crops")):
         assert main([str(tmp_path / folder), "--output", str(tmp_path / output)]) == 2
         assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_known_points_need_no_search() -> None:
+    photo = place(FACE, 2, 10, 200, 150, 400, 300)
+    points = five_points(photo)
+    (crop,) = crops_of(photo, Alignment(), points)
+    np.testing.assert_array_equal(crop.pixels, align_face(photo))
+    assert (crop.placed.aligned_by, crop.placed.detection, crop.placed.face) == ("points", None, 0)
+    assert len(crops_of(photo, Alignment("no"), np.stack([points, points]))) == 2
+    for wrong in (points[:4], points.T, points * np.nan, np.zeros((2, 2, 5, 2))):
+        with pytest.raises(ValueError, match="points"):
+            crops_of(photo, Alignment(), wrong)
+
+
+def test_every_crop_says_how_it_came() -> None:
+    photo = place(FACE, 2, 10, 200, 150, 400, 300)
+    photo[:, 300:] = place(FACE, 0.8, 0, 50, 150, 100, 300)
+    crops = crops_of(photo, Alignment("auto", Finder("all")))
+    assert [(crop.placed.face, crop.placed.faces, crop.placed.aligned_by) for crop in crops] == [
+        (0, 2, "center-face"),
+        (1, 2, "center-face"),
+    ]
+    placed = crops[0].placed
+    assert placed.detection is not None
+    assert 0.5 < placed.detection <= 1
+    assert placed.box is not None
+    assert placed.points is not None
+    assert (len(placed.box), len(placed.points)) == (4, 10)
+    assert crops_of(photo, Alignment("no"))[0].placed.aligned_by == "none"
+
+
+def test_a_picture_of_the_right_size_is_looked_at() -> None:
+    (crop,) = crops_of(FACE, Alignment(check=True))
+    assert crop.pixels is FACE
+    assert crop.placed.aligned_by == "crop"
+    moved = np.roll(FACE, (40, 50), axis=(0, 1))
+    assert crops_of(moved, Alignment(check=True))[0].placed.aligned_by == "doubtful"
+    assert crops_of(moved, Alignment())[0].placed.aligned_by == "crop", "only when it was asked"
+    with pytest.raises(ImageError) as caught:
+        crops_of(np.full((112, 112, 3), 90, np.uint8), Alignment(check=True))
+    assert caught.value.status == "no_face"
+
+
+def test_all_faces_of_a_folder_are_in_its_table(tmp_path: Path) -> None:
+    photo = place(FACE, 2, 10, 200, 150, 400, 300)
+    photo[:, 300:] = place(FACE, 0.8, 0, 50, 150, 100, 300)
+    (tmp_path / "photos").mkdir()
+    for name, picture in {"two.png": photo, "crop.png": FACE, "none.png": np.full((90, 90, 3), 7, np.uint8)}.items():
+        Image.fromarray(picture).save(tmp_path / "photos" / name)
+    arguments = [str(tmp_path / "photos"), "--output", str(tmp_path / "crops"), "--faces", "all", "--workers", "0"]
+    assert main(arguments) == 1
+    with open(tmp_path / "crops.faces.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["path"], row["status"], row["face"], row["crop"]) for row in rows] == [
+        ("crop.png", "ok", "", "crop.png"),
+        ("none.png", "no_face", "", ""),
+        ("two.png", "ok", "0", "two.jpg"),
+        ("two.png", "ok", "1", "two_face1.jpg"),
+    ]
+    assert {path.name for path in (tmp_path / "crops").iterdir()} == {"crop.png", "two.jpg", "two_face1.jpg"}
+    assert len(rows[2]["points"].split()) == 10
+    assert main([*arguments, "--rotate", "auto", "--detector", "absent.onnx"]) == 2

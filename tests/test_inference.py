@@ -22,12 +22,13 @@ from PIL import Image
 from recipe_tensors import save_tiny_clib_fiqa
 
 import inference
+from faces.align import ALIGN
 from model.fast import PRECISIONS
 from model.files import only_run, open_text
 from model.prompts import FACTORS, joint_prompts
 from scoring import Scorer
-from scoring.face_crops import ALIGN
 from scoring.methods import METHODS
+from scoring.tables import ADDED, COLUMNS
 
 ROOT = Path(inference.__file__).parent
 
@@ -99,7 +100,7 @@ def test_csv_of_a_folder(faces: Path, weights: Path, tmp_path: Path, capsys: pyt
     output = tmp_path / "new" / "scores.csv"
     assert run(faces, "--output", output, "--workers", "2", weights=weights) == 1
     rows = read_csv(output)
-    assert list(rows[0]) == ["path", "status", "quality", *FACTORS, "percentile", "band", "reasons", "advice"]
+    assert list(rows[0]) == [*COLUMNS, *ADDED]
     assert [(row["path"], row["status"]) for row in rows] == [(str(faces / n), s) for n, s in EXPECTED.items()]
     assert all(0.1 <= float(row["quality"]) <= 0.9 for row in rows if row["status"] == "ok")
     assert not any(row[column] for row in rows if row["status"] != "ok" for column in ("quality", *FACTORS))

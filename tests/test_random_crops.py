@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import recipe
 
-from faces.align import largest_face
+from faces.dlib_models import largest_face
 from faces.random_crops import (
     ABSENT,
     MIRRORED,

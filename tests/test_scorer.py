@@ -18,6 +18,7 @@ from PIL import Image
 from recipe_tensors import golden_shapes, recipe_fill, recipe_tensors, relative_error, save_tiny_clib_fiqa
 
 import scoring.text_cache
+from faces.reader import read_image
 from model import load
 from model.checkpoint import save_checkpoint
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals
@@ -363,3 +364,56 @@ def test_fast_tower_gives_the_published_features(golden: Path) -> None:
     with torch.no_grad():
         features = accelerate(tower, torch.float32, torch.device("cpu"))(preprocessing.normalise(resized))
     assert relative_error(features, numbers["image_features"]) < 1e-4
+
+
+def test_every_face_of_a_picture_has_a_score(weights: Path, shared_astronaut: np.ndarray, tmp_path: Path) -> None:
+    two = np.concatenate([shared_astronaut, shared_astronaut[::2, ::2].repeat(2, axis=0)], axis=1)[:, :768]
+    path = tmp_path / "two.png"
+    path.write_bytes(png(two))
+    scorer = Scorer(weights=weights, precision="fp32", faces="all", batch_size=2)
+    scores = scorer.score(path)
+    assert [(score.face, score.faces, score.status) for score in scores] == [(0, 2, "ok"), (1, 2, "ok")]
+    assert scores[0].box is not None
+    assert scores[1].box is not None
+    assert scores[0].box[2] < scores[1].box[2]
+    paths = [str(path), str(tmp_path / "absent.png"), str(path)]
+    streamed = list(scorer.stream(paths))
+    assert [(score.path, score.face) for score in streamed] == [
+        (paths[0], 0), (paths[0], 1), (paths[1], None), (paths[2], 0), (paths[2], 1),
+    ]
+    assert qualities(streamed[:2]) == near(scores)
+    assert Scorer(weights=weights, precision="fp32", faces="central").score(path).faces == 2
+    with pytest.raises(ValueError, match="faces 'some'"):
+        Scorer(weights=weights, faces="some")
+
+
+def test_points_that_are_known_are_used(weights: Path, shared_astronaut: np.ndarray) -> None:
+    scorer = Scorer(weights=weights, precision="fp32")
+    found = scorer.score(shared_astronaut)
+    points = np.reshape(found.points, (5, 2))
+    given = scorer.score(shared_astronaut, points=points)
+    assert (given.quality, given.aligned_by, given.detection) == (found.quality, "points", None)
+    both = scorer.score(shared_astronaut, points=np.stack([points, points + 5]))
+    assert [score.face for score in both] == [0, 1]
+    assert both[0].quality == pytest.approx(found.quality, abs=1e-6)
+    together = scorer.score([shared_astronaut, face()], points=[points, None])
+    assert [score.aligned_by for score in together] == ["points", "doubtful"]
+    with pytest.raises(ValueError, match="finite numbers"):
+        scorer.score(shared_astronaut, points=points[:3])
+
+
+def test_a_picture_that_shows_no_face_does_not_pass_in_silence(weights: Path) -> None:
+    scorer = Scorer(weights=weights, precision="fp32")
+    assert scorer.score(np.full((112, 112, 3), 128, np.uint8)).status == "no_face"
+    assert scorer.score(face()).aligned_by == "doubtful"
+    sample = read_image(Path(__file__).parents[1] / "samples" / "astronaut.png")
+    assert scorer.score(sample).aligned_by == "crop"
+
+
+def test_an_exif_turn_is_no_turn_for_the_search(weights: Path, shared_astronaut: np.ndarray, tmp_path: Path) -> None:
+    picture = Image.fromarray(np.ascontiguousarray(np.rot90(shared_astronaut)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.png", exif=exif)
+    scorer = Scorer(weights=weights, precision="fp32")
+    assert scorer.score(tmp_path / "turned.png").quality == scorer.score(shared_astronaut).quality

@@ -18,7 +18,17 @@ from model.files import open_text
 from model.prompts import AXES, FACTORS
 from scoring import Score, Scorer
 from scoring.reasons import ADVICE, Reason
-from scoring.tables import ADDED, COLUMNS, FORMATS, Journal, check_table_name, readable, readable_header, row_of
+from scoring.tables import (
+    ADDED,
+    COLUMNS,
+    FACE_COLUMNS,
+    FORMATS,
+    Journal,
+    check_table_name,
+    readable,
+    readable_header,
+    row_of,
+)
 
 SETTINGS = {"method": "clib-fiqa", "precision": "fp32"}
 
@@ -54,11 +64,12 @@ def test_csv_holds_the_columns_and_empty_cells(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert ("path", "status", "quality", *FACTORS) == COLUMNS
     assert tuple(rows[0]) == (*COLUMNS, *ADDED)
-    assert ADDED == ("percentile", "band", "reasons", "advice")
+    assert ("percentile", "band", "reasons", "advice", *FACE_COLUMNS) == ADDED
     assert [row["path"] for row in rows] == [score.path for score in SCORES]
     best = {axis: AXES[axis][-1] for axis in FACTORS}
     added = {"percentile": "12.35", "band": "medium", "reasons": "occluded=0.9812;small_face=31.0"}
     added["advice"] = f"{ADVICE['occluded']} {ADVICE['small_face']}"
+    added |= dict.fromkeys(FACE_COLUMNS, "")
     assert rows[0] == {"path": "a.png", "status": "ok", "quality": "0.618034", **best, **added}
     assert rows[1] == {"path": "sub/b c.png", "status": "no_face", **dict.fromkeys([*COLUMNS[2:], *ADDED], "")}
     assert rows[5]["quality"] == "-1.5"
@@ -68,7 +79,8 @@ def test_csv_holds_the_columns_and_empty_cells(tmp_path: Path) -> None:
 def test_jsonl_adds_all_probabilities_and_nulls(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in written(tmp_path / "scores.jsonl").read_text().splitlines()]
     assert rows == [row_of(score) for score in SCORES]
-    assert tuple(rows[0]) == (*COLUMNS, "factors", "quality_distribution", "percentile", "band", "reasons")
+    added = ("factors", "quality_distribution", "percentile", "band", "reasons", *FACE_COLUMNS)
+    assert tuple(rows[0]) == (*COLUMNS, *added)
     assert rows[0]["reasons"][0] == {"code": "occluded", "value": 0.9812, "advice": ADVICE["occluded"]}
     assert rows[0]["factors"]["pose"] == {"profile": 0.25, "slight angle": 2.25, "frontal": 6.25}
     assert rows[0]["quality_distribution"] == [0.1, 0.2, 0.3, 0.25, 0.15]
@@ -225,7 +237,7 @@ def test_a_score_with_a_remark_is_kept(tmp_path: Path) -> None:
         journal.keep(scores)
         assert journal.finish() == {"no_landmarks": 1, "no_face": 1}
     rows = (tmp_path / "scores.csv").read_text().splitlines()[1:]
-    assert rows == ["a.png,no_landmarks,0.5,,,,,,,,,", "b.png,no_face,,,,,,,,,,"]
+    assert rows == ["a.png,no_landmarks,0.5" + "," * 15, "b.png,no_face" + "," * 16]
     assert (tmp_path / "scores.txt").read_text() == "a.png 0.5\n"
     assert (tmp_path / "scores.txt.skipped.tsv").read_text() == "path\tstatus\nb.png\tno_face\n"
 
@@ -266,3 +278,43 @@ def test_resuming_needs_the_same_batches(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="row 3 of"):
         list(journal.unfinished(["a.png", "sub/b c.png", "other.png"]))
     assert len(list(journal.rows())) == 3, "a refused run loses no rows"
+
+
+def face_of(path: str, face: int, quality: float = 0.5) -> Score:
+    box, points = (1.0, 2.5, 30.126, 40.0), tuple(range(10))
+    return Score(path, "ok", quality, face=face, box=box, points=points, detection=0.98765, aligned_by="d", faces=2)
+
+
+def test_each_face_has_a_row_in_every_format(tmp_path: Path) -> None:
+    scores = [face_of("a.png", 0), face_of("a.png", 1, 0.25), Score("b.png", "no_face")]
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        journal = Journal(tmp_path / f"scores{suffix}", SETTINGS, resume=False)
+        journal.keep(scores)
+        assert journal.finish() == {"ok": 2, "no_face": 1}
+    with open(tmp_path / "scores.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["face"] for row in rows] == ["0", "1", ""]
+    assert rows[1]["box"] == "1.0 2.5 30.13 40.0"
+    assert [float(x) for x in rows[1]["points"].split()] == list(range(10))
+    assert (rows[1]["detection"], rows[1]["aligned_by"], rows[1]["faces"]) == ("0.9877", "d", "2")
+    json_rows = [json.loads(text) for text in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    table = pytest.importorskip("pyarrow.parquet").read_table(tmp_path / "scores.parquet").to_pylist()
+    for row, other in zip(json_rows, table, strict=True):
+        assert {column: row[column] for column in FACE_COLUMNS} == {column: other[column] for column in FACE_COLUMNS}
+    assert json_rows[1]["box"] == [1.0, 2.5, 30.13, 40.0]
+
+
+@pytest.mark.parametrize("rows", range(7))
+def test_resuming_keeps_the_faces_of_an_image_together(tmp_path: Path, rows: int) -> None:
+    """Interrupted behind any row: an image is finished when the next one has a row, and its batch when all are."""
+    faces = {"a.png": 1, "b.png": 2, "c.png": 2, "d.png": 1}
+    scores = [face_of(path, face) for path, count in faces.items() for face in range(count)]
+    settings = {**SETTINGS, "faces": "all"}
+    journal = Journal(tmp_path / "scores.csv", settings, resume=False, batch_size=2)
+    journal.keep(scores[:rows])
+    again = Journal(tmp_path / "scores.csv", settings, resume=True, batch_size=2)
+    left = list(again.unfinished(faces))
+    assert left == (list(faces) if rows < 4 else ["c.png", "d.png"])
+    assert again.finished == 4 - len(left)
+    again.keep(score for score in scores if score.path in left)
+    assert again.finish() == {"ok": 6}

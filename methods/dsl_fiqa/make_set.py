@@ -23,8 +23,8 @@ import numpy as np
 from PIL import Image
 
 from command_line import exit_code, natural, positive
-from faces.align import largest_face
 from faces.degradations import degrade, require_photographic
+from faces.dlib_models import largest_face
 from faces.random_crops import fit
 from faces.reader import read_image
 from faces.workers import load_batches

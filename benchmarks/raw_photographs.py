@@ -1,0 +1,224 @@
+"""Finding, aligning and scoring faces in photographs: how well, and how fast.
+
+    python benchmarks/raw_photographs.py --data ../shared/data --results results
+    python benchmarks/raw_photographs.py --every 6      # every sixth original only
+
+The 1,200 originals of DATA/raw are searched as they are, turned by quarters (`--rotate auto`) and turned by 30 degrees.
+Their points are compared with the reference points, and the default model's scores with those of the reference crops.
+With `--folds A B`, networks of points that `recipes/raw_photographs/train_points.py --leave-out 0` and `1` made, each
+original is measured with the one that did not learn its identity. Small faces, large pictures and the speed follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import spearmanr
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from command_line import positive  # noqa: E402
+from faces import detect as detector  # noqa: E402
+from faces.detect import Face, detect  # noqa: E402
+from faces.reader import read_image  # noqa: E402
+from faces.template import ARCFACE_POINTS, SIZE, mapped, warp  # noqa: E402
+from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
+from recipes.raw_photographs.train_points import folds_of, originals  # noqa: E402
+from scoring import Scorer  # noqa: E402
+
+COLUMNS = [
+    Column("photographs"),
+    Column("originals"),
+    Column("no face, %", "{:.2f}"),
+    Column("another place, %", "{:.2f}"),
+    Column("mean point error, % of the eye distance", "{:.1f}"),
+    Column("rank correlation with the crops' scores", "{:.4f}"),
+]
+FOUND_COLUMNS = [Column("pictures"), Column("faces"), Column("found, %", "{:.1f}")]
+SPEED_COLUMNS = [Column("640x480"), Column("processor ms a photograph", "{:.0f}"), Column("photographs/s", "{:.1f}")]
+TURNS = ((0, "no"), (90, "auto"), (180, "auto"), (270, "auto"), (30, "no"), (-30, "no"))  # degrees, --rotate
+PLACED = 0.5  # mean point error, in eye distances, from which on another face or none was found
+
+
+class Original(NamedTuple):
+    path: str
+    points: np.ndarray
+    fold: int
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the data folder of docs/data.md")
+    add("--every", type=positive, default=1, metavar="N", help="take every N-th original (default: all)")
+    add("--folds", nargs=2, metavar="FILE", help="networks of points that left out one half of the identities each")
+    add("--only", choices=("turns", "sizes", "speed"), nargs="+", default=["turns", "sizes", "speed"])
+    add_results_option(parser)
+    args = parser.parse_args(arguments)
+    command = f"python benchmarks/raw_photographs.py{f' --every {args.every}' if args.every > 1 else ''}"
+    command += " --folds LEFT_OUT_0 LEFT_OUT_1" if args.folds else ""
+    output = Output(args.results, command, ("clib-fiqa", "center-face", "face-points"))
+    folds = folds_of(args.data)
+    chosen = [Original(path, points, folds[path.split("/")[1]]) for path, points in originals(args.data)][:: args.every]
+    if "turns" in args.only:
+        rows = turned_rows(args.data, chosen, args.folds)
+        output.add("raw_photographs", "Photographs against their reference points and crops", COLUMNS, rows)
+    if "sizes" in args.only:
+        rows = size_rows(args.data, chosen)
+        output.add("raw_photographs_sizes", "Small faces, and faces in large pictures", FOUND_COLUMNS, rows)
+    if "speed" in args.only:
+        rows = speed_rows(args.data, chosen)
+        output.add("raw_photographs_speed", "From photograph files to scores", SPEED_COLUMNS, rows)
+
+
+# ---- turned originals -----------------------------------------------------------------------------------------------
+
+
+def turned_rows(data: Path, chosen: Sequence[Original], folds: Sequence[str] | None) -> Iterator[list[Cell]]:
+    scorer = Scorer("clib-fiqa", device="cpu")
+    reference = qualities(scorer, [read_image(data / "faces" / original.path) for original in chosen])
+    yield crops_row(data, chosen, scorer, reference)
+    for degrees, rotate in TURNS:
+        found: dict[int, tuple[float, np.ndarray]] = {}
+        missing = 0
+        for fold in (0, 1) if folds else (None,):
+            if folds and fold is not None:
+                use_points(folds[fold])
+            for i, original in enumerate(chosen):
+                if fold in (None, original.fold):
+                    picture, points = turned(read_image(data / "raw" / original.path), original.points, degrees)
+                    face = nearest(detect(picture, rotate=rotate, only_largest=True), points)
+                    if face is None:
+                        missing += 1
+                    else:
+                        found[i] = point_error(face.points, points), warp(picture, face.points, ARCFACE_POINTS, SIZE)
+        right = [i for i, (error, _) in found.items() if error < PLACED]
+        errors = [found[i][0] for i in right]
+        scores = qualities(scorer, [crop for _, crop in found.values()])
+        rho = float(spearmanr(scores, reference[list(found)])[0])
+        count = len(chosen)
+        name = f"turned by {degrees}°" + (", `--rotate auto`" if rotate == "auto" else "") if degrees else "as they are"
+        shares = 100 * missing / count, 100 * (len(found) - len(right)) / count
+        yield [name, count, *shares, 100 * float(np.mean(errors)), rho]
+
+
+def crops_row(data: Path, chosen: Sequence[Original], scorer: Scorer, reference: np.ndarray) -> list[Cell]:
+    """What the reference points themselves reach: the crops are JPEG files, and LFW's lie up to a pixel beside."""
+    crops = [warp(read_image(data / "raw" / one.path), one.points, ARCFACE_POINTS, SIZE) for one in chosen]
+    rho = float(spearmanr(qualities(scorer, crops), reference)[0])
+    return ["aligned by the reference points", len(chosen), None, None, None, rho]
+
+
+def use_points(file: str) -> None:
+    """Let the detector use this network of points."""
+    detector.POINTS = file
+    detector._face_points.cache_clear()
+
+
+def turned(rgb: np.ndarray, points: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """A picture turned about its middle, all of it kept, with grey corners; and its points."""
+    height, width = rgb.shape[:2]
+    cosine, sine = (abs(f(np.deg2rad(degrees))) for f in (np.cos, np.sin))
+    new = round(width * cosine + height * sine), round(width * sine + height * cosine)
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
+    matrix[:, 2] += (np.array(new) - (width, height)) / 2
+    border = (128, 128, 128)
+    return cv2.warpAffine(rgb, matrix, new, flags=cv2.INTER_LINEAR, borderValue=border), mapped(points, matrix)
+
+
+def nearest(faces: Sequence[Face], points: np.ndarray) -> Face | None:
+    """The one that was found, or of several the one that the reference means."""
+    return min(faces, key=lambda face: point_error(face.points, points), default=None)
+
+
+def point_error(found: np.ndarray, points: np.ndarray) -> float:
+    """Mean distance of the five points, in eye distances; of a profile, whose eyes coincide, in half the face."""
+    eyes = float(np.linalg.norm(points[0] - points[1]))
+    return float(np.linalg.norm(found - points, axis=1).mean() / max(eyes, np.ptp(points, axis=0).max() / 2))
+
+
+def qualities(scorer: Scorer, crops: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([score.quality for score in scorer.score(list(crops))])
+
+
+# ---- small faces, large pictures ------------------------------------------------------------------------------------
+
+
+def size_rows(data: Path, chosen: Sequence[Original]) -> Iterator[list[Cell]]:
+    for name, side, canvas, count in (
+        ("640x480, faces of 80 pixels", 80, (480, 640), 200),
+        ("640x480, faces of 40 pixels", 40, (480, 640), 200),
+        ("640x480, faces of 32 pixels", 32, (480, 640), 200),
+        ("4000x3000, faces of 112 pixels", 112, (3000, 4000), 24),
+    ):
+        some = chosen[:: max(1, len(chosen) // count)][:count]
+        rng = np.random.default_rng(0)
+        right = [is_found_in(canvas, side, read_image(data / "raw" / one.path), one.points, rng) for one in some]
+        yield [name, len(some), 100 * float(np.mean(right))]
+
+
+def is_found_in(
+    canvas: tuple[int, int], side: int, rgb: np.ndarray, points: np.ndarray, rng: np.random.Generator
+) -> bool:
+    """Whether the face is found in a picture of this height and width, where it has about `side` pixels."""
+    picture, points = pasted(canvas, side, rgb, points, rng)
+    face = nearest(detect(picture, only_largest=True), points)
+    return face is not None and point_error(face.points, points) < PLACED
+
+
+def pasted(
+    canvas: tuple[int, int], side: int, rgb: np.ndarray, points: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The original in a smooth grey picture; `side` is the height of the face, 2.7 times the way from eyes to mouth."""
+    scale = side / (2.7 * float(np.linalg.norm(points[:2].mean(axis=0) - points[3:].mean(axis=0))))
+    height, width = (max(1, round(n * scale)) for n in rgb.shape[:2])
+    small = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    small = small[: canvas[0], : canvas[1]]
+    picture = np.full((*canvas, 3), 128, np.uint8)
+    top, left = (int(rng.integers(0, n - m + 1)) for n, m in zip(canvas, small.shape[:2], strict=True))
+    picture[top : top + small.shape[0], left : left + small.shape[1]] = small
+    return picture, (points + 0.5) * scale - 0.5 + (left, top)
+
+
+# ---- speed ----------------------------------------------------------------------------------------------------------
+
+
+def speed_rows(data: Path, chosen: Sequence[Original], count: int = 64) -> Iterator[list[Cell]]:
+    """Wall and processor time of `Scorer.stream` over JPEG files, with two reading processes."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        rng, paths = np.random.default_rng(0), []
+        for i, one in enumerate(chosen[:count]):
+            picture, _ = pasted((480, 640), 200, read_image(data / "raw" / one.path), one.points, rng)
+            paths.append(f"{folder}/{i}.jpg")
+            Image.fromarray(picture).save(paths[-1], quality=92)
+        for rotate in ("no", "auto"):
+            scorer = Scorer("clib-fiqa", device="cpu", rotate=rotate)
+            for _ in scorer.stream(paths[:4], workers=0):  # everything is loaded before the clock starts
+                pass
+            start, before = time.perf_counter(), processor_seconds()
+            done = sum(1 for _ in scorer.stream(paths, workers=2))
+            seconds, used = time.perf_counter() - start, processor_seconds() - before
+            yield [f"`--rotate {rotate}`", 1000 * used / done, done / seconds]
+
+
+def processor_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+if __name__ == "__main__":
+    main()

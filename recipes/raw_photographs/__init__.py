@@ -1,0 +1,1 @@
+"""What makes the shipped face detector and its points."""
