@@ -36,6 +36,7 @@ from evaluation.tables import DEFAULT_LIMIT
 from model.files import only_run
 
 ALIGN = ("auto", "yes", "no")
+SCORES_HELP = "METHOD or METHOD@FR = a score table, OFIQ's CSV too; FILE:COLUMN for another column"
 FACES = "faces: a file, a folder, a pattern, @list or -"
 
 
@@ -64,7 +65,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     add = _command(commands, edc)
     add("--pairs", required=True, metavar="PAIRS", help="TSV, pair_list.txt, LFW's pairs.txt, CPLFW's list, .bin")
-    add("--scores", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="METHOD or METHOD@FR = table")
+    add("--scores", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help=SCORES_HELP)
     add("--embeddings", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="an .npz, a folder of .npy")
     add("--output", type=Path, required=True, metavar="FOLDER")
     add("--fmr", type=_share, nargs="+", default=[1e-2, 1e-3, 1e-4], help="FMR targets (default 1e-2 1e-3 1e-4)")
