@@ -83,11 +83,11 @@ class Scorer:
             known = ", ".join(method.options) or "none"
             raise ValueError(f"{self.method} has no option {min(unknown)}; its options: {known}")
         self.options = options
-        scoring = method.scoring(network, self.dtype, self.device, align, **options)
-        self.predict: Callable[[Batch], Columns] = scoring.predict
-        self.prepare: Callable[[np.ndarray, str], Prepared] = scoring.prepare
+        self.scoring = method.scoring(network, self.dtype, self.device, align, **options)
+        self.predict: Callable[[Batch], Columns] = self.scoring.predict
+        self.prepare: Callable[[np.ndarray, str], Prepared] = self.scoring.prepare
         if swapped_channels:
-            self.prepare = partial(prepare_swapped, scoring.prepare)
+            self.prepare = partial(prepare_swapped, self.scoring.prepare)
 
     @property
     def settings(self) -> dict[str, str | bool | int]:
