@@ -7,6 +7,7 @@ reads.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -44,10 +45,15 @@ html_show_sourcelink = False
 
 
 def menu() -> str:
-    """The hidden tables of contents, of which the theme makes its menu."""
+    """The hidden tables of contents, of which the theme makes its menu; pages of no section come last."""
+    listed = {(ROOT / "docs" / page).resolve() for pages in SECTIONS.values() for page in pages}
+    found = [path.with_suffix("") for pattern in ("docs/*.md", "methods/*/README.md") for path in ROOT.glob(pattern)]
+    others = sorted(os.path.relpath(path, ROOT / "docs") for path in found if path.resolve() not in listed)
+    others.remove("README")  # the page that holds the menu
+    sections = SECTIONS | ({"More": others} if others else {})
     return "".join(
         f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n"
-        for caption, pages in SECTIONS.items()
+        for caption, pages in sections.items()
     )
 
 
