@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help setup setup-dev demo test lint docs-tables weights tables calibrate bands cross-fit ablation clean
+.PHONY: help setup setup-dev demo test lint docs docs-tables weights tables calibrate bands cross-fit ablation clean
 
 help:                            ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -27,7 +27,10 @@ test: setup-dev                  ## run every test
 
 lint: setup-dev                  ## check style and types
 	$(PY) -m ruff check .
-	$(PY) -m mypy model faces labels scoring training evaluation methods recipes samples docs *.py
+	$(PY) -m mypy model faces labels scoring bundle training evaluation methods recipes samples docs *.py
+
+docs: setup-dev                  ## build the documentation as a site, site/index.html; a broken link is an error
+	$(PY) -m sphinx -W --keep-going -q -b html -c docs . site
 
 # The targets below read the data folder DATA (docs/data.md). docs/default_model.md explains their steps.
 DATA ?= ../shared/data

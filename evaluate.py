@@ -40,6 +40,7 @@ from model.files import only_run
 ALIGN = ("auto", "yes", "no")
 BANDS_HELP = """A pair counts with the worse of its two images. medium begins at the lowest quality from which the pairs
 have the wanted FNMR or less, high at that of the lower FNMR. The FMR fixes the thresholds over all non-mated pairs."""
+SCORES_HELP = "METHOD or METHOD@FR = a score table, OFIQ's CSV too; FILE:COLUMN for another column"
 FACES = "faces: a file, a folder, a pattern, @list or -"
 
 
@@ -69,7 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     add = _command(commands, edc)
     add("--pairs", required=True, metavar="PAIRS", help="TSV, pair_list.txt, LFW's pairs.txt, CPLFW's list, .bin")
-    add("--scores", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="METHOD or METHOD@FR = table")
+    add("--scores", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help=SCORES_HELP)
     add("--embeddings", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="an .npz, a folder of .npy")
     add("--output", type=Path, required=True, metavar="FOLDER")
     add("--fmr", type=_share, nargs="+", default=[1e-2, 1e-3, 1e-4], help="FMR targets (default 1e-2 1e-3 1e-4)")

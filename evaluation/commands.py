@@ -21,7 +21,7 @@ from evaluation.compare import EdcRun, comparison_tables, differences, read_runs
 from evaluation.edc import Floats, allowed_false_matches
 from evaluation.embeddings import read_embeddings
 from evaluation.pairs import Pairs, read_pairs, write_pairs
-from evaluation.scores import read_scores, write_scores
+from evaluation.scores import file_and_column, read_scores, write_scores
 from evaluation.tables import as_text, limits_of, tables, write_tables
 from model.bands import Bands
 from model.files import write_text
@@ -192,7 +192,8 @@ def _record(
                 file=sys.stderr,
             )
     mated = int(pairs.mated.sum())
-    inputs = [args.pairs, *args.scores.values(), *args.embeddings.values()]
+    scores = (file_and_column(file)[0] for file in args.scores.values())
+    inputs = [args.pairs, *scores, *args.embeddings.values()]
     return {
         "settings": {name: vars(args)[name] for name in ("protocol", "fmr", "limits", "bootstrap", "seed")},
         "pairs": {"images": len(pairs.names), "mated": mated, "non_mated": len(pairs.mated) - mated},

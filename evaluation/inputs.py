@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evaluation.embeddings import Embeddings, EmbeddingsError, read_embeddings
 from evaluation.plain_pickle import read_plain_pickle
-from evaluation.scores import ScoreTableError, read_scores
+from evaluation.scores import ScoreTableError, file_and_column, read_scores
 from labels.anchors import identity_of
 from labels.label_table import REQUIRED, is_storable, read_labels
 from model.files import open_text, replacing
@@ -28,7 +28,7 @@ def read_qualities(path: str | Path, skip_unscored: bool = False) -> dict[str, f
 
     Raises ValueError for an image without a finite quality, unless `skip_unscored` leaves those out.
     """
-    path = Path(path)
+    given, path = path, file_and_column(path)[0]
     if not path.is_file():
         raise ScoreTableError(f"{path} does not exist; a table of scores or labels was expected")
     if path.suffix.lower() in PICKLES:
@@ -39,7 +39,7 @@ def read_qualities(path: str | Path, skip_unscored: bool = False) -> dict[str, f
         if len(scores) < len(labels):
             raise ScoreTableError(f"{path}: {len(labels) - len(scores)} rows repeat the path of another row")
     else:
-        scores = read_scores(path)
+        scores = read_scores(given)
     unscored = [name for name, quality in scores.items() if not math.isfinite(quality)]
     if unscored and not skip_unscored:
         raise ScoreTableError(

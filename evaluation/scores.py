@@ -13,6 +13,8 @@ from typing import Any
 from evaluation.plain_pickle import read_plain_pickle
 from model.files import open_text, replacing, write_csv_rows
 
+OFIQ_NAME, OFIQ_QUALITY, OFIQ_FAILURE = "Filename", "UnifiedQualityScore.scalar", -1
+
 
 class ScoreTableError(ValueError):
     """The file is no score table that we know, or a line of it is damaged."""
@@ -22,14 +24,27 @@ def read_scores(path: str | Path) -> dict[str, float]:
     """Name -> quality, higher is better, NaN for an image without an `ok` score; a repeated name keeps its last score.
 
     By suffix: `.jsonl` and `.parquet` with the fields `path`, `status`, `quality`; `.pkl` and `.pickle`, a plain dict
-    or list as eDifFIQA writes it; anything else is a CSV or TSV whose header names `path` and `quality` (and perhaps
-    `status`), or lines `path score` as CR-FIQA writes them. Raises ScoreTableError with the line at fault.
+    or list as eDifFIQA writes it; anything else is a table (tabs, commas or semicolons) whose header names `path` and
+    `quality` (and perhaps `status`), the CSV of OFIQ, or lines `path score` as CR-FIQA writes them. `FILE:COLUMN` takes
+    another column of such a table than `quality`, or than OFIQ's UnifiedQualityScore.scalar. Raises ScoreTableError
+    with the line at fault.
     """
-    path = Path(path)
-    table = dict(READERS.get(path.suffix.lower(), _from_text)(path))
+    path, column = file_and_column(path)
+    reader = READERS.get(path.suffix.lower())
+    if reader and column:
+        raise ScoreTableError(f"{path}: a column ({column}) can be chosen in tables of text only")
+    table = dict(reader(path) if reader else _from_text(path, column))
     if not table:
         raise ScoreTableError(f"{path} holds no scores")
     return table
+
+
+def file_and_column(path: str | Path) -> tuple[Path, str]:
+    """`FILE:COLUMN` -> the file and the column; the column is "" for FILE alone, which may itself hold colons."""
+    file, _, column = str(path).rpartition(":")
+    if not column or Path(path).exists() or not Path(file).is_file():
+        return Path(path), ""
+    return Path(file), column
 
 
 Rows = Iterator[tuple[str, float]]
@@ -56,20 +71,23 @@ def _name(path: Any) -> str:
     return path
 
 
-def _from_text(path: Path) -> Rows:
+def _from_text(path: Path, column: str) -> Rows:
     with open_text(path) as file:
         head = file.readline()
         file.seek(0)
-        separator = "\t" if "\t" in head else ","
-        columns = [column.strip('"') for column in head.strip().split(separator)]
-        if {"path", "quality"} <= set(columns):
-            yield from _from_table(path, file, separator, columns)
-        else:
-            yield from _from_lines(path, file.read().split("\n"))  # a carriage return may be part of a name
+        for separator in ("\t", ",", ";"):
+            columns = [name.strip('"') for name in head.strip("\r\n").split(separator)]
+            if "path" in columns and (column or "quality") in columns:
+                return (yield from _from_table(path, file, separator, columns, column or "quality"))
+        if columns[0] == OFIQ_NAME and len(columns) > 1:
+            return (yield from _from_ofiq(path, file, columns, column or OFIQ_QUALITY))
+        if column:
+            raise ScoreTableError(f"{path}: the header {head.strip()!r} has no path, or no column {column}")
+        yield from _from_lines(path, file.read().split("\n"))  # a carriage return may be part of a name
 
 
-def _from_table(path: Path, file: Iterable[str], separator: str, columns: list[str]) -> Rows:
-    name, quality = columns.index("path"), columns.index("quality")
+def _from_table(path: Path, file: Iterable[str], separator: str, columns: list[str], quality_column: str) -> Rows:
+    name, quality = columns.index("path"), columns.index(quality_column)
     status = columns.index("status") if "status" in columns else None
     rows = csv.reader(file, delimiter=separator)
     try:
@@ -78,6 +96,32 @@ def _from_table(path: Path, file: Iterable[str], separator: str, columns: list[s
             if len(row) != len(columns):
                 raise ValueError(f"{len(row)} cells, expected {len(columns)}")
             yield row[name], _value(row[quality], None if status is None else row[status])
+    except (ValueError, csv.Error) as error:
+        raise ScoreTableError(f"{path}, line {rows.line_num}: {error}") from None
+
+
+def _from_ofiq(path: Path, file: Iterable[str], columns: list[str], wanted: str) -> Rows:
+    """OFIQ's CSV (ISO/IEC 29794-5): a file name, and of each component its native value and its scalar, 0 to 100.
+
+    A component that could not be assessed has the scalar -1 and the native value 0, in both of which it has no score.
+    The header ends with a semicolon, the rows may or may not. Newer versions add `.native` to the native columns.
+    """
+    columns = [column for column in columns if column]
+    component = wanted.removesuffix(".scalar").removesuffix(".native")
+    scalar = f"{component}.scalar"
+    if wanted not in columns or scalar not in columns:
+        components = ", ".join(name for name in columns if name.endswith(".scalar"))
+        raise ScoreTableError(f"{path}: OFIQ's table has no {wanted}; expected one of {components or 'its scalars'}")
+    quality, failed = columns.index(wanted), columns.index(scalar)
+    rows = csv.reader(file, delimiter=";")
+    try:
+        next(rows)
+        for row in rows:
+            if len(row) == len(columns) + 1 and not row[-1]:
+                row.pop()
+            if len(row) != len(columns):
+                raise ValueError(f"{len(row)} cells, expected {len(columns)}")
+            yield row[0], math.nan if _value(row[failed]) == OFIQ_FAILURE else _value(row[quality])
     except (ValueError, csv.Error) as error:
         raise ScoreTableError(f"{path}, line {rows.line_num}: {error}") from None
 

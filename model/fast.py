@@ -211,6 +211,16 @@ class FastAttentionPool(nn.Module):
         return self.output((attended @ self.value).transpose(0, 1).flatten(1) + self.value_bias)
 
 
+def without_onednn(network: nn.Module) -> nn.Module:
+    """A network of `accelerate` that has not run yet, with convolutions of torch alone: for exporters, which do not
+    know oneDNN's. In place."""
+    for part in network.modules():
+        if isinstance(part, FusedConv):
+            assert not part.packed, "its weights are in oneDNN's order already"
+            part.onednn = False
+    return network
+
+
 def _onednn_fuses(weight: Tensor) -> bool:
     """Whether oneDNN has fused convolutions for this device and type."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():

@@ -99,11 +99,12 @@ class Scorer:
             known = ", ".join(method.options) or "none"
             raise ValueError(f"{self.method} has no option {min(unknown)}; its options: {known}")
         self.options = options
-        scoring = method.scoring(network, self.dtype, self.device, Alignment(align, self.finder, check=True), **options)
-        self.predict: Callable[[Batch], Columns] = scoring.predict
-        self.prepare: Callable[..., Prepared | list[Prepared]] = scoring.prepare
+        alignment = Alignment(align, self.finder, check=True)
+        self.scoring = method.scoring(network, self.dtype, self.device, alignment, **options)
+        self.predict: Callable[[Batch], Columns] = self.scoring.predict
+        self.prepare: Callable[..., Prepared | list[Prepared]] = self.scoring.prepare
         if swapped_channels:
-            self.prepare = partial(prepare_swapped, scoring.prepare)
+            self.prepare = partial(prepare_swapped, self.scoring.prepare)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ FLOORS = {  # package -> the other packages that it may import
     "faces": {"model"},
     "labels": {"model", "faces"},
     "scoring": SHARED,
+    "bundle": {*SHARED, "scoring"},
     "training": SHARED,
     "evaluation": SHARED,
     "methods": {*SHARED, "scoring", "training", "evaluation"},

@@ -133,3 +133,78 @@ def test_odd_json_names_the_line(tmp_path: Path, row: str) -> None:
     (tmp_path / "a.jsonl").write_text(row)
     with pytest.raises(ScoreTableError, match="line 1"):
         read_scores(tmp_path / "a.jsonl")
+
+
+
+
+def ofiq_table(end: str = "", native: str = "") -> str:
+    """A CSV as OFIQ's sample application writes it: the header ends with a semicolon; `end` is that of the rows."""
+    names = ["UnifiedQualityScore", "Sharpness"]
+    header = ["Filename", *(name + native for name in names), *(f"{name}.scalar" for name in names)]
+    rows = ['"a; b.jpg";21.5;3.5;40;61;812', "c.jpg;0.000000;4.5;-1;70;790", "d.jpg;24.25;0.000000;66;-1;801"]
+    return ";".join([*header, "assessment_time_in_ms", ""]) + "\n" + "".join(f"{row}{end}\n" for row in rows)
+
+
+@pytest.mark.parametrize("end", ["", ";"])
+@pytest.mark.parametrize("native", ["", ".native"])
+def test_ofiq(tmp_path: Path, end: str, native: str) -> None:
+    """A scalar of -1 means that the component failed; the native value, 0, then says nothing either."""
+    file = tmp_path / "ofiq.csv"
+    file.write_text(ofiq_table(end, native))
+    expected = {"": [40, NAN, 66], ":Sharpness.scalar": [61, 70, NAN], f":Sharpness{native}": [3.5, 4.5, NAN]}
+    expected[f":UnifiedQualityScore{native}"] = [21.5, NAN, 24.25]
+    for column, values in expected.items():
+        table = read_scores(f"{file}{column}")
+        assert list(table) == ["a; b.jpg", "c.jpg", "d.jpg"]
+        np.testing.assert_array_equal(list(table.values()), values)
+
+
+def test_a_column_of_any_table(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,quality,sharpness\na.jpg,0.5,7\n")
+    (tmp_path / "german.csv").write_text("path;quality\na.jpg;0.5\n")
+    (tmp_path / "12:30.csv").write_text("path,quality\na.jpg,0.25\n")  # a colon in the name of a file
+    assert read_scores(f"{tmp_path}/t.csv:sharpness") == {"a.jpg": 7}
+    assert read_scores(tmp_path / "german.csv") == {"a.jpg": 0.5}
+    assert read_scores(tmp_path / "12:30.csv") == {"a.jpg": 0.25}
+    with pytest.raises(ScoreTableError, match="no column blur"):
+        read_scores(f"{tmp_path}/t.csv:blur")
+    (tmp_path / "t.jsonl").write_text('{"path": "a", "quality": 1}\n')
+    with pytest.raises(ScoreTableError, match="tables of text only"):
+        read_scores(f"{tmp_path}/t.jsonl:blur")
+
+
+def test_damaged_ofiq_tables(tmp_path: Path) -> None:
+    file = tmp_path / "ofiq.csv"
+    file.write_text(ofiq_table())
+    with pytest.raises(ScoreTableError, match=r"no HeadSize\.scalar; expected one of UnifiedQualityScore\.scalar"):
+        read_scores(f"{file}:HeadSize.scalar")
+    file.write_text(ofiq_table() + "e.jpg;1;2\n")
+    with pytest.raises(ScoreTableError, match="line 5: 3 cells, expected 6"):
+        read_scores(file)
+    file.write_text(ofiq_table() + "e.jpg;x;2;x;4;5\n")
+    with pytest.raises(ScoreTableError, match="line 5: the quality 'x' is not a number"):
+        read_scores(file)
+
+
+def test_ofiq_stands_on_the_same_curve(tmp_path: Path) -> None:
+    """The CSV goes through evaluate.py edc; images that OFIQ could not assess count as the worst."""
+    import evaluate
+
+    names = [f"{person}/{shot}.jpg" for person in "ab" for shot in range(4)]
+    rng = np.random.default_rng(0)
+    rows = [f"/photos/{name};20;{-1 if name == 'a/3.jpg' else 40 + i};800" for i, name in enumerate(names)]
+    table = tmp_path / "ofiq.csv"
+    head = "Filename;UnifiedQualityScore;UnifiedQualityScore.scalar;assessment_time_in_ms;"
+    table.write_text("\n".join([head, *rows]) + "\n")
+    pairs = [(a, b, int(a[0] == b[0])) for i, a in enumerate(names) for b in names[i + 1 :]]
+    lines = ["path_a\tpath_b\tsame", *("\t".join(map(str, pair)) for pair in pairs)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    rows_of = rng.normal(size=(len(names), 4)).astype(np.float32)
+    np.savez(tmp_path / "fr.npz", names=np.array(names), embeddings=rows_of)
+    flags = ["--pairs", str(tmp_path / "pairs.tsv"), "--embeddings", f"fr={tmp_path / 'fr.npz'}"]
+    flags += ["--scores", f"ofiq={table}", f"native={table}:UnifiedQualityScore", "--fmr", "0.1", "--bootstrap", "0"]
+    assert evaluate.main(["edc", *flags, "--output", str(tmp_path / "edc")]) == 0
+    found = json.loads((tmp_path / "edc" / "results.json").read_text())
+    assert found["methods"]["ofiq"]["without_ok_score"] == {"count": 1, "examples": ["a/3.jpg"]}
+    assert {row["method"] for row in found["results"]} == {"ofiq", "native"}
+    assert str(table) in found["inputs"]
