@@ -13,7 +13,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice, tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any
 
@@ -55,21 +55,18 @@ def write_report(
     `percentile_set` (name, or None). Pictures are read again from the paths of the rows, by `workers` processes; a
     file that cannot be read has none. With `swapped_channels` the files hold BGR. The file is written atomically.
     """
-    rows = iter(rows)
-    first = list(islice(rows, 1))
     head, tail = _page().split("{{data}}")
     facts = {
         **about,
         "levels": {factor: AXES[factor] for factor in FACTORS},
         "quality_levels": AXES["quality"],
-        "has_reasons": bool(first) and "reasons" in first[0],
     }
     advice: dict[str, str] = {}
     side = next((side for most, side in SIDES if total <= most), SMALLEST)
     with replacing(path) as temporary, open_text(temporary, "w") as file:
         file.write(head)
         file.write(_element(facts, 'id="about-data"'))
-        for chunk, pictures in _with_pictures(chain(first, rows), side, workers, swapped_channels):
+        for chunk, pictures in _with_pictures(rows, side, workers, swapped_channels):
             file.write(_element([_face(row, advice) for row in chunk], 'class="rows"'))
             file.write(f'<script type="text/plain" class="pictures">{" ".join(pictures)}</script>\n')
         file.write(_element(advice, 'id="advice-data"'))
@@ -135,21 +132,19 @@ def _around(rgb: np.ndarray, box: Sequence[float]) -> np.ndarray:
 def _face(row: Mapping[str, Any], advice: dict[str, str]) -> list[Any]:
     """What the page's script reads of a row; the sentences of advice are collected in `advice`, one for each code.
 
-    [path, status, quality, factors, distribution, reasons, other columns]; probabilities are whole percents.
+    [path, status, quality, factors, distribution, reasons, other columns]; probabilities are whole percents. Reasons
+    are None where nothing is known.
     """
-    factors, distribution = row.get("factors"), row.get("quality_distribution")
-    reasons = []
-    for reason in row.get("reasons") or []:
-        fields = {"code": reason} if isinstance(reason, str) else reason
-        advice.setdefault(fields["code"], fields.get("advice") or "")
-        reasons.append([fields["code"], fields.get("value")])
+    factors, distribution, reasons = row.get("factors"), row.get("quality_distribution"), row.get("reasons")
+    for reason in reasons or []:
+        advice.setdefault(reason["code"], reason["advice"])
     return [
         row["path"],
         row["status"],
         row["quality"],
         factors and [_percents(factors[factor].values()) for factor in FACTORS],
         distribution and _percents(distribution),
-        reasons,
+        None if reasons is None else [[reason["code"], reason["value"]] for reason in reasons],
         {name: value for name, value in row.items() if name not in SHOWN and value is not None},
     ]
 

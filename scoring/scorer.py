@@ -136,6 +136,14 @@ class Scorer:
         read = partial(read_prepared, self.prepare)
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
+    def load(self, image: Picture, color: str = "rgb") -> Loaded[Prepared]:
+        """An image, read and prepared for `score_loaded`; a bad one has a status. Many threads may do this at once."""
+        return self._load(image, color)
+
+    def score_loaded(self, batch: Sequence[Loaded[Prepared]]) -> list[Score]:
+        """The scores of one batch of `load`, in its order. Only one thread at a time may call it."""
+        return list(self._scores([batch]))
+
     def _load(self, image: Picture, color: str) -> Loaded[Prepared]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
         try:

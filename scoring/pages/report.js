@@ -10,7 +10,7 @@ const QUALITY_LEVELS = about.quality_levels;
 const BINS = 60, STEPS = 1000, GAP = 12;
 const NO_REASON = "no reason named";
 
-// A face: [path, status, quality or null, levels of the factors or null, distribution or null, reasons, other columns].
+// A face: [path, status, quality, levels of the factors, distribution, reasons, other columns]; null for what is not known.
 const faces = [];
 const pictures = []; // of each chunk of rows: the element with its pictures, then the list of them
 let chunkSize = 0;
@@ -24,6 +24,7 @@ pictures.push(...document.querySelectorAll("script.pictures"));
 
 const quality = Float64Array.from(faces, (face) => (face[2] === null ? NaN : face[2]));
 const scored = Float64Array.from(quality.filter((q) => !Number.isNaN(q))).sort();
+const hasStatedReasons = faces.some((face) => face[5]);
 const ticked = new Set();
 let threshold = 0;
 let reason = null; // the reason whose faces are shown
@@ -51,13 +52,13 @@ const isRefused = (i) => !(quality[i] >= threshold);
 const nameOf = (i) => faces[i][0].split("/").pop() + (faces[i][6].face > 0 ? ` (face ${faces[i][6].face})` : "");
 const shownScore = (q) => q.toFixed(Math.abs(q) < 10 ? 3 : 1);
 
-// Codes of what is wrong with a face: its status without a score, the column `reasons`, or else each factor whose most
-// probable level is not the best.
+// Codes of what is wrong with a face: its status without a score; the column `reasons`; where that is not known, each
+// factor whose most probable level is not the best.
 function codesOf(i) {
   const [, status, , factors, , reasons] = faces[i];
   if (Number.isNaN(quality[i])) return [status];
-  if (reasons.length) return reasons.map(([code]) => code);
-  if (about.has_reasons || !factors) return [];
+  if (reasons) return reasons.map(([code]) => code);
+  if (!factors) return [];
   return FACTORS.filter((factor, k) => mostProbable(factors[k]) < LEVELS[factor].length - 1);
 }
 
@@ -163,7 +164,7 @@ function showWhy() {
     return make("li", {}, button);
   }));
   if (focused) [...byId("why").querySelectorAll("button")].find((b) => b.dataset.code === focused)?.focus();
-  byId("why-note").textContent = !refused ? "Nobody is refused." : about.has_reasons || !FACTORS.length
+  byId("why-note").textContent = !refused ? "Nobody is refused." : hasStatedReasons
     ? "A face can have several reasons. Choose one to see its faces." : "A factor is named when its most probable level is not the best one. Choose one to see its faces.";
 }
 
@@ -348,9 +349,9 @@ function showDetail() {
   const refused = isRefused(i), noScore = Number.isNaN(quality[i]);
   const term = (name, value) => [make("dt", {}, plain(name)), make("dd", { class: "number" }, value)];
   const value = (x) => (typeof x === "number" ? String(Number(x.toPrecision(6))) : typeof x === "string" ? x : JSON.stringify(x));
-  const stated = reasons.map(([code, measured]) => make("li", {},
+  const stated = (reasons || []).map(([code, measured]) => make("li", {},
     make("span", { class: "chip bad" }, plain(code)), measured === null ? "" : ` ${value(measured)}`, advice[code] ? make("p", { class: "small" }, advice[code]) : null));
-  const inferred = reasons.length ? [] : codesOf(i).map((code) => make("li", {}, make("span", { class: "chip bad" }, wordsOf(i, code))));
+  const inferred = reasons ? [] : codesOf(i).map((code) => make("li", {}, make("span", { class: "chip bad" }, wordsOf(i, code))));
   const list = [...stated, ...inferred];
   const facts = make("dl", {}, ...term("path", path), ...term("status", status), ...Object.entries(other).flatMap(([name, x]) => term(name, value(x))));
   byId("detail-title").textContent = nameOf(i);
