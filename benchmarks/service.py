@@ -218,6 +218,7 @@ def measure(args: argparse.Namespace, listed: Path, requests: Sequence[bytes]) -
         ["… p99 of the answered ones, s", float(np.quantile(over.seconds or [np.nan], 0.99))],
         ["memory before that, MB", before],
         ["memory after that, MB", after],
+        [f"load average of this machine ({available_cores()} cores) while this ran", os.getloadavg()[2]],
     ]
 
 

@@ -122,6 +122,7 @@ class Problem(BaseModel):
 RETRY = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "the body is no multipart form"},
+    408: {"model": Problem, "description": "the body did not arrive in time"},
     413: {"model": Problem, "description": "too many images, or too large a body"},
     429: {"model": Problem, "description": "too much is waiting; try again later", "headers": RETRY},
     503: {"model": Problem, "description": "the service ends, or the scores took too long", "headers": RETRY},
@@ -183,8 +184,10 @@ class Service:
         """An uploaded image, decoded and prepared by one of the threads."""
         if (upload.size or 0) > self.limits.image_bytes:
             return Loaded("", "too_large", None)
-        data = await upload.read()
-        return await asyncio.get_running_loop().run_in_executor(self.readers, self.scorer.load, data)
+        return await asyncio.get_running_loop().run_in_executor(self.readers, self._load, upload)
+
+    def _load(self, upload: UploadFile) -> Item:
+        return self.scorer.load(upload.file.read())  # read here: no more files are in memory than there are threads
 
     def close(self) -> None:
         """Score what waits, and end the threads."""

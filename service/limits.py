@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import dataclass
 
@@ -18,9 +19,11 @@ class Limits:
     """In a request: 413."""
     image_bytes: int = 20 * MEGABYTE
     """Of a file: the image gets the status too_large, the others are scored."""
-    body_bytes: int = 64 * MEGABYTE
+    body_bytes: int = 32 * MEGABYTE
     """Of a request: 413."""
-    requests: int = 32
+    body_seconds: float = 60.0
+    """For a request to arrive: 408. So a slow sender cannot hold its place for ever."""
+    requests: int = 16
     """At a time: 429. Together with `body_bytes` this bounds memory and disk."""
     waiting: int = 128
     """Images, at a time: 429."""
@@ -53,26 +56,38 @@ class BoundedRequests:
         return f"the body has more than {self.limits.body_bytes:,} bytes"
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer, as long as the body keeps to its bound; its length may not be announced."""
-        count, refused = 0, False
+        """Let the application answer, as long as the body keeps to its bounds; its length may not be announced."""
+        count, complete, answered = 0, False, False
+        refusal: tuple[int, str] | None = None
+        deadline = asyncio.get_running_loop().time() + self.limits.body_seconds
 
-        async def counted() -> Message:
-            nonlocal count
-            message = await receive()
-            count += len(message.get("body", b""))
-            if count > self.limits.body_bytes:
-                raise OSError(self._too_large)  # ends the reading of the body; what is answered then is replaced
+        async def bounded() -> Message:
+            nonlocal count, complete, refusal
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                refusal = 408, f"the body did not arrive within {self.limits.body_seconds:g} s"
+            else:
+                count += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if count > self.limits.body_bytes:
+                    refusal = 413, self._too_large
+            if refusal:
+                raise OSError(refusal[1])  # ends the reading of the body; what the application then says is replaced
             return message
 
         async def replaced(message: Message) -> None:
-            nonlocal refused
-            if count <= self.limits.body_bytes:
+            nonlocal answered
+            if refusal is None:
                 await send(message)
-            elif not refused:
-                refused = True
-                await refuse(send, 413, self._too_large)
+            elif not answered:
+                answered = True
+                await refuse(send, *refusal)
 
-        await self.app(scope, counted, replaced)
+        await self.app(scope, bounded, replaced)
 
 
 def announced_length(scope: Scope) -> int:

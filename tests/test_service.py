@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from recipe_tensors import save_tiny_clib_fiqa
+from serving import serving
 
 from faces.reader import read_image
 from scoring import Scorer
@@ -25,6 +29,7 @@ from service import __main__ as command
 from service.app import create_app
 from service.limits import Limits
 
+ROOT = Path(__file__).parents[1]
 LIMITS = Limits(images=4, image_bytes=60_000, body_bytes=200_000, requests=2, waiting=4, seconds=5)
 
 
@@ -107,6 +112,35 @@ def test_a_body_of_unknown_length_is_bounded_too(client: TestClient) -> None:
     answer = client.post("/score", content=chunks(), headers={"Content-Type": "multipart/form-data; boundary=b"})
     assert answer.status_code == 413
     assert service_of(client).batcher.taken == 0
+
+
+def test_a_body_that_does_not_arrive_gives_its_place_back(scorer: Scorer) -> None:
+    app = create_app(scorer, Limits(body_seconds=0.1), readers=1)
+    head = (
+        b"POST /score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n"
+        b"Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+    )
+    with serving(app) as port, socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(head)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"did not arrive within 0.1 s" in answer
+
+
+def test_the_command_says_in_a_line_what_is_wrong(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "service", "--weights", str(tmp_path / "no.safetensors")]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert command.main([]) == 2
+    assert "uvicorn is missing: pip install -r requirements-service.txt" in capsys.readouterr().err
 
 
 def test_wrong_calls_are_said_to_be_wrong(client: TestClient) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from chromium import running_chromium
 from recipe_tensors import save_tiny_clib_fiqa
+from serving import serving
 
 from scoring import Scorer
 from service.app import create_app
@@ -28,16 +26,8 @@ def app(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Any:
 @pytest.fixture(scope="module")
 def address(app: Any) -> Iterator[str]:
     """The service on a free port of this computer."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 30
-    while not server.started:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
+    with serving(app) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
