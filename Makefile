@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help setup setup-dev demo test lint docs docs-tables weights tables calibrate bands cross-fit ablation clean
+.PHONY: help setup setup-dev demo app test lint docs docs-tables weights tables calibrate bands cross-fit ablation clean
 
 help:                            ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -15,19 +15,23 @@ setup-dev: .venv/dev.stamp       ## install the extras and the tools of develope
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/dev.stamp: requirements.txt requirements-extras.txt requirements-dev.txt .venv/core.stamp
+.venv/dev.stamp: requirements.txt requirements-service.txt requirements-extras.txt requirements-dev.txt .venv/core.stamp
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
 
 demo: setup                      ## score the sample faces with the default model
 	$(PY) inference.py samples
 
+app: setup                       ## serve a local page and the HTTP interface: http://127.0.0.1:8000
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-service.txt
+	$(PY) -m service
+
 test: setup-dev                  ## run every test
 	$(PY) -m pytest
 
 lint: setup-dev                  ## check style and types
 	$(PY) -m ruff check .
-	$(PY) -m mypy model faces labels scoring bundle training evaluation methods recipes samples docs *.py
+	$(PY) -m mypy model faces labels scoring bundle training evaluation methods service recipes samples docs *.py
 
 docs: setup-dev                  ## build the documentation as a site, site/index.html; a broken link is an error
 	$(PY) -m sphinx -W --keep-going -q -b html -c docs . site

@@ -3,6 +3,7 @@
     python inference.py face.jpg                                a sentence, and the score
     python inference.py photos                                  a folder, with all folders below it: a table
     python inference.py photos --output scores.csv              into a file; .jsonl and .parquet hold all probabilities
+    python inference.py photos --report report.html             a page with the faces, to choose a threshold
     python inference.py 'a/*.png' b.jpg @more.txt               patterns, files, and a list of paths
     find . -name '*.jpg' | python inference.py -                a list on standard input
     python inference.py face.jpg --weights CLIB-FIQA_R50.pth    the published model instead of the one in weights/
@@ -13,8 +14,8 @@ A picture of 112x112 pixels is taken as an aligned crop; in any other the larges
 --faces all every face, each with a row of its own. A picture that cannot be scored is a row with its status (missing,
 not_an_image, truncated, no_face, …) and stops nothing.
 Exit code: 0 when all were scored, 1 when some were not or the run failed, 2 when the call was wrong, 130 after Ctrl-C.
-An interrupted run with --output continues with --resume. More: docs/inference.md, and docs/reasons.md for the reasons,
-the bands, maps and selecting.
+An interrupted run with --output or --report continues with --resume. More: docs/inference.md, docs/report.md, and
+docs/reasons.md for the reasons, the bands, maps and selecting.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from command_line import (
     THREADS_HELP,
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from model.percentiles import Percentiles
     from scoring import Score, Scorer
     from scoring.select import Selection
-    from scoring.tables import Row
+    from scoring.tables import Journal, Row
 
 FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
@@ -60,20 +62,23 @@ WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} i
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score the images of the command line, with the lock of --output where there is one; return the exit code."""
+    """Score the images of the command line, with the locks of the files that are written; return the exit code."""
     from faces.listing import expand_inputs
-
-    args.selection = selection_of(args)
-    check_folders(args)
-    if not args.output:
-        return score_images(args, expand_inputs(args.images, sys.stdin))
     from model.files import only_run
+    from scoring.report import check_report_name
     from scoring.tables import check_table_name
 
-    check_table_name(args.output)
+    if args.output:
+        check_table_name(args.output)
+    if args.report:
+        check_report_name(args.report)
+    args.selection = selection_of(args)
+    check_folders(args)
     paths = expand_inputs(args.images, sys.stdin)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with only_run(args.output):  # from before the model is loaded to the end of the table
+    with ExitStack() as locks:  # from before the model is loaded to the end of the files
+        for file in filter(None, (args.output, args.report)):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(only_run(file))
         return score_images(args, paths)
 
 
@@ -138,14 +143,14 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     options = {name: vars(args)[name] for name in (*FACE_OPTIONS, *METHOD_OPTIONS) if vars(args)[name] is not None}
     scorer = Scorer(args.method, args.weights, *settings, bands=args.bands, **options)
     check_method(scorer, args.selection, args.map_of if args.map else None)
-    if len(first) == 1 and not args.output and args.faces != "all":
+    if len(first) == 1 and not journal_of(args) and args.faces != "all":
         return score_one(scorer, first[0], args)
     if args.workers is None:
         few = total is not None and total < FEW
         args.workers = 0 if few else default_workers(scorer, first[0], available_cores())
     start, remaining, doubtful = time.perf_counter(), chain(first, remaining), Counter[str]()
-    if args.output:
-        statuses = write_table(scorer, remaining, total, args, doubtful)
+    if journal_of(args):
+        statuses = write_files(scorer, remaining, total, args, doubtful)
     elif args.selection.needs_all or args.copy_to or args.map:
         statuses = print_finished_table(scorer, remaining, total, args, doubtful)
     else:
@@ -245,6 +250,11 @@ def print_table(scores: Iterable[Score], selection: Selection) -> Counter[str]:
     return statuses
 
 
+def journal_of(args: argparse.Namespace) -> Any:
+    """The file beside which finished rows are kept, a Path: the table, else the report, else None."""
+    return args.output or args.report
+
+
 def print_finished_table(
     scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
 ) -> Counter[str]:
@@ -256,7 +266,7 @@ def print_finished_table(
 
     with tempfile.TemporaryDirectory() as folder:
         args.output = Path(folder) / "scores.jsonl"
-        statuses = write_table(scorer, paths, total, args, doubtful)
+        statuses = write_files(scorer, paths, total, args, doubtful)
         print(readable_header(selected=bool(args.selection)))
         with open(args.output, encoding="utf-8") as lines:
             for line in lines:
@@ -265,19 +275,21 @@ def print_finished_table(
     return statuses
 
 
-def write_table(
+def write_files(
     scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
 ) -> Counter[str]:
-    """Write the table, with progress on stderr; return the number of rows of each status."""
+    """Write the table and the report, with progress on stderr; return the number of rows of each status."""
     from tqdm import tqdm
 
     from scoring.tables import Journal
 
-    journal = Journal(args.output, scorer.settings, args.resume, scorer.batch_size)
+    journal = Journal(journal_of(args), scorer.settings, args.resume, scorer.batch_size)
     paths = journal.unfinished(paths)
     scores = watched(scorer.stream(paths, args.workers), doubtful)
     total = None if args.faces == "all" else total  # an image may then have several rows
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
+    if args.report:
+        write_page(scorer, journal, args)
     if not (args.selection or args.copy_to or args.map):
         return journal.finish()
     from scoring.select import marker
@@ -309,6 +321,24 @@ def share(text: str) -> float:
     return value
 
 
+def write_page(scorer: Scorer, journal: Journal, args: argparse.Namespace) -> None:
+    """Write the report of all rows of the journal."""
+    from tqdm import tqdm
+
+    from scoring.methods import METHODS
+    from scoring.report import write_report
+
+    total = sum(1 for _ in journal.rows())
+    about = {
+        "model": f"{scorer.method}, {scorer.weights.name}",
+        "created": time.strftime("%d %B %Y, %H:%M").lstrip("0"),
+        "range": METHODS[scorer.method].range,
+        "percentile_set": scorer.percentiles and scorer.percentiles.set,
+    }
+    rows = tqdm(journal.rows(), total=total, unit=" pictures", disable=None)
+    write_report(args.report, rows, total, about, args.workers, args.swapped_channels)
+
+
 def method(name: str) -> str:
     """A key of `scoring.METHODS`, which is imported only here: with torch, and after --help."""
     from scoring.methods import METHODS
@@ -331,7 +361,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--method", type=method, metavar="METHOD", help=METHOD_HELP)
     add("--weights", metavar="FILE_OR_NAME", help="checkpoint (default: the method's own, in weights/)")
     add("--output", type=Path, metavar="FILE", help="table to write: .csv, .jsonl, .parquet, or .txt (`path score`)")
-    add("--resume", action="store_true", help="go on with an interrupted run that had the same --output")
+    add("--report", type=Path, metavar="FILE.html", help="page to write: who would be refused at a threshold, and why")
+    add("--resume", action="store_true", help="go on with an interrupted run that had the same --output or --report")
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
     add("--faces", choices=("largest", "central", "all"), default="largest", help="which faces of a picture count")
@@ -361,8 +392,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     axes = ("quality", "blur", "occlusion", "pose", "expression", "illumination")
     add("--map-of", choices=axes, default="quality", help="what the map is of (default: quality)")
     args = parser.parse_args(arguments)
-    if args.resume and not args.output:
-        parser.error("--resume continues a file: give its --output")
+    if args.resume and not journal_of(args):
+        parser.error("--resume continues a file: give its --output or --report")
     return args
 
 
@@ -393,7 +424,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
-    return exit_code(lambda: run_until_closed(args), "stopped", partial(resume_hint, args.output))
+    return exit_code(lambda: run_until_closed(args), "stopped", partial(resume_hint, journal_of(args)))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from evaluation.edc import Floats, allowed_false_matches
 from evaluation.embeddings import read_embeddings
 from evaluation.pairs import Pairs, read_pairs, write_pairs
 from evaluation.scores import file_and_column, read_scores, write_scores
-from evaluation.tables import as_text, limits_of, tables, write_tables
+from evaluation.tables import DEFAULT_LIMIT, LIMITS, as_text, limits_of, tables, write_tables
 from model.bands import Bands
 from model.files import write_text
 
@@ -128,6 +128,8 @@ def edc(args: argparse.Namespace) -> int:
             f"--against {args.against}: one of --scores ({', '.join(args.scores)}) was expected, with the protocol iso"
             " and a --bootstrap above 0"
         )
+    leading = args.limits[0] if args.limits else DEFAULT_LIMIT
+    args.limits = args.limits or list(LIMITS)
     pairs = read_pairs(args.pairs)
     qualities = {name: image_quality(pairs, read_scores(file), file) for name, file in args.scores.items()}
     embeddings = {name: read_embeddings(file) for name, file in args.embeddings.items()}
@@ -141,13 +143,13 @@ def edc(args: argparse.Namespace) -> int:
     record = {**_record(args, pairs, qualities, models), "results": outcome.results}
     args.output.mkdir(parents=True, exist_ok=True)
     write_text(args.output / "results.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    write_tables(outcome.results, args.output)
+    limits = limits_of(outcome.results, leading)
+    write_tables(outcome.results, limits, args.output)
     write_replicates(args.output, outcome.replicates)
-    print("\n\n".join(map(as_text, tables(outcome.results))))
+    print("\n\n".join(map(as_text, tables(outcome.results, limits))))
     if args.against:
-        limit = limits_of(outcome.results)[0]
-        _compare([EdcRun(args.output.name, outcome.results, np.array(outcome.replicates))], args, limit)
-    _draw(args, pairs, qualities, similarity, outcome)
+        _compare([EdcRun(args.output.name, outcome.results, np.array(outcome.replicates))], args, limits[0])
+    _draw(args, pairs, qualities, similarity, outcome, record, limits)
     return 0
 
 
@@ -210,20 +212,21 @@ def _draw(
     qualities: Mapping[str, Floats],
     similarity: Mapping[str, Floats],
     outcome: Outcome,
+    record: Mapping[str, Any],
+    limits: Sequence[float],
 ) -> None:
     """The pictures and the page; without matplotlib a note, since the numbers are written by now."""
     from evaluation.plots import draw_all, save
     from evaluation.report import html_page
 
+    end = 1.0 if args.full_curves else limits[0]
     try:
-        figures = draw_all(outcome.curves, qualities, similarity, pairs.mated, args.protocol == "iso")
+        figures = draw_all(outcome.curves, qualities, similarity, pairs.mated, args.protocol == "iso", end)
     except ImportError as error:
         print(f"note: no pictures and no page, {error}", file=sys.stderr)
         return
     drawings = save(figures, args.output)
-    page = html_page(
-        f"{args.pairs}, {args.protocol}", tables(outcome.results), drawings, pairs.names, qualities, args.images
-    )
+    page = html_page(record, outcome.results, limits, drawings, pairs.names, qualities, args.images)
     write_text(args.output / "report.html", page)
     print(f"\n{args.output / 'report.html'}, results.json, tables.csv, tables.md, tables.tex, {len(figures)} pictures")
 

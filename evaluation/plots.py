@@ -28,34 +28,39 @@ def draw_all(
     similarity: Mapping[str, Floats],
     mated: NDArray[np.bool_],
     is_step: bool,
+    end: float,
 ) -> dict[str, Figure]:
-    """File name without suffix -> figure. Raises ImportError, with the pip command, when matplotlib is absent."""
+    """File name without suffix -> figure; EDC curves up to the discarded fraction `end`.
+
+    Raises ImportError, with the pip command, when matplotlib is absent.
+    """
     figures = {}
     for fr, fmr in dict.fromkeys((fr, fmr) for _, fr, fmr in curves):
         shown = {method: curve for (method, *setting), curve in curves.items() if setting == [fr, fmr]}
-        figures[_file_name(f"edc_{fr}_{fmr:g}")] = edc_figure(shown, f"{fr}, FMR {fmr:g}", is_step)
+        figures[_file_name(f"edc_{fr}_{fmr:g}")] = edc_figure(shown, f"{fr}, FMR {fmr:g}", is_step, end)
     figures["det"] = det_figure(similarity, mated)
     figures["similarities"] = similarity_figure(similarity, mated)
     figures["qualities"] = quality_figure(qualities)
     return figures
 
 
-def edc_figure(curves: Mapping[str, Curve], title: str, is_step: bool) -> Figure:
-    """FNMR over the discarded fraction, one line a method, named from top to bottom; `is_step` tells step functions
-    from interpolated points."""
+def edc_figure(curves: Mapping[str, Curve], title: str, is_step: bool, end: float) -> Figure:
+    """FNMR over the discarded fractions [0, end], one line a method, named from top to bottom; `is_step` tells step
+    functions from interpolated points."""
     figure, axes = _figure(1)
-    for index, (method, curve) in enumerate(sorted(curves.items(), key=lambda item: -partial_area(item[1], 0.5))):
+    for index, (method, curve) in enumerate(sorted(curves.items(), key=lambda item: -partial_area(item[1], end))):
         linestyle = ("-", "--", "-.")[index // 10 % 3]
         style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": linestyle, "label": method}
         if is_step:
-            x = np.linspace(0, 0.98, POINTS)
+            x = np.linspace(0, min(end, 0.98), POINTS)
             axes[0].step(x, curve.fnmr[np.searchsorted(curve.discard, x, side="right") - 1], where="post", **style)
         else:
-            axes[0].plot(curve.discard, curve.fnmr, marker=".", **style)
+            shown = curve.discard <= end
+            axes[0].plot(curve.discard[shown], curve.fnmr[shown], marker=".", **style)
     if is_step:
         start = next(iter(curves.values())).fnmr[0]
         axes[0].plot([0, start], [start, 0], "k:", label="theoretical best")
-    axes[0].set(title=title, xlabel="fraction discarded", ylabel="FNMR", xlim=(0, 1), ylim=(0, None))
+    axes[0].set(title=title, xlabel="fraction discarded", ylabel="FNMR", xlim=(0, end), ylim=(0, None))
     axes[0].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

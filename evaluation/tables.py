@@ -12,6 +12,7 @@ import numpy as np
 from evaluation.bench import Result
 from model.files import open_text, replacing, write_csv_rows, write_text
 
+LIMITS = (0.2, 0.3, 0.4)
 DEFAULT_LIMIT = 0.3
 
 
@@ -24,13 +25,13 @@ class Table:
     rows: list[list[str]]
 
 
-def tables(results: Sequence[Result]) -> list[Table]:
+def tables(results: Sequence[Result], limits: Sequence[float]) -> list[Table]:
     """For each limit a table of the methods that do not use the judging FR model, then one of those that do.
 
     A method that uses an FR model is named METHOD@MODEL, one that uses several METHOD@MODEL@MODEL.
     """
     found = []
-    for limit in limits_of(results):
+    for limit in limits:
         at_limit = [result for result in results if result["limit"] == limit]
         cross = [r for r in at_limit if not uses_model(r["method"], r["fr"])]
         same = [r | {"method": _without(r["method"], r["fr"])} for r in at_limit if uses_model(r["method"], r["fr"])]
@@ -50,9 +51,9 @@ def _without(method: str, fr: str) -> str:
     return "@".join([name, *(model for model in models if model != fr)])
 
 
-def limits_of(results: Iterable[Result]) -> list[float]:
-    """The discard limits in ascending order, but the default one first."""
-    return sorted({result["limit"] for result in results}, key=lambda limit: (limit != DEFAULT_LIMIT, limit))
+def limits_of(results: Iterable[Result], first: float) -> list[float]:
+    """The discard limits in ascending order, but `first` first."""
+    return sorted({result["limit"] for result in results}, key=lambda limit: (limit != first, limit))
 
 
 def _table(title: str, results: Sequence[Result]) -> Table:
@@ -115,11 +116,11 @@ def as_latex(table: Table) -> str:
     return "\n".join([title, begin, lines[0], r"\midrule", *lines[1:], r"\bottomrule \end{tabular}"])
 
 
-def write_tables(results: Sequence[Result], folder: Path) -> None:
+def write_tables(results: Sequence[Result], limits: Sequence[float], folder: Path) -> None:
     """Write `tables.csv` (every number, one line a result), `tables.md` and `tables.tex`."""
     with replacing(folder / "tables.csv") as temporary, open_text(temporary, "w") as file:
         write_csv_rows(file, [list(results[0]), *map(_csv_row, results)])
-    found = tables(results)
+    found = tables(results, limits)
     write_text(folder / "tables.md", "\n\n".join(map(as_markdown, found)) + "\n")
     write_text(folder / "tables.tex", "\n\n".join(map(as_latex, found)) + "\n")
 

@@ -189,6 +189,14 @@ class Scorer:
             values.append(columns.quality if axis == "quality" else columns.axes[axis][:, -1])
         return torch.cat(values).float().cpu().numpy()
 
+    def load(self, image: Picture, color: str = "rgb") -> Loaded[Prepared | list[Prepared]]:
+        """An image, read and prepared for `score_loaded`; a bad one has a status. Many threads may do this at once."""
+        return self._load(image, color)
+
+    def score_loaded(self, batch: Sequence[Loaded[Prepared | list[Prepared]]]) -> list[Score]:
+        """The scores of one batch of `load`, in its order. Only one thread at a time may call it."""
+        return list(self._scores([batch]))
+
     def _load(self, image: Picture, color: str, points: Any = None) -> Loaded[Prepared | list[Prepared]]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
         if points is not None and not METHODS[self.method].aligned:

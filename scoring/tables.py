@@ -224,20 +224,15 @@ class Journal:
         return itertools.islice(self._lines(), 1, None)
 
     def finish(self, selected: Callable[[Iterator[Row]], Iterator[Row]] = lambda rows: rows) -> Counter[str]:
-        """Write the table, remove the journal, and count the rows by status. `selected` adds to rows whether they are
-        selected."""
-        statuses: Counter[str] = Counter()
-
-        def counted() -> Iterator[Row]:
-            for row in selected(self.rows()):
-                statuses[row["status"]] += 1
-                yield row
-
+        """Write the table where the output is one, remove the journal, and count the rows by status. `selected` adds to
+        rows whether they are selected."""
         suffix = self.output.suffix.lower()
-        with replacing(self.output) as temporary:
-            FORMATS[suffix](temporary, counted())
+        if suffix in FORMATS:
+            with replacing(self.output) as temporary:
+                FORMATS[suffix](temporary, selected(self.rows()))
         if suffix == ".txt":
             write_skipped(self.output, ((row["path"], why) for row in selected(self.rows()) if (why := left_out(row))))
+        statuses = Counter(row["status"] for row in self.rows())
         self.partial.unlink()
         return statuses
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from PIL import Image
 from skimage.data import astronaut
 
 import evaluate
+from evaluation.edc import Curve
 from evaluation.embeddings import read_embeddings
 from evaluation.pairs import write_pairs
+from evaluation.plots import edc_figure
 from evaluation.scores import read_scores, write_scores
 from faces.align import align_face
 from model.checkpoint import save_checkpoint, sha256_of
@@ -143,6 +146,30 @@ def test_the_page_shows_faces_and_needs_nothing_else(bench: list[str], tmp_path:
     assert ends is not None
     assert Path(worst).stem in ends[1]
     assert Path(best).stem in ends[2]
+
+
+def test_the_page_says_what_was_evaluated_and_what_the_words_mean(iso: Path) -> None:
+    page = (iso / "report.html").read_text()
+    assert "<title>Error versus discard: " in page
+    assert time.strftime("%Y") in page
+    assert "2,000 mated and 2,000 non-mated" in page
+    terms = ("Pair", "FMR", "FNMR(0), errors", "pAUC", "Relative pAUC", "Scaled mean", "METHOD@MODEL")
+    assert all(f"<dt>{term}</dt>" in page for term in terms)
+    places = [page.index(f"pAUC({limit}) /") for limit in (0.3, 0.2, 0.4)]
+    assert places == sorted(places), "the leading limit first"
+    assert places[0] < page.index("<h2>Curves</h2>") < places[1]
+
+
+def test_the_first_limit_leads_and_ends_the_curves(bench: list[str], tmp_path: Path) -> None:
+    flags = ["--bootstrap", "0", "--fmr", "0.01", "--limits", "0.4", "0.2"]
+    assert evaluate.main([*bench, "--output", str(tmp_path), *flags]) == 0
+    text = (tmp_path / "tables.md").read_text()
+    assert text.index("pAUC(0.4)") < text.index("pAUC(0.2)")
+    curves = {"m": Curve(np.array([0, 0.25, 0.5, 0.75]), np.array([0.4, 0.3, 0.2, 0.1]))}
+    for end in (0.4, 1.0):
+        axes = edc_figure(curves, "", True, end).axes[0]
+        assert axes.get_xlim() == (0, end)
+        assert axes.lines[0].get_xdata()[-1] == min(end, 0.98)
 
 
 def test_without_matplotlib_the_numbers_are_written(

@@ -21,6 +21,7 @@ FLOORS = {  # package -> the other packages that it may import
     "training": SHARED,
     "evaluation": SHARED,
     "methods": {*SHARED, "scoring", "training", "evaluation"},
+    "service": {*SHARED, "scoring", "command_line"},
 }
 IMPORT_ANYTHING = ("recipes", "samples", "docs")
 ROOT_MODULES = {path.stem for path in ROOT.glob("*.py")}

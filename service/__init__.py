@@ -1,0 +1,1 @@
+"""Scoring over HTTP: `python -m service` serves a page for people, and an interface for programs."""
