@@ -22,18 +22,20 @@ from pathlib import Path
 from typing import Any
 
 from command_line import (
+    FILE_SIZE_HELP,
     THREADS_HELP,
     channels,
     exit_code,
     keep_freed_memory,
     let_threads_sleep,
+    megabytes,
     natural,
     positive,
     set_threads,
 )
 from evaluation.commands import BASELINES, baseline, compare, edc, embed, pairs, prepare, threshold
 from evaluation.tables import DEFAULT_LIMIT
-from model.files import only_run
+from model.files import only_run, only_writer
 
 ALIGN = ("auto", "yes", "no")
 FACES = "faces: a file, a folder, a pattern, @list or -"
@@ -122,6 +124,7 @@ def _add_running_flags(add: Any, batch_size: int) -> None:
     add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"(default {batch_size})")
     add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    add("--max-file-size", type=megabytes, default="200", metavar="MB", help=FILE_SIZE_HELP)
     add("--resume", action="store_true", help="go on with an interrupted run")
 
 
@@ -151,6 +154,11 @@ def run(args: argparse.Namespace) -> int:
         set_threads(args.threads)
     if getattr(args, "output", None) is None:
         return args.function(args)
+    if args.function in (embed, baseline, pairs):
+        with only_writer(args.output):
+            return args.function(args)
+    if args.output.exists() and not args.output.is_dir():
+        raise NotADirectoryError(f"the output {args.output} is a file; a folder was expected")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with only_run(args.output):
         return args.function(args)

@@ -29,11 +29,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from command_line import (
+    FILE_SIZE_HELP,
     THREADS_HELP,
     available_cores,
     exit_code,
     keep_freed_memory,
     let_threads_sleep,
+    megabytes,
     natural,
     positive,
     set_threads,
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
-METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
+OPTIONS = ("degradation_encoder", "crops", "landmark_folder", "max_bytes")
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
 WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} images, 1 for aligned crops on a CPU,
     else the number of cores, at most {MOST_WORKERS})"""
@@ -57,13 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
     if not args.output:
         return score_images(args, expand_inputs(args.images, sys.stdin))
-    from model.files import only_run
+    from model.files import only_writer
     from scoring.tables import check_table_name
 
     check_table_name(args.output)
     paths = expand_inputs(args.images, sys.stdin)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with only_run(args.output):  # from before the model is loaded to the end of the table
+    with only_writer(args.output):  # from before the model is loaded to the end of the table
         return score_images(args, paths)
 
 
@@ -81,7 +82,7 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     if args.threads:
         set_threads(args.threads)
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
-    options = {name: vars(args)[name] for name in METHOD_OPTIONS if vars(args)[name] is not None}
+    options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
     scorer = Scorer(args.method, args.weights, *settings, **options)
     if len(first) == 1 and not args.output:
         return print_sentence(scorer.score(first[0]), scorer.percentiles)
@@ -122,9 +123,9 @@ def is_crop(path: str) -> bool:
 def print_sentence(score: Score, percentiles: Percentiles | None) -> int:
     """Print what the published script prints of one image, and the percentile; a failure goes to stderr."""
     if score.status != "ok":
-        from scoring.tables import readable_name
+        from model.files import printable
 
-        print(f"{readable_name(str(score.path))}: {score.status}", file=sys.stderr)
+        print(f"{printable(str(score.path))}: {score.status}", file=sys.stderr)
     if score.quality is None:
         return 1
     if score.sentence:
@@ -190,6 +191,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, metavar="N", help="images a network sees at once (CPU: 16, CUDA: 256, mps: 64)")
     add("--workers", type=natural, metavar="N", help=WORKERS_HELP)
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    add("--max-file-size", type=megabytes, dest="max_bytes", metavar="MB", help=FILE_SIZE_HELP)
     add("--degradation-encoder", metavar="FILE", help="dsl-fiqa: the encoder, such as the published DE.pt")
     add("--crops", type=positive, metavar="N", help="dsl-fiqa: random crops of each image (default: 20)")
     add("--landmark-folder", metavar="FOLDER", help="dsl-fiqa: published landmarks, STEM.npy of each image STEM.*")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from evaluation.baselines import lengths, mirrored, unit
 from evaluation.embeddings import Embeddings
 from faces.align import aligned
+from faces.reader import MAX_BYTES
 from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of
 from labels.factors import embed_faces
@@ -40,6 +41,7 @@ class Extraction:
     batch_size: int
     workers: int
     resume: bool
+    max_bytes: int = MAX_BYTES  # of an image file
 
 
 def with_flip(recognizer: Recognizer) -> Recognizer:
@@ -166,10 +168,11 @@ def _columns(
         turned = [item.value is not None and item.value.aligned for item in loaded]
         return {**compute(faces), "aligned": np.array(turned)}
 
-    settings = {**run.settings, "align": run.align, "batch_size": run.batch_size, "images": listing_sha256(names)}
+    settings = {**run.settings, "align": run.align, "batch_size": run.batch_size, "max_bytes": run.max_bytes}
+    settings["images"] = listing_sha256(names)
     parts = start_parts(_parts(run), settings, run.resume)
     prepare = partial(_prepare, preprocessing, run.align)
-    return measure(Path(), names, prepare, with_aligned, parts / "faces", run.batch_size, run.workers)
+    return measure(Path(), names, prepare, with_aligned, parts / "faces", run.batch_size, run.workers, run.max_bytes)
 
 
 def listing_sha256(names: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ from labels.measure import Columns, images_hash, measure, start_parts, write_jso
 from labels.recognition import Recognizer, load_recognizer
 from model.checkpoint import sha256_of
 from model.device import pick_device
-from model.files import only_run
+from model.files import only_writer
 from model.prompts import AXES, FACTORS
 from model.weights import find_weights
 
@@ -38,8 +38,7 @@ Skipped = dict[Path, str]   # image -> why it has no row
 
 def generate(args: argparse.Namespace) -> int:
     """Write the table args.output and its side files. Returns the exit code: 1 when an image could not be used."""
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with only_run(args.output):
+    with only_writer(args.output):
         return generate_alone(args)
 
 
@@ -56,7 +55,7 @@ def generate_alone(args: argparse.Namespace) -> int:
     settings = settings_of(args, recognizer, chain((args.data / n for n in chosen), (args.centres / n for n in others)))
     parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
 
-    run = partial(measure, batch_size=args.batch_size, workers=args.workers)
+    run = partial(measure, batch_size=args.batch_size, workers=args.workers, max_bytes=args.max_file_size)
     networks = recognizer.preprocessing, factors.preprocessing
     prepare = partial(prepare_face, *networks, args.landmarks, only_crops=args.only_crops)
     measured = run(args.data, chosen, prepare, partial(label_faces, recognizer, factors), parts / "faces")
@@ -172,6 +171,7 @@ def settings_of(args: argparse.Namespace, recognizer: Recognizer, images: Iterab
         "anchor": args.anchor,
         "min_images": args.min_images,
         "only_crops": args.only_crops,
+        "max_file_size": args.max_file_size,
         "batch_size": args.batch_size,
         "precision": args.precision,
         "device": device.type,

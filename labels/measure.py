@@ -12,12 +12,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from faces.reader import MAX_BYTES, read_image
 from faces.workers import Loaded, load_batches
 from model.files import replacing, write_text
 
@@ -74,6 +76,7 @@ def measure(
     parts: Path,
     batch_size: int,
     workers: int,
+    max_bytes: int = MAX_BYTES,
 ) -> Columns:
     """The columns of the pictures with these names (one or more) below a folder: `prepare` sees each picture, in a
     worker process, `compute` each batch of what it returned.
@@ -88,7 +91,8 @@ def measure(
     if (row := _completed(parts)) == 0:
         for file in parts.glob("*.npy"):   # of a run that recorded nothing
             file.unlink()
-    batches = load_batches((str(folder / name) for name in islice(names, row, None)), prepare, batch_size, workers)
+    paths = (str(folder / name) for name in islice(names, row, None))
+    batches = load_batches(paths, prepare, batch_size, workers, partial(read_image, max_bytes=max_bytes))
     with tqdm(total=len(names), initial=row, desc=parts.name, unit=" faces", disable=None) as progress:
         try:
             for number, loaded in enumerate(batches, 1):

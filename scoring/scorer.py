@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from faces.reader import ImageError, read_image, to_rgb
+from faces.reader import MAX_BYTES, ImageError, read_image, to_rgb
 from faces.workers import Loaded, load_batches
 from model.checkpoint import sha256_of
 from model.device import pick_device
@@ -47,7 +47,7 @@ class Scorer:
     `align` is auto, yes or no: auto takes a picture of 112x112 pixels as an aligned crop, and finds and aligns the
     largest face of any other. `batch_size` is the number of images that the network sees at once (default: 16 on a CPU,
     256 on CUDA, 64 on mps). With `swapped_channels` the images hold BGR instead of RGB. `options` are those of the
-    method, such as `crops` of dsl-fiqa (`Method.options`).
+    method, such as `crops` of dsl-fiqa (`Method.options`). A file of more than `max_bytes` has the status too_large.
 
     Raises ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
     """
@@ -61,6 +61,7 @@ class Scorer:
         align: str = "auto",
         batch_size: int | None = None,
         swapped_channels: bool = False,
+        max_bytes: int = MAX_BYTES,
         **options: Any,
     ) -> None:
         if align not in ALIGN:
@@ -70,7 +71,7 @@ class Scorer:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is too small: at least 1 was expected, or None for the default")
         wanted, weights = method_and_weights(name, weights)
-        self.align, self.swapped_channels = align, swapped_channels
+        self.align, self.swapped_channels, self.max_bytes = align, swapped_channels, max_bytes
         self.device = pick_device(device)
         self.dtype = pick_precision(precision, self.device)
         self.weights = find_weights(weights)
@@ -101,6 +102,7 @@ class Scorer:
             "align": self.align,
             "swapped_channels": self.swapped_channels,
             "batch_size": self.batch_size,
+            "max_bytes": self.max_bytes,
             **{name: sha256_of(value) if Path(str(value)).is_file() else value for name, value in self.options.items()},
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
         }
@@ -133,13 +135,13 @@ class Scorer:
 
     def stream(self, paths: Iterable[str], workers: int = 0) -> Iterator[Score]:
         """A score for each path, in order: for any number of files, read by `workers` processes."""
-        read = partial(read_prepared, self.prepare)
+        read = partial(read_prepared, self.prepare, max_bytes=self.max_bytes)
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
     def _load(self, image: Picture, color: str) -> Loaded[Prepared]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
         try:
-            return Loaded(path, "ok", self.prepare(pixels(image, color), path))
+            return Loaded(path, "ok", self.prepare(pixels(image, color, self.max_bytes), path))
         except ImageError as error:
             return Loaded(path, error.status, None)
 
@@ -199,13 +201,13 @@ def on_host(columns: Columns) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return quality[:, 0], dict(zip(columns.axes, axes, strict=True))
 
 
-def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
+def pixels(image: Picture, color: str = "rgb", max_bytes: int = MAX_BYTES) -> np.ndarray:
     """The RGB uint8 array (H, W, 3) of an image in any of the forms that `Scorer.score` takes.
 
     Raises ImageError for a bad image, TypeError or ValueError for something else.
     """
     if isinstance(image, str | Path | bytes):
-        return read_image(image)
+        return read_image(image, max_bytes=max_bytes)
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
@@ -219,9 +221,11 @@ def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
     )
 
 
-def read_prepared(prepare: Callable[[np.ndarray, str], Prepared], path: str) -> Prepared:
+def read_prepared(
+    prepare: Callable[[np.ndarray, str], Prepared], path: str, max_bytes: int = MAX_BYTES
+) -> Prepared:
     """The image at a path, prepared. Raises ImageError."""
-    return prepare(read_image(path), path)
+    return prepare(read_image(path, max_bytes=max_bytes), path)
 
 
 def as_it_is(prepared: Prepared) -> Prepared:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from labels.label_table import is_storable, write_skipped
-from model.files import open_text, replacing, write_csv_rows
+from model.files import as_utf8, open_text, printable, replacing, write_csv_rows
 from model.prompts import AXES, FACTORS
 
 from .score import Score
@@ -70,7 +70,7 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
     schema, rows = pyarrow.schema(types.items()), iter(rows)
     with parquet.ParquetWriter(path, schema) as writer:
         while group := list(itertools.islice(rows, PARQUET_GROUP)):
-            valid = [{**row, "path": row["path"].encode(errors="replace").decode()} for row in group]
+            valid = [{**row, "path": as_utf8(row["path"])} for row in group]
             writer.write_table(pyarrow.Table.from_pylist(valid, schema))
 
 
@@ -211,9 +211,4 @@ def readable(score: Score) -> str:
     row = row_of(score)
     cells = {"status": score.status, "quality": "-" if score.quality is None else f"{score.quality:.4f}"}
     cells |= {factor: (row[factor] or "-").split()[0] for factor in FACTORS}
-    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in READABLE), readable_name(str(score.path))])
-
-
-def readable_name(path: str) -> str:
-    """A path on one line: line ends, tabs and other control characters, which would move the cursor, as escapes."""
-    return "".join(c.encode("unicode_escape").decode() if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in path)
+    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in READABLE), printable(str(score.path))])
