@@ -21,9 +21,10 @@ import numpy as np
 
 from faces.reader import MAX_BYTES, read_image
 from faces.workers import Loaded, load_batches
-from model.files import replacing, write_text
+from model.files import read_json, replacing, write_text
 
 PART_BATCHES = 32    # the progress is recorded after so many batches: what a killed run loses at most
+START_ANEW = "run without --resume to start anew"
 TEXT_WIDTH = 16      # characters of a text column, such as the status
 
 Columns = dict[str, np.ndarray]   # status (N,) str, embeddings (N, D) float32, labels (N, 5) int8: one row an image
@@ -39,7 +40,7 @@ def start_parts(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
+        before = read_json(record, dict, START_ANEW)
         if changed := [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]:
             raise ValueError(f"cannot resume: {', '.join(changed)} changed since the interrupted run ({record}); "
                              "run with the same settings, or without --resume to start anew")
@@ -111,8 +112,11 @@ def _completed(parts: Path) -> int:
     record = parts / "progress.json"
     if not record.is_file():
         return 0
-    progress = json.loads(record.read_text(encoding="utf-8"))
-    return int(progress["rows"]) if all((parts / name).is_file() for name in progress["files"]) else 0
+    progress = read_json(record, dict, START_ANEW)
+    rows, files = progress.get("rows"), progress.get("files")
+    if not isinstance(rows, int) or not isinstance(files, list):
+        raise ValueError(f"{record} is damaged; {START_ANEW}")
+    return rows if all((parts / str(name)).is_file() for name in files) else 0
 
 
 def _record(parts: Path, rows: int) -> None:

@@ -12,6 +12,7 @@ Three kinds of file hold the weights of this project's systems, told apart by th
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import struct
 import zipfile
@@ -27,8 +28,8 @@ from .files import replacing
 from .torchscript import is_torchscript, read_torchscript
 
 Module = TypeVar("Module", bound=nn.Module)
-TYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-TYPES += (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+TYPES = (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 COPIES = 4  # of the bytes of a file that its tensors may take: weights can be tied
 CODE_BYTES = 16_000_000  # and the code of a TorchScript archive, which is compressed
 LISTED_KEYS = 8  # an error names so many keys of a kind, then says how many more there are
@@ -74,7 +75,17 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: M
     path.parent.mkdir(parents=True, exist_ok=True)
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(on_cpu, dict(metadata)))
+        temporary.write_bytes(_with_metadata_in_order(save(on_cpu, dict(metadata))))
+
+
+def _with_metadata_in_order(content: bytes) -> bytes:
+    """safetensors writes the metadata in a random order; in that of their keys, equal weights are equal files."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -160,7 +171,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # a name that ends in .safetensors would make it another format for torch
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds Python objects beside tensors, which could run code and are never loaded: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import tempfile
@@ -82,6 +83,32 @@ def open_text(path: str | Path, mode: str = "r") -> IO[str]:
     """
     encoding = "utf-8-sig" if mode == "r" else "utf-8"
     return open(path, mode, encoding=encoding, errors="surrogateescape", newline="")
+
+
+def read_names(path: str | Path) -> list[str]:
+    """The lines of a text file, each a name of any bytes."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in file]
+
+
+def read_json(path: str | Path, expected: type, advice: str) -> Any:
+    """The content of a JSON file that is of the type `expected`.
+
+    Raises ValueError, with `advice` on what to do, for a file that is damaged; OSError where there is none.
+    """
+    with open_text(path) as file:
+        return parse_json(file.read(), expected, f"{path} is damaged; {advice}")
+
+
+def parse_json(text: str, expected: type, complaint: str) -> Any:
+    """A JSON value of the type `expected`. Raises ValueError with the complaint, for too deep ones too."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(complaint) from error
+    if not isinstance(content, expected):
+        raise ValueError(complaint)
+    return content
 
 
 def write_text(path: str | Path, text: str) -> None:

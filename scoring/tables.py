@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from labels.label_table import is_storable, write_skipped
-from model.files import as_utf8, open_text, printable, replacing, write_csv_rows
+from model.files import as_utf8, open_text, parse_json, printable, replacing, write_csv_rows
 from model.prompts import AXES, FACTORS
 
 from .score import Score
@@ -132,7 +132,7 @@ class Journal:
         if not (resume and self.partial.is_file() and _drop_torn_line(self.partial)):
             with open_text(self.partial, "w") as file:
                 file.write(_json_line(settings))
-        before, now = next(self._lines()), json.loads(json.dumps(settings))
+        before, now = next(self._lines(), {}), json.loads(json.dumps(settings))
         if changed := [name for name in now if before.get(name) != now[name]]:
             raise ValueError(
                 f"cannot resume: {', '.join(changed)} changed since the rows of {self.partial} were made; "
@@ -182,7 +182,12 @@ class Journal:
 
     def _lines(self) -> Iterator[Row]:
         with open_text(self.partial) as file:
-            yield from map(json.loads, file)
+            for number, line in enumerate(file, 1):
+                damaged = f"{self.partial}, line {number} is damaged; run without --resume to start anew"
+                row = parse_json(line, dict, damaged)
+                if number > 1 and not {"path", "status"} <= row.keys():
+                    raise ValueError(damaged)
+                yield row
 
 
 def _drop_torn_line(path: Path) -> int:
