@@ -5,16 +5,23 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import sys
+import threading
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from model.files import printable
 
 FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 THREADS_HELP = """CPU threads of each operation (default: OMP_NUM_THREADS, else the number of cores); beside other work
     on the same cores give 1"""
+
+FILE_SIZE_HELP = "megabytes of the largest image file that is read, a larger one is too_large (default: 200)"
 
 
 def natural(text: str) -> int:
@@ -29,6 +36,17 @@ def positive(text: str) -> int:
     if natural(text) == 0:
         raise ArgumentTypeError("at least 1 was expected")
     return int(text)
+
+
+def megabytes(text: str) -> int:
+    """A number of megabytes above 0, in bytes."""
+    try:
+        size = float(text) * 1e6
+    except ValueError:
+        size = 0
+    if not 1 <= size < 1e15:
+        raise ArgumentTypeError(f"a number of megabytes was expected, not {text!r}")
+    return int(size)
 
 
 def channels(text: str) -> tuple[float, float, float]:
@@ -51,17 +69,39 @@ def exit_code(run: Callable[[], int], stopped: str, hint: Callable[[BaseExceptio
     """What `run` returns, or the exit code of the error that ended it; the error is one line on stderr.
 
     All scripts share this mapping. 0: done. 1: some rows failed, or the run failed (a diverged training, a device, a
-    full disk, an image that vanished). 2: the call was wrong. 130: Ctrl-C, which says `stopped`. `hint` adds to the
-    line what the user can do next.
+    full disk, an image that vanished). 2: the call was wrong. 130: Ctrl-C, and 143: SIGTERM, which both say `stopped`.
+    `hint` adds to the line what the user can do next.
     """
     try:
-        return run()
+        with terminable():
+            return run()
     except KeyboardInterrupt as error:
-        print(f"{stopped}{hint(error)}", file=sys.stderr)
-        return 130
+        print(printable(f"{stopped}{hint(error)}"), file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
     except (OSError, ValueError, ImportError, RuntimeError, MemoryError) as error:
-        print(f"error: {message_of(error)}{hint(error)}", file=sys.stderr)
+        print(printable(f"error: {message_of(error)}{hint(error)}"), file=sys.stderr)
         return code_of(error)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which schedulers and containers stop a run. It ends as Ctrl-C does."""
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM raise Terminated in the block, unless the process already has a handler of its own."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def training_exit_code(train: Callable[[], Path], saved: str) -> int:

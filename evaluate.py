@@ -23,19 +23,21 @@ from pathlib import Path
 from typing import Any
 
 from command_line import (
+    FILE_SIZE_HELP,
     THREADS_HELP,
     add_cluster_flags,
     channels,
     exit_code,
     keep_freed_memory,
     let_threads_sleep,
+    megabytes,
     natural,
     positive,
     set_threads,
 )
 from evaluation.commands import BASELINES, bands, baseline, compare, edc, embed, pairs, prepare, threshold
 from evaluation.tables import DEFAULT_LIMIT
-from model.files import only_run
+from model.files import only_run, only_writer
 
 ALIGN = ("auto", "yes", "no")
 BANDS_HELP = """A pair counts with the worse of its two images. medium begins at the lowest quality from which the pairs
@@ -141,6 +143,7 @@ def _add_running_flags(add: Any, batch_size: int) -> None:
     add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"(default {batch_size})")
     add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    add("--max-file-size", type=megabytes, default="200", metavar="MB", help=FILE_SIZE_HELP)
     add("--resume", action="store_true", help="go on with an interrupted run")
 
 
@@ -170,6 +173,11 @@ def run(args: argparse.Namespace) -> int:
         set_threads(args.threads)
     if getattr(args, "output", None) is None:
         return args.function(args)
+    if args.function in (embed, baseline, pairs):
+        with only_writer(args.output):
+            return args.function(args)
+    if args.output.exists() and not args.output.is_dir():
+        raise NotADirectoryError(f"the output {args.output} is a file; a folder was expected")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     with only_run(args.output):
         return args.function(args)

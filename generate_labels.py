@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from command_line import (
+    FILE_SIZE_HELP,
     THREADS_HELP,
     add_cluster_flags,
     channels,
     exit_code,
     keep_freed_memory,
     let_threads_sleep,
+    megabytes,
     natural,
     positive,
     set_threads,
@@ -61,6 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
     add_cluster_flags(add)
+    add("--max-file-size", type=megabytes, default="200", metavar="MB", help=FILE_SIZE_HELP)
     add("--resume", action="store_true", help="go on with an interrupted run")
     args = parser.parse_args(arguments)
     if args.header and args.centres:

@@ -34,11 +34,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from command_line import (
+    FILE_SIZE_HELP,
     THREADS_HELP,
     available_cores,
     exit_code,
     keep_freed_memory,
     let_threads_sleep,
+    megabytes,
     natural,
     positive,
     set_threads,
@@ -54,6 +56,7 @@ FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
 FACE_OPTIONS = ("faces", "min_face_size", "rotate", "detector")
 METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
+OPTIONS = ("faces", "min_face_size", "rotate", "detector", "bands", "max_bytes", *METHOD_OPTIONS)
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
 SELECTING = """Every row stays in the table; the column `selected` tells which pass all flags. Without flags all rows
     that have a score are copied and mapped."""
@@ -64,7 +67,7 @@ WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} i
 def run(args: argparse.Namespace) -> int:
     """Score the images of the command line, with the locks of the files that are written; return the exit code."""
     from faces.listing import expand_inputs
-    from model.files import only_run
+    from model.files import only_writer
     from scoring.report import check_report_name
     from scoring.tables import check_table_name
 
@@ -77,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
     paths = expand_inputs(args.images, sys.stdin)
     with ExitStack() as locks:  # from before the model is loaded to the end of the files
         for file in filter(None, (args.output, args.report)):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(only_run(file))
+            locks.enter_context(only_writer(file))
         return score_images(args, paths)
 
 
@@ -140,8 +142,8 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     if args.threads:
         set_threads(args.threads)
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
-    options = {name: vars(args)[name] for name in (*FACE_OPTIONS, *METHOD_OPTIONS) if vars(args)[name] is not None}
-    scorer = Scorer(args.method, args.weights, *settings, bands=args.bands, **options)
+    options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
+    scorer = Scorer(args.method, args.weights, *settings, **options)
     check_method(scorer, args.selection, args.map_of if args.map else None)
     if len(first) == 1 and not journal_of(args) and args.faces != "all":
         return score_one(scorer, first[0], args)
@@ -218,9 +220,9 @@ def print_sentence(score: Score, percentiles: Percentiles | None, selected: bool
     """Print what the published script prints of one image, and before its last line what else is known; a failure goes
     to stderr. `selected` is None where nothing was asked for."""
     if score.status != "ok":
-        from scoring.tables import readable_name
+        from model.files import printable
 
-        print(f"{readable_name(str(score.path))}: {score.status}", file=sys.stderr)
+        print(f"{printable(str(score.path))}: {score.status}", file=sys.stderr)
     if score.quality is None:
         return 1
     if score.sentence:
@@ -374,6 +376,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, metavar="N", help="images a network sees at once (CPU: 16, CUDA: 256, mps: 64)")
     add("--workers", type=natural, metavar="N", help=WORKERS_HELP)
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
+    add("--max-file-size", type=megabytes, dest="max_bytes", metavar="MB", help=FILE_SIZE_HELP)
     add("--degradation-encoder", metavar="FILE", help="dsl-fiqa: the encoder, such as the published DE.pt")
     add("--crops", type=positive, metavar="N", help="dsl-fiqa: random crops of each image (default: 20)")
     add("--landmark-folder", metavar="FOLDER", help="dsl-fiqa: published landmarks, STEM.npy of each image STEM.*")

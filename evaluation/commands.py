@@ -358,7 +358,7 @@ def _extraction(args: argparse.Namespace, settings: Mapping[str, Any]) -> Extrac
     device = pick_device(args.device).type
     threads = torch.get_num_threads() if device == "cpu" else 0  # the last digit can depend on them
     settings = {**settings, "device": device, "threads": threads}
-    return Extraction(args.output, settings, args.align, args.batch_size, args.workers, args.resume)
+    return Extraction(args.output, settings, args.align, args.batch_size, args.workers, args.resume, args.max_file_size)
 
 
 def _aligned_note(aligned: int) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from evaluation.bench import Result
 from evaluation.bootstrap import interval
 from evaluation.edc import Floats
+from evaluation.embeddings import DAMAGE
 from evaluation.tables import Table, as_markdown, uses_model
 from model.files import replacing, write_text
 
@@ -95,7 +96,7 @@ def _read_run(folder: Path, name: str) -> EdcRun:
     try:
         results = json.loads((folder / "results.json").read_text(encoding="utf-8"))["results"]
         replicates = np.load(folder / REPLICATES)
-    except (ValueError, TypeError, KeyError, EOFError) as error:
+    except DAMAGE as error:
         raise ValueError(f"{folder} is damaged ({type(error).__name__}); run evaluate.py edc again") from None
     if replicates.ndim != 2 or len(replicates) != len(results):
         raise ValueError(f"{folder}: {len(replicates)} rows of replicates and {len(results)} results; run edc again")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +19,9 @@ from evaluation.edc import Floats
 
 # what numpy raises for files that are no arrays, or damaged ones
 DAMAGE = (ValueError, KeyError, TypeError, EOFError, OverflowError, SyntaxError, RecursionError, tokenize.TokenError)
+DAMAGE += (NotImplementedError, RuntimeError, MemoryError, zlib.error, struct.error)  # type: ignore[assignment]
+UNPACKED = 200  # times its packed size that a member of an .npz may have; and at least
+SMALL = 1 << 26  # bytes
 
 
 class EmbeddingsError(ValueError):
@@ -42,18 +47,18 @@ def read_embeddings(path: str | Path) -> Embeddings:
             raise EmbeddingsError(f"{path}: expected one .npy file for each image, found none")
         return Embeddings([file.relative_to(path).as_posix() for file in files], _stack(files), None)
     try:
-        with zipfile.ZipFile(path):  # a single array or a CSV file is none
-            pass
+        with zipfile.ZipFile(path) as opened:  # a single array or a CSV file is none
+            _require_no_bomb(path, opened)
         with np.load(path, allow_pickle=False) as archive:
-            names = archive["names"].tolist()
+            names = _names(archive["names"])
             model = str(archive["model_sha256"]) if "model_sha256" in archive else None
             mapped = _memory_map(path, "embeddings.npy")
             rows = archive["embeddings"] if mapped is None else mapped
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise EmbeddingsError(f"{path} does not exist; make it with `python evaluate.py embed`") from None
     except EmbeddingsError:
         raise
-    except (*DAMAGE, zipfile.BadZipFile) as error:
+    except (*DAMAGE, OSError, zipfile.BadZipFile) as error:
         # numpy's own message would advise to load the file as a pickle, which can run code
         raise EmbeddingsError(
             f"{path} holds no embeddings ({type(error).__name__}): expected an .npz with the arrays names and"
@@ -61,12 +66,27 @@ def read_embeddings(path: str | Path) -> Embeddings:
         ) from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise EmbeddingsError(f"{path}: its names are no list of texts")
-    if rows.ndim != 2 or len(rows) != len(names) or rows.dtype.kind not in "fiu":
+    if rows.ndim != 2 or len(rows) != len(names) or rows.dtype.kind not in "fiu" or not rows.shape[1]:
         raise EmbeddingsError(
             f"{path}: {len(names)} names and {rows.dtype} embeddings of shape {rows.shape}; numbers (names, D) were"
             " expected"
         )
     return Embeddings(names, rows, model)
+
+
+def _names(array: NDArray[np.generic]) -> object:
+    """A list of the names, unless it would be larger than the array: texts without characters take no bytes in it."""
+    return array.tolist() if array.nbytes >= array.size else None
+
+
+def _require_no_bomb(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise EmbeddingsError for members that are large only when they are unpacked."""
+    for member in archive.infolist():
+        if member.file_size > max(SMALL, UNPACKED * member.compress_size):
+            raise EmbeddingsError(
+                f"{path}: {member.filename} unpacks from {member.compress_size:,} to {member.file_size:,} bytes; "
+                "embeddings hardly compress: make them with `python evaluate.py embed`"
+            )
 
 
 def _stack(files: list[Path]) -> NDArray[np.floating]:

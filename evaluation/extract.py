@@ -18,6 +18,7 @@ from evaluation.baselines import lengths, mirrored, unit
 from evaluation.embeddings import Embeddings
 from faces.align import aligned
 from faces.cluster import Cluster
+from faces.reader import MAX_BYTES
 from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of
 from labels.factors import embed_faces
@@ -43,6 +44,7 @@ class Extraction:
     workers: int
     resume: bool
     cluster: Cluster | None = None  # where the work is done; None: here
+    max_bytes: int = MAX_BYTES  # of an image file
 
 
 def with_flip(recognizer: Recognizer) -> Recognizer:
@@ -172,12 +174,13 @@ def _columns(
     if not names:
         raise ValueError("no images were found in what was given; name files, folders, patterns, @list or -")
 
-    settings = {**run.settings, "align": run.align, "batch_size": run.batch_size, "images": listing_sha256(names)}
+    settings = {**run.settings, "align": run.align, "batch_size": run.batch_size, "max_bytes": run.max_bytes}
+    settings["images"] = listing_sha256(names)
     parts = start_parts(_parts(run), settings, run.resume)
     prepare = partial(_prepare, preprocessing, run.align)
     make = partial(_make_with_aligned, make_compute) if make_compute else None
-    size = run.batch_size, run.workers
-    return measure(Path(), names, prepare, partial(_with_aligned, compute), parts / "faces", *size, run.cluster, make)
+    how = run.batch_size, run.workers, run.max_bytes, run.cluster, make
+    return measure(Path(), names, prepare, partial(_with_aligned, compute), parts / "faces", *how)
 
 
 def _with_aligned(compute: Compute, loaded: Sequence[Loaded[_Face]]) -> Columns:

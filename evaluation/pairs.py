@@ -93,7 +93,7 @@ def _from_columns(path: Path, separator: str | None, has_header: bool) -> Pairs:
             fields = block.split() if separator is None else block.strip("\n").replace("\n", separator).split(separator)
             try:
                 labels = np.fromiter(map(int, fields[2::3]), np.int64)
-            except ValueError:
+            except (ValueError, OverflowError):
                 raise _broken_line(path, separator, has_header) from None
             if len(fields) % 3 or not np.isin(labels, (0, 1)).all():
                 raise _broken_line(path, separator, has_header)
@@ -110,7 +110,7 @@ def _from_columns(path: Path, separator: str | None, has_header: bool) -> Pairs:
 def _broken_line(path: Path, separator: str | None, has_header: bool) -> PairListError:
     for number, line in enumerate(_lines(path), 1):
         columns = line.split(separator)
-        good = len(columns) == 3 and columns[2].strip().isdecimal() and int(columns[2]) in (0, 1)
+        good = len(columns) == 3 and re.fullmatch("0*[01]", columns[2].strip()) is not None
         if not good and not (has_header and number == 1):
             return PairListError(
                 f"{path}, line {number}: expected two names and 1 (mated) or 0, found {line.strip()[:120]!r}"
@@ -130,9 +130,9 @@ def _from_rows(rows: Iterator[Row]) -> Pairs:
 def _lfw_rows(path: Path) -> Iterator[Row]:
     for number, line in enumerate(_lines(path)[1:], 2):
         match line.split():
-            case [name, a, b] if a.isdigit() and b.isdigit():
+            case [name, a, b] if a.isdecimal() and b.isdecimal():
                 yield _lfw_name(name, a), _lfw_name(name, b), True
-            case [name_a, a, name_b, b] if a.isdigit() and b.isdigit():
+            case [name_a, a, name_b, b] if a.isdecimal() and b.isdecimal():
                 yield _lfw_name(name_a, a), _lfw_name(name_b, b), False
             case []:
                 continue
@@ -141,17 +141,17 @@ def _lfw_rows(path: Path) -> Iterator[Row]:
 
 
 def _lfw_name(identity: str, number: str) -> str:
-    return f"{identity}/{identity}_{int(number):04d}.jpg"
+    return f"{identity}/{identity}_{number.lstrip('0'):0>4}.jpg"
 
 
 def _two_line_rows(path: Path) -> Iterator[Row]:
     lines = [line.rsplit(None, 1) for line in _lines(path) if line.strip()]
     for number, (one, two) in enumerate(zip(lines[0::2], lines[1::2], strict=False)):
-        if len(one) != 2 or len(two) != 2 or one[1] != two[1] or not one[1].isdigit():
+        if len(one) != 2 or len(two) != 2 or one[1] != two[1] or not one[1].isdecimal():
             raise PairListError(
                 f"{path}, pair {number + 1}: expected two lines `file label` with equal labels, found {one} and {two}"
             )
-        yield one[0], two[0], int(one[1]) > 0
+        yield one[0], two[0], one[1].strip("0") != ""
     if len(lines) % 2:
         raise PairListError(f"{path}: an odd number of lines, and a pair is two lines `file label`")
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
 
+from evaluation.embeddings import DAMAGE
 from evaluation.names import match_names, stem_of
 from evaluation.pairs import Pairs, read_bin, read_pairs, write_pairs
 from faces.align import load_crops, write_crop
 from faces.listing import IMAGE_SUFFIXES, list_images
+from faces.reader import MAX_BYTES
 from labels.label_table import write_skipped
 
 
@@ -61,14 +66,26 @@ def _originals(source: Path, names: Sequence[str], folder: Path) -> list[Path]:
     if source.suffix.lower() == ".bin":
         images = read_bin(source)[0]
         return [_write(folder / f"{i}.jpg", image) for i, image in enumerate(images)]
-    members = [name for name, _ in _members(source) if name.lower().endswith(IMAGE_SUFFIXES)]
+    with _reading(source):
+        members = [name for name, _ in _members(source) if name.lower().endswith(IMAGE_SUFFIXES)]
     found = match_names(names, members, str(source))
     wanted = {members[index]: folder / f"{i}{Path(members[index]).suffix}" for i, index in enumerate(found)}
-    for name, file in _members(source):
-        if name in wanted:
-            with wanted[name].open("wb") as target:
-                shutil.copyfileobj(file, target)
+    with _reading(source):
+        for name, file in _members(source):
+            if name in wanted:  # of a file that is too large the reader says so
+                wanted[name].write_bytes(file.read(MAX_BYTES + 1))
     return [wanted[members[index]] for index in found]
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    """Turn everything that zipfile and tarfile raise for a damaged archive into a ValueError."""
+    try:
+        yield
+    except (*DAMAGE, OSError, zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, not of the archive
+            raise
+        raise ValueError(f"{archive} is a damaged archive, or none: {error}; get it again") from error
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.plain_pickle import read_plain_pickle
-from model.files import open_text, replacing, write_csv_rows
+from model.files import csv_text, from_utf8, open_text, replacing, write_csv_rows
 
 OFIQ_NAME, OFIQ_QUALITY, OFIQ_FAILURE = "Filename", "UnifiedQualityScore.scalar", -1
 
@@ -95,7 +95,8 @@ def _from_table(path: Path, file: Iterable[str], separator: str, columns: list[s
         for row in rows:
             if len(row) != len(columns):
                 raise ValueError(f"{len(row)} cells, expected {len(columns)}")
-            yield row[name], _value(row[quality], None if status is None else row[status])
+            path_text = csv_text(row[name]) if separator == "," else row[name]
+            yield path_text, _value(row[quality], None if status is None else row[status])
     except (ValueError, csv.Error) as error:
         raise ScoreTableError(f"{path}, line {rows.line_num}: {error}") from None
 
@@ -164,11 +165,20 @@ def _from_parquet(path: Path) -> Rows:
         import pyarrow.parquet
     except ImportError:
         raise ScoreTableError(f"{path} needs pyarrow: pip install pyarrow") from None
-    table = pyarrow.parquet.read_table(path)
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
+        if not path.is_file():
+            raise
+        raise ScoreTableError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from None
     if not {"path", "quality"} <= set(table.column_names):
         raise ScoreTableError(f"{path}: expected the columns path and quality, found {', '.join(table.column_names)}")
     status = table["status"].to_pylist() if "status" in table.column_names else [None] * table.num_rows
-    yield from zip(table["path"].to_pylist(), map(_value, table["quality"].to_pylist(), status), strict=True)
+    for name, quality, state in zip(table["path"].to_pylist(), table["quality"].to_pylist(), status, strict=True):
+        try:
+            yield from_utf8(_name(name)), _value(quality, state)
+        except ValueError as error:
+            raise ScoreTableError(f"{path}: {error}") from None
 
 
 def _from_pickle(path: Path) -> Rows:

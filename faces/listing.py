@@ -5,16 +5,22 @@ from __future__ import annotations
 import glob
 import io
 import os
+import stat
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from model.files import printable
+
+LONGEST_LINE = 32_767   # characters of a path: what Windows allows, and eight times what Linux does
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def list_images(folder: str | Path) -> list[Path]:
     """All image files below `folder`, by suffix in any case, sorted by path; each starts with `folder`.
 
-    A sub-folder that may not be listed is in the list itself, so that it is reported like any other bad path.
+    A sub-folder that may not be listed is in the list itself, so that it is reported like any other bad path. One that
+    is a link, and so perhaps a circle, is not entered, which a line on stderr says.
     Raises NotADirectoryError when `folder` is none.
     """
     return [Path(path) for path in _images_below(os.fspath(folder))]
@@ -25,22 +31,31 @@ def expand_inputs(args: Sequence[str], stdin: Iterable[str]) -> Iterator[str]:
 
     A file is itself, a folder all images below it, sorted and joined to the argument as it was given; a pattern that
     the shell left alone is expanded; `@FILE` is a list of paths, one a line, and `-` such a list on `stdin`. What does
-    not exist is given back unchanged. Raises FileNotFoundError at once when the file of an `@` list does not exist.
+    not exist is given back unchanged. Raises OSError at once when the file of an `@` list does not exist, or
+    is a folder or a device; ValueError later, at a line of more than LONGEST_LINE characters.
     """
     for arg in args:
-        if arg.startswith("@") and not os.path.exists(arg[1:]):
-            raise FileNotFoundError(f"{arg}: there is no list file {arg[1:]!r}; a picture of that name is ./{arg}")
+        if arg.startswith("@"):
+            _require_list(arg)
     if "-" in args and isinstance(stdin, io.TextIOWrapper):
         stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")  # as a file of names
     return (path for arg in args for path in _expand(arg, stdin))
 
 
+def _require_list(arg: str) -> None:
+    if not os.path.exists(arg[1:]):
+        raise FileNotFoundError(f"{arg}: there is no list file {arg[1:]!r}; a picture of that name is ./{arg}")
+    mode = os.stat(arg[1:]).st_mode   # of a pipe, as the shell's <(command) makes it, no line may be lost
+    if stat.S_ISDIR(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise OSError(f"{arg}: {arg[1:]!r} is a folder or a device; a text file with a path a line was expected")
+
+
 def _expand(arg: str, stdin: Iterable[str]) -> Iterator[str]:
     if arg == "-":
-        yield from _lines(stdin)
+        yield from _lines(stdin, "standard input")
     elif arg.startswith("@"):
         with open(arg[1:], encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
-            yield from _lines(lines)
+            yield from _lines(lines, arg)
     elif os.path.isdir(arg):
         yield from _images_below(arg)
     elif not os.path.lexists(arg) and glob.has_magic(arg):
@@ -50,14 +65,25 @@ def _expand(arg: str, stdin: Iterable[str]) -> Iterator[str]:
         yield arg
 
 
-def _lines(lines: Iterable[str]) -> Iterator[str]:
-    return (path for line in lines if (path := line.rstrip("\r\n")).strip())
+def _lines(lines: Iterable[str], name: str) -> Iterator[str]:
+    whole = iter(lambda: lines.readline(LONGEST_LINE + 2), "") if isinstance(lines, io.TextIOBase) else lines
+    for number, line in enumerate(whole, 1):
+        path = line.rstrip("\r\n")
+        if len(path) > LONGEST_LINE:
+            raise ValueError(f"{name}, line {number} has more than {LONGEST_LINE:,} characters; a path was expected")
+        if path.strip():
+            yield path
 
 
 def _images_below(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"{folder} is not a folder; a folder of images was expected")
     found: list[str] = []
-    for root, _, names in os.walk(folder, onerror=lambda error: found.append(error.filename)):
+    links: list[str] = []
+    for root, folders, names in os.walk(folder, onerror=lambda error: found.append(error.filename)):
         found.extend(os.path.join(root, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        links.extend(path for name in folders if os.path.islink(path := os.path.join(root, name)))
+    if links:
+        first = printable(min(links))
+        print(f"note: {len(links)} linked sub-folders are skipped, as {first}; name them to read them", file=sys.stderr)
     return sorted(found)

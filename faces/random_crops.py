@@ -151,8 +151,10 @@ def read_landmarks(path: str, image: np.ndarray) -> np.ndarray:
         points = np.load(path, allow_pickle=False)
     except FileNotFoundError as error:
         raise ValueError(f"the landmark file {path} does not exist") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy parses the header as Python and raises whatever that raises
         raise ValueError(f"{path} is no .npy file of numbers: an array (points, 2) was expected") from error
+    if not isinstance(points, np.ndarray):  # an .npz by another name
+        raise ValueError(f"{path} is no .npy file of numbers: an array (points, 2) was expected")
     if points.ndim != 2 or points.shape[1] != 2 or not len(points) or points.dtype.kind not in "fiu":
         raise ValueError(f"{path} holds {points.dtype} {points.shape}: x and y of each landmark, (points, 2), expected")
     height, width = image.shape[:2]

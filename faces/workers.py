@@ -185,6 +185,7 @@ def _start_worker(load: Callable[[str], Any], memory: Any) -> None:
     cv2.setNumThreads(1)   # the workers are the parallelism
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches all processes; the main one ends the others
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)   # which a forked process has from the main one
 
 
 def _end_with_parent() -> None:

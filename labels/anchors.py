@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from model import load
+from model.files import read_names
 from model.iresnet import ArcFaceHeader, similarities_to
 from model.weights import find_weights
 
@@ -163,7 +164,7 @@ def load_header(
     network, count = network.to(device), network.kernel.shape[1]
     listing = path.with_name(path.stem.replace("header", "classes") + ".txt")
     if listing.is_file():
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = read_names(listing)
         if len(lines) != count:
             raise ValueError(f"{listing} names {len(lines)} classes, the header {path} has {count}")
         classes = {name: index for index, name in enumerate(lines)}

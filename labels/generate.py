@@ -36,7 +36,7 @@ from labels.measure import Columns, images_hash, measure, start_parts, write_jso
 from labels.recognition import Recognizer, load_recognizer
 from model.checkpoint import sha256_of
 from model.device import pick_device
-from model.files import only_run
+from model.files import only_writer
 from model.prompts import AXES, FACTORS
 from model.weights import find_weights
 
@@ -48,8 +48,7 @@ Skipped = dict[Path, str]   # image -> why it has no row
 
 def generate(args: argparse.Namespace) -> int:
     """Write the table args.output and its side files. Returns the exit code: 1 when an image could not be used."""
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with only_run(args.output):
+    with only_writer(args.output):
         return generate_alone(args)
 
 
@@ -66,7 +65,8 @@ def generate_alone(args: argparse.Namespace) -> int:
     parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
 
     cluster = cluster_of(args.engine, args.address, args.actors, device.type)
-    run = partial(measure, batch_size=args.batch_size, workers=args.workers, cluster=cluster)
+    how = {"batch_size": args.batch_size, "workers": args.workers, "max_bytes": args.max_file_size, "cluster": cluster}
+    run = partial(measure, **how)
     networks = recognizer.preprocessing, factors.preprocessing
     prepare = partial(prepare_face, *networks, args.landmarks, only_crops=args.only_crops)
     label = partial(label_faces, recognizer, factors)
@@ -201,6 +201,7 @@ def settings_of(args: argparse.Namespace, recognizer: Recognizer, images: Iterab
         "anchor": args.anchor,
         "min_images": args.min_images,
         "only_crops": args.only_crops,
+        "max_file_size": args.max_file_size,
         "batch_size": args.batch_size,
         "precision": args.precision,
         "device": device.type,

@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from faces.cluster import Cluster
-from faces.reader import read_image
+from faces.reader import MAX_BYTES, read_image
 from faces.workers import Loaded, load_batches, read_and_prepare
-from model.files import replacing, write_text
+from model.files import read_json, replacing, write_text
 
 PART_BATCHES = 32    # the progress is recorded after so many batches: what a killed run loses at most
+START_ANEW = "run without --resume to start anew"
 TEXT_WIDTH = 16      # characters of a text column, such as the status
 
 Columns = dict[str, np.ndarray]   # status (N,) str, embeddings (N, D) float32, labels (N, 5) int8: one row an image
@@ -40,7 +41,7 @@ def start_parts(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if record.is_file():
-        before = json.loads(record.read_text(encoding="utf-8"))
+        before = read_json(record, dict, START_ANEW)
         if changed := [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]:
             raise ValueError(f"cannot resume: {', '.join(changed)} changed since the interrupted run ({record}); "
                              "run with the same settings, or without --resume to start anew")
@@ -77,6 +78,7 @@ def measure(
     parts: Path,
     batch_size: int,
     workers: int,
+    max_bytes: int = MAX_BYTES,
     cluster: Cluster | None = None,
     make_compute: Callable[[], Callable[[Sequence[Loaded[Any]]], Columns]] | None = None,
 ) -> Columns:
@@ -95,10 +97,11 @@ def measure(
         for file in parts.glob("*.npy"):   # of a run that recorded nothing
             file.unlink()
     paths = (str(folder / name) for name in islice(names, row, None))
+    read = partial(read_image, max_bytes=max_bytes)
     if cluster and make_compute:
-        results = cluster.results(paths, partial(read_and_prepare, read_image, prepare), make_compute, batch_size)
+        results = cluster.results(paths, partial(read_and_prepare, read, prepare), make_compute, batch_size)
     else:
-        results = map(compute, load_batches(paths, prepare, batch_size, workers))
+        results = map(compute, load_batches(paths, prepare, batch_size, workers, read))
     with tqdm(total=len(names), initial=row, desc=parts.name, unit=" faces", disable=None) as progress:
         try:
             for number, columns in enumerate(results, 1):
@@ -117,8 +120,11 @@ def _completed(parts: Path) -> int:
     record = parts / "progress.json"
     if not record.is_file():
         return 0
-    progress = json.loads(record.read_text(encoding="utf-8"))
-    return int(progress["rows"]) if all((parts / name).is_file() for name in progress["files"]) else 0
+    progress = read_json(record, dict, START_ANEW)
+    rows, files = progress.get("rows"), progress.get("files")
+    if not isinstance(rows, int) or not isinstance(files, list):
+        raise ValueError(f"{record} is damaged; {START_ANEW}")
+    return rows if all((parts / str(name)).is_file() for name in files) else 0
 
 
 def _record(parts: Path, rows: int) -> None:

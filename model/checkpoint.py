@@ -12,7 +12,9 @@ Three kinds of file hold the weights of this project's systems, told apart by th
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +28,10 @@ from .files import replacing
 from .torchscript import is_torchscript, read_torchscript
 
 Module = TypeVar("Module", bound=nn.Module)
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+TYPES = (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+COPIES = 4  # of the bytes of a file that its tensors may take: weights can be tied
+CODE_BYTES = 16_000_000  # and the code of a TorchScript archive, which is compressed
 LISTED_KEYS = 8  # an error names so many keys of a kind, then says how many more there are
 TORCHSCRIPT_SCALARS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
 
@@ -38,7 +44,8 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     """The tensors of a checkpoint by key, on the CPU, half precision widened to float32; and its metadata.
 
     A `module.` before every key (left by data-parallel training) is dropped. Only safetensors have metadata.
-    Raises FileNotFoundError, or CheckpointError when the file is damaged or holds more than tensors.
+    Raises FileNotFoundError, or CheckpointError when the file is damaged, holds more than tensors, tensors of unusual
+    types (complex, quantised, sparse, of 4 or 8 bits), or tensors that are larger than the file.
     """
     path = Path(path)
     with open(path, "rb") as file:
@@ -46,15 +53,17 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     metadata: dict[str, str] = {}
     if head[8:] == b"{":
         tensors, metadata = _read_safetensors(path)
-    elif head[:4] == b"PK\x03\x04" and _is_torchscript(path):
-        tensors = _read_torchscript(path)
-    elif head[:2] == b"PK" or head[:1] == b"\x80":
+    elif head[:2] == b"PK":
+        _require_no_bomb(path)
+        tensors = _read_torchscript(path) if _is_torchscript(path) else _read_state_dict(path)
+    elif head[:1] == b"\x80":
         tensors = _read_state_dict(path)
     else:
         raise CheckpointError(
             f"{path} is no checkpoint: expected safetensors, a PyTorch state dict or a TorchScript archive, "
             f"found a file that begins with {head!r}"
         )
+    _require_plain(path, tensors)
     return {key: _widen(tensor) for key, tensor in _without_module_prefix(tensors).items()}, metadata
 
 
@@ -66,11 +75,22 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: M
     path.parent.mkdir(parents=True, exist_ok=True)
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(save(on_cpu, dict(metadata)))
+        temporary.write_bytes(_with_metadata_in_order(save(on_cpu, dict(metadata))))
+
+
+def _with_metadata_in_order(content: bytes) -> bytes:
+    """safetensors writes the metadata in a random order; in that of their keys, equal weights are equal files."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    """Copy `tensors` into `module`. Raises CheckpointError with every key that is missing, unexpected or misshapen."""
+    """Copy `tensors` into `module`. Raises CheckpointError with every key that is missing, unexpected or misshapen,
+    or holds whole numbers in place of floating-point ones."""
     own = module.state_dict()
     problems = [
         *_listed("missing", own.keys() - tensors.keys()),
@@ -81,6 +101,14 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | 
                 f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key].shape)}"
                 for key in own.keys() & tensors.keys()
                 if own[key].shape != tensors[key].shape
+            },
+        ),
+        *_listed(
+            "of another type",
+            {
+                f"{key} {tensors[key].dtype} instead of {own[key].dtype}"
+                for key in own.keys() & tensors.keys()
+                if own[key].is_floating_point() and not tensors[key].is_floating_point()
             },
         ),
     ]
@@ -143,7 +171,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # a name that ends in .safetensors would make it another format for torch
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds Python objects beside tensors, which could run code and are never loaded: "
@@ -154,10 +183,39 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     others = [] if isinstance(content, Mapping) else [type(content).__name__]
-    others = others or [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    pairs = [] if others else content.items()
+    others += [str(key) for key, value in pairs if not (isinstance(key, str) and isinstance(value, Tensor))]
     if others:
         raise CheckpointError(f"{path} is no plain state dict of tensors: it holds {', '.join(others[:LISTED_KEYS])}")
     return dict(content)
+
+
+def _require_no_bomb(path: Path) -> None:
+    """The tensors in a zip are not compressed (TorchScript compresses its code), and no two members are the same."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        raise CheckpointError(f"{path} is damaged or incomplete ({error}): get it again") from error
+    total, size = sum(member.file_size for member in members), path.stat().st_size
+    if total > COPIES * size + CODE_BYTES:
+        raise CheckpointError(f"{path} unpacks from {size:,} to {total:,} bytes: expected weights, uncompressed")
+
+
+def _require_plain(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for tensors of unusual kinds, and for those that name the same bytes again and again."""
+    size = path.stat().st_size
+    for key, tensor in tensors.items():
+        kind = str(tensor.dtype).removeprefix("torch.") if tensor.layout == torch.strided else "sparse"
+        if tensor.layout != torch.strided or tensor.dtype not in TYPES or tensor.device.type != "cpu":
+            raise CheckpointError(f"{path}: {key} is a {kind} tensor; expected floating-point or whole numbers")
+        if tensor.nbytes > tensor.untyped_storage().nbytes() or max(tensor.shape, default=0) > size:
+            raise CheckpointError(
+                f"{path}: {key} {tuple(tensor.shape)} is an expanded view of fewer numbers; expected weights"
+            )
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if total > COPIES * size:
+        raise CheckpointError(f"{path}: its tensors take {total:,} bytes and the file has {size:,}; expected weights")
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+# What a spreadsheet would compute, perhaps behind quotes of ours; a plain number is none.
+FORMULA = re.compile(r"'*([=@\t\r\n＝＋－＠]|[+-](?![\d.]+(e[+-]\d+)?\Z))")
+NO_UTF8 = re.compile(r"(\\*)(?:([\udc80-\udcff])|(?=udc[89a-f][0-9a-f]))")   # a byte, or what `as_utf8` makes of one
+AS_UTF8 = re.compile(r"(\\+)udc([89a-f][0-9a-f])")
+UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")   # moves a cursor, or turns text
 
 
 @contextmanager
@@ -72,6 +80,19 @@ def only_run(output: str | Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def only_writer(output: str | Path) -> Iterator[None]:
+    """`only_run` for an output that is one file, in a folder that is made where there is none.
+
+    Raises IsADirectoryError, before any work, where the output is a folder.
+    """
+    if Path(output).is_dir():
+        raise IsADirectoryError(f"the output {output} is a folder; the name of a file was expected")
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    with only_run(output):
+        yield
+
+
 def open_text(path: str | Path, mode: str = "r") -> IO[str]:
     """Open a text file that may hold any file name: UTF-8, other bytes by `surrogateescape`, line ends untouched.
 
@@ -81,6 +102,32 @@ def open_text(path: str | Path, mode: str = "r") -> IO[str]:
     return open(path, mode, encoding=encoding, errors="surrogateescape", newline="")
 
 
+def read_names(path: str | Path) -> list[str]:
+    """The lines of a text file, each a name of any bytes."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
+        return [line.rstrip("\r\n") for line in file]
+
+
+def read_json(path: str | Path, expected: type, advice: str) -> Any:
+    """The content of a JSON file that is of the type `expected`.
+
+    Raises ValueError, with `advice` on what to do, for a file that is damaged; OSError where there is none.
+    """
+    with open_text(path) as file:
+        return parse_json(file.read(), expected, f"{path} is damaged; {advice}")
+
+
+def parse_json(text: str, expected: type, complaint: str) -> Any:
+    """A JSON value of the type `expected`. Raises ValueError with the complaint, for too deep ones too."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(complaint) from error
+    if not isinstance(content, expected):
+        raise ValueError(complaint)
+    return content
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically, as `open_text` reads it."""
     with replacing(path) as temporary, open_text(temporary, "w") as file:
@@ -88,12 +135,42 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_csv_rows(file: IO[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write rows as CSV with `\\n` line ends. A cell with a comma, a quote or any line end is quoted."""
+    """Write rows as CSV with `\\n` line ends. A cell with a comma, a quote or any line end is quoted.
+
+    A text that a spreadsheet would take for a formula gets a `'` in front; `csv_text` takes it away.
+    """
     plain = csv.writer(file, lineterminator="\n")
     quoting = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
     for row in rows:  # before Python 3.13 the plain writer leaves a lone carriage return unquoted
         writer = quoting if any(isinstance(cell, str) and "\r" in cell for cell in row) else plain
-        writer.writerow(row)
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell for cell in row])
+
+
+def csv_text(cell: str) -> str:
+    """The text of a cell that `write_csv_rows` wrote."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell[1:]) else cell
+
+
+def as_utf8(name: str) -> str:
+    r"""A file name as text that is always UTF-8: bytes that are not as `\udcXX`, and backslashes before such a text
+    doubled, so that different names stay different. `from_utf8` gives the name back."""
+    return NO_UTF8.sub(lambda m: 2 * m[1] + (f"\\u{ord(m[2]):x}" if m[2] else ""), name)
+
+
+def from_utf8(text: str) -> str:
+    """The name of which `as_utf8` made the text."""
+
+    def name(found: re.Match[str]) -> str:
+        half, is_byte = divmod(len(found[1]), 2)
+        return half * "\\" + (chr(int(f"dc{found[2]}", 16)) if is_byte else f"udc{found[2]}")
+
+    return AS_UTF8.sub(name, text)
+
+
+def printable(text: str) -> str:
+    """Text on one line: line ends, tabs and other control characters, which would move the cursor or change the
+    terminal, as escapes."""
+    return UNPRINTABLE.sub(lambda m: m[0].encode("unicode_escape").decode().replace("\\udc", "\\x"), text)
 
 
 def _mode_of_new_files() -> int:

@@ -72,8 +72,9 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
     tensors, metadata = read_checkpoint(path)
     try:
         network = SYSTEMS[_system_of(tensors, metadata)].from_tensors(tensors, metadata)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    except Exception as error:  # shapes and metadata of a hostile file make any constructor fail in any way
+        reason = str(error) if isinstance(error, ValueError) else f"its shapes make no network ({error})"
+        raise CheckpointError(f"{path}: {reason}") from error
     network.metadata = metadata
     return network.to(device)
 

@@ -66,8 +66,15 @@ class Percentiles:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Percentiles | None:
-        """The entry of a checkpoint's metadata; None when it has none."""
+        """The entry of a checkpoint's metadata; None when it has none. Raises ValueError when it is damaged."""
         if "percentiles" not in metadata:
             return None
-        fields = json.loads(metadata["percentiles"])
-        return cls(fields["set"], int(fields["images"]), tuple(fields["quality"]))
+        try:
+            fields = json.loads(metadata["percentiles"])
+            name, images = str(fields["set"]), int(fields["images"])
+            quality = np.array(fields["quality"], np.float64)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise ValueError("the percentiles in the metadata have not the form of to_json") from error
+        if quality.shape != (POINTS,) or not np.isfinite(quality).all() or (np.diff(quality) < 0).any():
+            raise ValueError(f"the percentiles in the metadata are not {POINTS} ascending numbers")
+        return cls(name, images, tuple(quality.tolist()))

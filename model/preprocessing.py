@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+LARGEST_SIZE = 4096   # pixels; a picture of it is a batch of 50 MB
+SMALLEST_STD = 1e-6
 
 _constants: dict[tuple[tuple[float, ...], torch.dtype, torch.device], Tensor] = {}
 
@@ -65,11 +69,31 @@ class Preprocessing:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], default: Preprocessing) -> Preprocessing:
-        """What the metadata of a checkpoint says, else `default`."""
+        """What the metadata of a checkpoint says, else `default`. Raises ValueError for what cannot be used."""
         if "preprocessing" not in metadata:
             return default
-        fields = json.loads(metadata["preprocessing"])
-        return cls(int(fields["size"]), tuple(fields["mean"]), tuple(fields["std"]))
+        try:
+            fields = json.loads(metadata["preprocessing"])
+            size, mean, std = fields["size"], _channels(fields["mean"]), _channels(fields["std"])
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise _unusable(metadata) from error
+        if not isinstance(size, int) or not 1 <= size <= LARGEST_SIZE or min(map(abs, std)) < SMALLEST_STD:
+            raise _unusable(metadata)
+        return cls(size, mean, std)
+
+
+def _channels(numbers: list[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(number) for number in numbers)
+    if not all(map(math.isfinite, (red, green, blue))):
+        raise ValueError("a number is not finite")
+    return red, green, blue
+
+
+def _unusable(metadata: Mapping[str, str]) -> ValueError:
+    return ValueError(
+        f"the preprocessing in the metadata is {metadata['preprocessing'][:120]!r}: a size of 1 to {LARGEST_SIZE} "
+        "pixels, and three finite numbers for mean and for std, none of them 0 in std, were expected"
+    )
 
 
 CLIP_PREPROCESSING = Preprocessing(224, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))

@@ -7,6 +7,7 @@ others: a hostile file can waste memory, and nothing else.
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -87,6 +88,8 @@ class _ModuleUnpickler(pickle.Unpickler):
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    if math.prod(size) > len(storage):   # before it is made
+        raise pickle.UnpicklingError(f"a tensor {tuple(size)} is made of {len(storage)} numbers")
     return storage.as_strided(size, stride, offset).clone()
 
 

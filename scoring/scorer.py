@@ -17,7 +17,7 @@ from torch import Tensor
 
 from faces.align import ALIGN, Alignment, Placed
 from faces.detect import MIN_FACE_SIZE, Finder
-from faces.reader import ImageError, read_image, to_rgb
+from faces.reader import MAX_BYTES, ImageError, read_image, to_rgb
 from faces.workers import Loaded, load_batches
 from model.bands import Bands
 from model.calibration import Calibration
@@ -55,7 +55,8 @@ class Scorer:
     (a file of OpenCV's YuNet format) say which faces, as `faces.detect.Finder` explains. `batch_size` is the number of
     images that the network sees at once (default: 16 on a CPU, 256 on CUDA, 64 on mps). With `swapped_channels` the
     images hold BGR instead of RGB. `bands` is a table of measured bands in the place of the one that lies beside the
-    weights (`scoring/bands.py`). `options` are those of the method, such as `crops` of dsl-fiqa (`Method.options`).
+    weights (`scoring/bands.py`). A file of more than `max_bytes` has the status too_large. `options` are those of the
+    method, such as `crops` of dsl-fiqa (`Method.options`).
 
     Raises ValueError for a wrong argument or checkpoint, WeightsError (an OSError) when the weights are not there.
     """
@@ -74,6 +75,7 @@ class Scorer:
         min_face_size: float = MIN_FACE_SIZE,
         rotate: str = "no",
         detector: str | Path | None = None,
+        max_bytes: int = MAX_BYTES,
         **options: Any,
     ) -> None:
         if align not in ALIGN:
@@ -83,7 +85,7 @@ class Scorer:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size {batch_size} is too small: at least 1 was expected, or None for the default")
         wanted, weights = method_and_weights(name, weights)
-        self.align, self.swapped_channels = align, swapped_channels
+        self.align, self.swapped_channels, self.max_bytes = align, swapped_channels, max_bytes
         self.finder = Finder(faces, min_face_size, rotate, None if detector is None else str(detector))
         self.device = pick_device(device)
         self.dtype = pick_precision(precision, self.device)
@@ -121,6 +123,7 @@ class Scorer:
             "swapped_channels": self.swapped_channels,
             "batch_size": self.batch_size,
             "bands": self.bands and {band.band: band.lowest for band in self.bands.measured},
+            "max_bytes": self.max_bytes,
             **{name: sha256_of(value) if Path(str(value)).is_file() else value for name, value in self.options.items()},
             "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
         }
@@ -159,7 +162,7 @@ class Scorer:
 
     def stream(self, paths: Iterable[str], workers: int = 0) -> Iterator[Score]:
         """A score for each path, in order: for any number of files, read by `workers` processes."""
-        read = partial(read_prepared, self.prepare)
+        read = partial(read_prepared, self.prepare, max_bytes=self.max_bytes)
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
     def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb") -> RegionMap:
@@ -203,7 +206,7 @@ class Scorer:
             raise ValueError(f"{self.method} takes whole pictures: points of a face are of no use to it")
         given = {} if points is None else {"points": points}
         try:
-            return Loaded(path, "ok", self.prepare(pixels(image, color), path, **given))
+            return Loaded(path, "ok", self.prepare(pixels(image, color, self.max_bytes), path, **given))
         except ImageError as error:
             return Loaded(path, error.status, None)
 
@@ -282,13 +285,13 @@ def on_host(columns: Columns) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return quality[:, 0], dict(zip(columns.axes, axes, strict=True))
 
 
-def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
+def pixels(image: Picture, color: str = "rgb", max_bytes: int = MAX_BYTES) -> np.ndarray:
     """The RGB uint8 array (H, W, 3) of an image in any of the forms that `Scorer.score` takes.
 
     Raises ImageError for a bad image, TypeError or ValueError for something else.
     """
     if isinstance(image, str | Path | bytes):
-        return read_image(image)
+        return read_image(image, max_bytes=max_bytes)
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
@@ -302,9 +305,11 @@ def pixels(image: Picture, color: str = "rgb") -> np.ndarray:
     )
 
 
-def read_prepared(prepare: Callable[..., Prepared | list[Prepared]], path: str) -> Prepared | list[Prepared]:
+def read_prepared(
+    prepare: Callable[..., Prepared | list[Prepared]], path: str, max_bytes: int = MAX_BYTES
+) -> Prepared | list[Prepared]:
     """The image at a path, prepared. Raises ImageError."""
-    return prepare(read_image(path), path)
+    return prepare(read_image(path, max_bytes=max_bytes), path)
 
 
 def as_it_is(prepared: Prepared | list[Prepared]) -> Prepared | list[Prepared]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from labels.label_table import is_storable, write_skipped
-from model.files import open_text, replacing, write_csv_rows
+from model.files import as_utf8, open_text, parse_json, printable, replacing, write_csv_rows
 from model.prompts import AXES, FACTORS
 
 from .reasons import Reason
@@ -119,7 +119,7 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
     schema = pyarrow.schema(types.items())
     with parquet.ParquetWriter(path, schema) as writer:
         while group := list(itertools.islice(rows, PARQUET_GROUP)):
-            valid = [{**row, "path": row["path"].encode(errors="replace").decode()} for row in group]
+            valid = [{**row, "path": as_utf8(row["path"])} for row in group]
             writer.write_table(pyarrow.Table.from_pylist(valid, schema))
 
 
@@ -184,7 +184,7 @@ class Journal:
         if not (resume and self.partial.is_file() and _drop_torn_line(self.partial)):
             with open_text(self.partial, "w") as file:
                 file.write(_json_line(settings))
-        before, now = next(self._lines()), json.loads(json.dumps(settings))
+        before, now = next(self._lines(), {}), json.loads(json.dumps(settings))
         if changed := [name for name in now if before.get(name) != now[name]]:
             raise ValueError(
                 f"cannot resume: {', '.join(changed)} changed since the rows of {self.partial} were made; "
@@ -238,7 +238,12 @@ class Journal:
 
     def _lines(self) -> Iterator[Row]:
         with open_text(self.partial) as file:
-            yield from map(json.loads, file)
+            for number, line in enumerate(file, 1):
+                damaged = f"{self.partial}, line {number} is damaged; run without --resume to start anew"
+                row = parse_json(line, dict, damaged)
+                if number > 1 and not {"path", "status"} <= row.keys():
+                    raise ValueError(damaged)
+                yield row
 
 
 def _drop_torn_line(path: Path) -> int:
@@ -274,13 +279,9 @@ def readable_row(row: Row) -> str:
     cells |= {factor: (row[factor] or "-").split()[0] for factor in FACTORS}
     cells |= {"selected": "yes" if row.get("selected") else "no"}
     columns = _readable("selected" in row)
-    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in columns), readable_name(str(row["path"]))])
+    return "  ".join([*(cells[column].ljust(WIDTHS[column]) for column in columns), printable(str(row["path"]))])
 
 
 def _readable(selected: bool) -> list[str]:
     return [*READABLE, *(["selected"] if selected else [])]
 
-
-def readable_name(path: str) -> str:
-    """A path on one line: line ends, tabs and other control characters, which would move the cursor, as escapes."""
-    return "".join(c.encode("unicode_escape").decode() if ord(c) < 32 or 127 <= ord(c) < 160 else c for c in path)

@@ -273,3 +273,67 @@ def test_long_lists_of_keys_are_cut() -> None:
     extra = {f"head.{index}": torch.zeros(1) for index in range(20)}
     with pytest.raises(CheckpointError, match=r"20 unexpected \(head\.0, .*, and 12 more\)"):
         load_strict(nn.Linear(3, 2), extra, "file.pth")
+
+
+def saved(path: Path, content: object, zipped: bool = True) -> Path:
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    return path
+
+
+def packed_4_bits() -> Tensor:
+    return torch.zeros(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.zeros(3, dtype=torch.complex64), "a.weight is a complex64 tensor"),
+        (lambda: torch.zeros(3).to_sparse(), "a.weight is a sparse tensor"),
+        (lambda: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8), "a.weight is a qint8 tensor"),
+        (lambda: torch.zeros(3, dtype=torch.float8_e4m3fn), "a.weight is a float8_e4m3fn tensor"),
+        (packed_4_bits, "a.weight is a float4_e2m1fn_x2 tensor"),
+        (lambda: torch.zeros(1).expand(1_000_000), "expanded view of fewer numbers"),
+        (lambda: torch.zeros(0, 10**12), "expanded view of fewer numbers"),
+    ],
+)
+def test_tensors_of_unusual_kinds_are_refused_with_the_name_of_the_file(
+    tmp_path: Path, make: Any, message: str
+) -> None:
+    path = saved(tmp_path / "odd.pth", {"a.weight": make()})
+    with pytest.raises(CheckpointError, match=rf"odd\.pth.*{message}"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("key", [7, None, ("a",)])
+def test_a_key_that_is_no_text(tmp_path: Path, key: object) -> None:
+    with pytest.raises(CheckpointError, match=r"odd\.pth is no plain state dict"):
+        read_checkpoint(saved(tmp_path / "odd.pth", {key: torch.zeros(1)}))
+
+
+def test_one_storage_under_many_keys_is_refused(tmp_path: Path) -> None:
+    numbers = torch.randn(100_000)
+    with pytest.raises(CheckpointError, match="its tensors take 40,000,000 bytes"):
+        read_checkpoint(saved(tmp_path / "odd.pth", {f"w{i}": numbers for i in range(100)}))
+    assert len(read_checkpoint(saved(tmp_path / "tied.pth", {"a": numbers, "b": numbers}))[0]) == 2
+
+
+def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb/data.pkl", b"")
+        archive.writestr("bomb/data/0", bytes(40_000_000))
+    with pytest.raises(CheckpointError, match=r"bomb\.pth unpacks from"):
+        read_checkpoint(tmp_path / "bomb.pth")
+
+
+def test_a_torchscript_tensor_of_more_numbers_than_its_storage(tmp_path: Path) -> None:
+    from model.torchscript import _rebuild_tensor
+
+    with pytest.raises(pickle.UnpicklingError, match="made of 1 numbers"):
+        _rebuild_tensor(torch.zeros(1), 0, (10**9,), (0,))
+
+
+def test_weights_of_whole_numbers_do_not_load_as_floats() -> None:
+    network = nn.Linear(2, 2)
+    tensors = {"weight": torch.ones(2, 2, dtype=torch.int64), "bias": torch.zeros(2)}
+    with pytest.raises(CheckpointError, match=r"1 of another type \(weight torch.int64 instead of torch.float32\)"):
+        load_strict(network, tensors, "file")

@@ -2,12 +2,18 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+from argparse import ArgumentTypeError
+from pathlib import Path
 
 import pytest
 
-from command_line import exit_code
+from command_line import exit_code, megabytes
+from faces.reader import MAX_BYTES
+
+ROOT = Path(__file__).parents[1]
 
 FAULTS = """
 import resource, torch
@@ -54,3 +60,43 @@ def test_errors_are_one_line_and_a_code(
     assert capsys.readouterr().err == f"{message}\n"
     assert exit_code(run, "stopped") == code
     assert exit_code(lambda: 1, "stopped") == 1
+
+
+STOPPED = """
+import sys, time
+from command_line import exit_code
+
+def run():
+    print("ready", flush=True)
+    time.sleep(60)
+
+sys.exit(exit_code(run, "stopped; --resume goes on"))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_says_what_resume_does(number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-c", STOPPED]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.communicate(timeout=30)[1] == "stopped; --resume goes on\n"
+    assert process.returncode == code
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_error_is_one_line_without_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> int:
+        raise ValueError("no \x1b]0;title\x07 in\nnames")
+
+    assert exit_code(run, "stopped") == 2
+    assert capsys.readouterr().err == "error: no \\x1b]0;title\\x07 in\\nnames\n"
+
+
+def test_megabytes() -> None:
+    assert megabytes("200") == MAX_BYTES
+    assert megabytes("0.5") == 500_000
+    for text in ("0", "-1", "nan", "inf", "x", ""):
+        with pytest.raises(ArgumentTypeError, match="number of megabytes"):
+            megabytes(text)

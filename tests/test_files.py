@@ -12,8 +12,21 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from model.files import only_run, open_text, replacing, write_csv_rows, write_text
+from model.files import (
+    as_utf8,
+    csv_text,
+    from_utf8,
+    only_run,
+    only_writer,
+    open_text,
+    printable,
+    replacing,
+    write_csv_rows,
+    write_text,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -87,3 +100,51 @@ def test_plain_csv_rows_are_not_quoted() -> None:
     file = io.StringIO()
     write_csv_rows(file, [["a.jpg", "ok", 0.5]])
     assert file.getvalue() == "a.jpg,ok,0.5\n"
+
+
+NAMES = st.text(st.sampled_from([*"\\udce9'=+-@\t\r\n,\"a＝", "\udce9", "\udc80"]), max_size=12)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(NAMES)
+def test_cells_are_no_formulas_and_are_read_as_they_were(name: str) -> None:
+    file = io.StringIO(newline="")
+    write_csv_rows(file, [[name, -0.5]])
+    file.seek(0)
+    [row] = csv.reader(file)
+    assert not row[0].startswith(("=", "+", "-", "@", "\t", "\r", "\n", "＝"))
+    assert (csv_text(row[0]), row[1]) == (name, "-0.5")
+
+
+@pytest.mark.parametrize("number", ["-0.5", "+1", "-1.25e-07", "'-5"])
+def test_numbers_stay_numbers(number: str) -> None:
+    file = io.StringIO()
+    write_csv_rows(file, [[number]])
+    assert file.getvalue() == f"{number}\n"
+    assert csv_text(number) == number
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(NAMES, NAMES)
+def test_names_that_are_no_utf8_stay_distinct_as_text(one: str, other: str) -> None:
+    assert as_utf8(one).encode().decode() == as_utf8(one)
+    assert from_utf8(as_utf8(one)) == one
+    assert (as_utf8(one) == as_utf8(other)) == (one == other)
+
+
+def test_plain_names_stay_plain() -> None:
+    for name in ("a.jpg", "C:\\users\\é.png", "it's.jpg", "日本.jpg"):
+        assert as_utf8(name) == name
+    assert as_utf8(os.fsdecode(b"caf\xe9.jpg")) == "caf\\udce9.jpg"
+
+
+def test_the_terminal_sees_no_control_characters() -> None:
+    assert printable("a\x1b[31m\n\t\x9b\u202e\udc9b.jpg") == "a\\x1b[31m\\n\\t\\x9b\\u202e\\x9b.jpg"
+    assert printable("é 日 \udce9") == "é 日 \udce9"
+
+
+def test_an_output_that_is_a_folder_is_noticed_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError, match="is a folder; the name of a file"), only_writer(tmp_path):
+        pytest.fail("the work began")
+    with only_writer(tmp_path / "new" / "a.csv"):
+        assert (tmp_path / "new").is_dir()

@@ -50,6 +50,30 @@ def test_links_to_pictures_are_listed_and_loops_are_not_entered(tree: Path) -> N
     assert expand("faces") == sorted(f"faces/{name}" for name in [*IN_ORDER, "a/link.jpg"])
 
 
+def test_linked_folders_are_named_on_stderr(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expand("faces")
+    assert capsys.readouterr().err == ""
+    (tree / "faces/a/up\x1b[2J").symlink_to(tree / "faces")
+    assert expand("faces") == [f"faces/{name}" for name in IN_ORDER]
+    note = "note: 1 linked sub-folders are skipped, as faces/a/up\\x1b[2J; name them to read them\n"
+    assert capsys.readouterr().err == note
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "faces"])
+def test_a_list_that_is_a_device_or_a_folder(tree: Path, name: str) -> None:
+    with pytest.raises(OSError, match="is a folder or a device; a text file"):
+        expand_inputs([f"@{name}"], [])
+
+
+def test_a_list_without_line_ends(tree: Path) -> None:
+    (tree / "list.txt").write_bytes(b"a.jpg\n" + bytes(100_000))
+    with pytest.raises(ValueError, match=r"@list\.txt, line 2 has more than 32,767 characters"):
+        expand("@list.txt")
+    stdin = io.TextIOWrapper(io.BytesIO(bytes(100_000)))
+    with pytest.raises(ValueError, match="standard input, line 1 has more"):
+        list(expand_inputs(["-"], stdin))
+
+
 def test_a_folder_that_may_not_be_listed_is_reported(tree: Path) -> None:
     (tree / "faces/a/deep").chmod(0)
     tree.chmod(0o755)

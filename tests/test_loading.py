@@ -17,6 +17,7 @@ from model.clip import CLIP, ModifiedResNet, TextShape
 from model.confidence import ConfidenceMLP
 from model.face_trunk import FaceTrunk
 from model.iresnet import ArcFaceHeader, IResNet
+from model.loading import SYSTEMS as KNOWN_SYSTEMS
 from model.mobilefacenet import FactorNetwork, MobileFaceNetEmbedding, TrunkShape
 from model.preprocessing import Preprocessing
 from model.prompts import prompts_hash
@@ -122,3 +123,20 @@ def test_loading_imports_nothing_heavy() -> None:
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("preprocessing", ["[]", '{"size": 1000000, "mean": [0,0,0], "std": [1,1,1]}'])
+def test_damaged_metadata_names_the_file(tmp_path: Path, preprocessing: str) -> None:
+    tensors = {"fc3.weight": torch.zeros(1, 4)}
+    save_checkpoint(tmp_path / "odd.safetensors", tensors, {"system": "face-trunk", "preprocessing": preprocessing})
+    with pytest.raises(CheckpointError, match=r"odd\.safetensors"):
+        load(tmp_path / "odd.safetensors")
+
+
+def test_shapes_that_make_no_network_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "odd.safetensors"
+    for system in KNOWN_SYSTEMS:
+        for tensors in ({"w": torch.zeros(1)}, {"conv1.weight": torch.zeros(0, 3), "fc.weight": torch.zeros(())}):
+            save_checkpoint(path, tensors, {"system": system, "vision_heads": "x"})
+            with pytest.raises(CheckpointError, match=r"odd\.safetensors"):
+                load(path)

@@ -143,3 +143,12 @@ def test_threshold_of_a_score_table(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_weights_without_percentiles_say_so(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main(["threshold", "--weights", str(weights), "--discard", "0.05"]) == 2
     assert "holds no percentiles" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{", '{"set": "a", "images": 3, "quality": [1, 2]}', '{"set": 1, "images": "x", "quality": 0}'],
+)
+def test_damaged_metadata(text: str) -> None:
+    with pytest.raises(ValueError, match="percentiles in the metadata"):
+        Percentiles.from_metadata({"percentiles": text})

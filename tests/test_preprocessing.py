@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import recipe
@@ -48,3 +50,22 @@ def test_metadata_round_trip() -> None:
     custom = Preprocessing(96, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert Preprocessing.from_metadata({"preprocessing": custom.to_json()}, FACE_PREPROCESSING) == custom
     assert Preprocessing.from_metadata({}, FACE_PREPROCESSING) == FACE_PREPROCESSING
+
+
+def as_json(**wrong: object) -> str:
+    return json.dumps({"size": 112, "mean": [0.5] * 3, "std": [0.5] * 3, **wrong})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "3", "{", "[" * 100_000,
+        *(as_json(size=size) for size in (0, -1, 1_000_000, 1.5, "112", None)),
+        *(as_json(mean=mean) for mean in ([0.5], [float("nan")] * 3, "abc", None)),
+        *(as_json(std=std) for std in ([0.5, 0, 0.5], [float("inf")] * 3)),
+    ],
+    ids=range(16),
+)
+def test_metadata_that_cannot_be_used(text: str) -> None:
+    with pytest.raises(ValueError, match=r"preprocessing in the metadata is .* were expected"):
+        Preprocessing.from_metadata({"preprocessing": text}, FACE_PREPROCESSING)

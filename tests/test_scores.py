@@ -14,6 +14,8 @@ import pytest
 from evaluation.plain_pickle import PlainPickleError
 from evaluation.scores import ScoreTableError, read_scores, write_scores
 from model.files import open_text, write_csv_rows
+from scoring import Score
+from scoring.tables import row_of, write_csv, write_parquet
 
 NAN = math.nan
 TABLES = {
@@ -135,6 +137,25 @@ def test_odd_json_names_the_line(tmp_path: Path, row: str) -> None:
         read_scores(tmp_path / "a.jsonl")
 
 
+def test_names_come_back_from_our_csv_and_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    names = ["=1+1.jpg", "'=x.jpg", "-a.jpg", "\tb.jpg", "caf\udce9.jpg", "caf\udce8.jpg", "caf\\udce9.jpg", "'c.jpg"]
+    rows = [row_of(Score(name, "ok", 0.5)) for name in names]
+    for suffix, write in (("csv", write_csv), ("parquet", write_parquet)):
+        write(tmp_path / f"t.{suffix}", rows)
+        assert list(read_scores(tmp_path / f"t.{suffix}")) == names
+    assert b"\n=1" not in (tmp_path / "t.csv").read_bytes()
+
+
+def test_a_parquet_that_is_damaged_or_holds_other_types(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 nothing PAR1")
+    parquet.write_table(pyarrow.table({"path": [1, 2], "quality": [0.5, 0.6]}), tmp_path / "b.parquet")
+    for name in ("a", "b"):
+        with pytest.raises(ScoreTableError, match=rf"{name}\.parquet"):
+            read_scores(tmp_path / f"{name}.parquet")
 
 
 def ofiq_table(end: str = "", native: str = "") -> str:

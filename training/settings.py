@@ -11,10 +11,11 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Literal, TypeVar
 
 Settings = TypeVar("Settings")
+NOT_RECORDED = ("resume", "output", "checkpoints")
 METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -62,6 +63,12 @@ def require(settings: Any, name: str, holds: bool, expected: str) -> None:
     """Raise ValueError, naming the flag, what was expected and what was given, unless `holds`."""
     if not holds:
         raise ValueError(f"{flag(name)} must be {expected}; it is {_show(getattr(settings, name))}")
+
+
+def recorded(settings: Any) -> dict[str, Any]:
+    """The settings, a dataclass, as a file of the run holds them: without what says only how it was run, so that one
+    training makes one file, interrupted or not, in whatever folder."""
+    return {name: value for name, value in asdict(settings).items() if name not in NOT_RECORDED}
 
 
 def flag(name: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import load_strict, read_checkpoint, save_checkpoint
-from model.files import only_run, write_text
+from model.files import only_run, parse_json, write_text
 from training import processes
-from training.settings import flag
+from training.settings import flag, recorded
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def save_state(run: RunState, facts: Mapping[str, Any], others: Mapping[str, Ten
     for name, optimizer in run.optimizers.items():
         tensors |= optimizer_tensors(optimizer, f"{name}.")
     tensors |= {key: tensor for key, tensor in (others or {}).items() if tensor is not None}
-    own = {"settings": asdict(run.settings), "data": run.data, "scaler": run.scaler.state_dict()}
+    own = {"settings": recorded(run.settings), "data": run.data, "scaler": run.scaler.state_dict()}
     save_checkpoint(run.path, tensors, {"system": f"{run.system}-training", "run": json.dumps({**own, **facts})})
 
 
@@ -73,7 +73,10 @@ def load_state(
     if not run.path.is_file():
         raise ValueError(f"--resume: there is no {run.path}; leave --resume out to begin, or check {folder_flag}")
     tensors, metadata = read_checkpoint(run.path)
-    facts = json.loads(metadata["run"])
+    damaged = f"--resume: {run.path} is no state of this training, or damaged; leave --resume out to begin anew"
+    facts = parse_json(metadata.get("run", ""), dict, damaged)
+    if not {"data", "settings", "scaler"} <= facts.keys():
+        raise ValueError(damaged)
     if facts["data"] != run.data:
         raise ValueError(f"--resume: {other_data} that {run.path} was trained on")
     require_same_settings(run.path, facts["settings"], run.settings, free)
@@ -88,7 +91,7 @@ def load_state(
 def require_same_settings(path: Path, before: Mapping[str, Any], settings: Any, free: Collection[str]) -> None:
     """Raise ValueError, naming the flag, when the dataclass `settings` differs from those `before` in a field that is
     not in `free`. Settings that only one of them has do not count."""
-    now = json.loads(json.dumps(asdict(settings)))
+    now = json.loads(json.dumps(recorded(settings)))
     for name in sorted(now.keys() & before.keys() - free):
         if now[name] != before[name]:
             asked = f"{flag(name)} {before[name]}"
@@ -126,8 +129,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mappi
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
     """Add the epoch's line to a log; lines of this epoch and later ones, left by an earlier attempt, go."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["epoch"] < record["epoch"]]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    damaged = f"{path} has a line that is none of a log; move the file away"
+    kept = [line for line in lines if parse_json(line, dict, damaged).get("epoch", -1) < record["epoch"]]
     write_text(path, "\n".join([*kept, json.dumps(record), ""]))
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from model.checkpoint import save_checkpoint, sha256_of
 from model.files import write_text
 from model.prompts import prompts_hash
 from training import state
+from training.settings import recorded
 
 if TYPE_CHECKING:
     from config_train import TrainConfig
@@ -69,7 +69,7 @@ def save_model(run: ClibFiqaRun) -> None:
     path, visual = model_path(run.config), run.model.clip.visual
     heads = {key: value for key, value in run.model.metadata.items() if key in ("text_heads", "vision_heads")}
     provenance = {
-        "settings": json.dumps(asdict(run.config)),
+        "settings": json.dumps(recorded(run.config)),
         "epochs": str(run.epoch),
         "data_sha256": sha256_of(run.config.data_list),
         "torch": torch.__version__,

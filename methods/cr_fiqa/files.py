@@ -68,5 +68,6 @@ def _fingerprint(identities: Identities) -> str:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a flat state dict as others read it (torch.save), atomically."""
-    with replacing(path) as temporary:
-        torch.save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary)
+    on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    with replacing(path) as temporary, open(temporary, "wb") as file:  # given a name, torch would store it
+        torch.save(on_cpu, file)

@@ -80,7 +80,7 @@ def read_samples(path: str | Path) -> Samples:
     numbers, offsets = _read_index(index) if index.is_file() else _scan(path, content)
     order = np.argsort(numbers, kind="stable")
     numbers, offsets = numbers[order], offsets[order]
-    if not len(offsets) or offsets.max() + PREFIX.itemsize > len(content):
+    if not len(offsets) or offsets.max() > len(content) - PREFIX.itemsize:
         raise RecordError(f"{path}: {len(offsets)} records, the last beyond the end of the file; is it cut off?")
     starts = _starts(path, content, offsets)
     if numbers[0] == 0 and starts["flag"][0] > 0:
@@ -117,8 +117,10 @@ def _descriptor(path: str) -> int:
 def _read_index(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     try:
         table = np.array(path.read_bytes().split(), np.int64).reshape(-1, 2)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise RecordError(f"{path}: expected lines `number<TAB>byte`") from error
+    if table.size and table.min() < 0:
+        raise RecordError(f"{path}: a number or a byte is negative; expected lines `number<TAB>byte`")
     return table[:, 0], table[:, 1]
 
 

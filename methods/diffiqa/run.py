@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from model.checkpoint import save_checkpoint
 from model.diffusion import GaussianDiffusion, Unet
 from training import state
 from training.processes import GradientSums
+from training.settings import recorded
 from training.step import arithmetic
 
 # Settings that a resumed run may change; the others would make two runs out of one.
@@ -73,7 +74,7 @@ def save_model(run: DiffusionRun) -> Path:
     metadata = {
         "system": "diffiqa-diffusion",
         "preprocessing": run.diffusion.preprocessing.to_json(),
-        "settings": json.dumps(asdict(run.config)),
+        "settings": json.dumps(recorded(run.config)),
         "steps": str(run.step),
         "data": run.data,
         "torch": torch.__version__,

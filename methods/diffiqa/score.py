@@ -27,7 +27,7 @@ from model.checkpoint import sha256_of
 from model.device import pick_device
 from model.diffusion import GaussianDiffusion
 from model.fast import PRECISIONS
-from model.files import only_run
+from model.files import only_writer
 from model.weights import find_weights
 
 LARGEST_SEED = 2**63 - 1
@@ -44,7 +44,6 @@ def score(args: argparse.Namespace) -> int:
     recognizer = load_recognizer(args.fr, args.fr_mean, args.fr_std, args.fr_size, device)
     names = list(expand_inputs(args.paths, sys.stdin))
     output = Path(args.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
         **asdict(procedure),
         "weights": sha256_of(find_weights(args.weights)),
@@ -53,7 +52,7 @@ def score(args: argparse.Namespace) -> int:
         "precision": args.precision,
     }
     print(f"{procedure.passes()} passes through the UNet for each image, on {device}", file=sys.stderr)
-    with only_run(output):
+    with only_writer(output):
         run = Extraction(output, settings, args.align, args.batch_size, args.workers, args.resume)
         scorer = make_scorer(diffusion, recognizer, procedure, device, PRECISIONS[args.precision])
         rows, _ = score_images(names, diffusion.preprocessing, scorer, run)

@@ -200,7 +200,7 @@ def _read_labels(path: Path) -> tuple[list[str], list[float]]:
         labels: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ValueError(f"{path} does not exist: a set has label.json, img/ and landmark/") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     names, scores = (labels.get(key) if isinstance(labels, dict) else None for key in ("Image", "MOS"))
     if not isinstance(names, list) or not isinstance(scores, list):

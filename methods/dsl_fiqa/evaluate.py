@@ -24,11 +24,17 @@ from methods.dsl_fiqa.evaluation import agreement
 from methods.dsl_fiqa.networks import load_quality_network
 from model.device import pick_device
 from model.fast import PRECISIONS, pick_precision
-from model.files import only_run, open_text, replacing, write_csv_rows, write_text
+from model.files import only_writer, open_text, replacing, write_csv_rows, write_text
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """Exit code 0, or 1 when a picture could not be read; its row is empty then."""
+    with only_writer(args.output):
+        return evaluate_alone(args)
+
+
+def evaluate_alone(args: argparse.Namespace) -> int:
+    """`evaluate`, in the only run that writes this table."""
     device = pick_device(args.device)
     network = load_quality_network(args.weights, args.degradation_encoder).to(device)
     reads = network.shape.landmarks != "none" and args.landmarks == "yes"
@@ -39,19 +45,17 @@ def evaluate(args: argparse.Namespace) -> int:
     scores = score_pictures(network, pictures, device, pick_precision(args.precision, device))
     predicted = np.full(len(rated.paths), np.nan)
     predicted[pictures.usable] = scores
-    with only_run(args.output):
-        write_predictions(Path(args.output), rated, predicted)
-        opinions = normalised(rated.scores) if args.normalise == "yes" else rated.scores
-        figures: dict[str, Any] = {"set": str(args.folder), "pictures": len(scores), "left_out": len(bad)}
-        figures |= agreement(scores, opinions[pictures.usable], args.replicates)
-        write_text(f"{args.output}.json", json.dumps(figures, indent=1) + "\n")
+    write_predictions(Path(args.output), rated, predicted)
+    opinions = normalised(rated.scores) if args.normalise == "yes" else rated.scores
+    figures: dict[str, Any] = {"set": str(args.folder), "pictures": len(scores), "left_out": len(bad)}
+    figures |= agreement(scores, opinions[pictures.usable], args.replicates)
+    write_text(f"{args.output}.json", json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
     return 1 if bad else 0
 
 
 def write_predictions(path: Path, rated: RatedSet, predicted: np.ndarray) -> None:
     """The published columns; the cells of a picture without a prediction are empty."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[Any, ...]] = [("Name", "Predict", "GT", "Error")]
     for name, value, opinion in zip(rated.names, predicted.tolist(), rated.scores.tolist(), strict=True):
         known = value == value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from model.iresnet import LAYERS, IResNet
 from model.mobilefacenet import MobileFaceNetEmbedding
 from training import state
 from training.processes import GradientSums
+from training.settings import recorded
 from training.step import arithmetic
 
 DEPTHS = {"L": 100, "M": 50, "S": 18}
@@ -93,7 +94,7 @@ def save_model(run: EDifFiqaRun, items: TeacherItems) -> Path:
         "system": "ediffiqa",
         "architecture": f"{type(run.model.base_model).__name__} with a quality MLP",
         "preprocessing": run.model.preprocessing.to_json(),
-        "settings": json.dumps(asdict(run.config)),
+        "settings": json.dumps(recorded(run.config)),
         "epochs": str(run.epoch),
         "validation": str(run.best),
         "data": items.fingerprint(),

@@ -26,7 +26,7 @@ from evaluation.embeddings import Embeddings
 from evaluation.inputs import identities_of, read_any_embeddings, take_rows, write_tsv
 from methods.label_optimization.kmeans import k_means
 from methods.label_optimization.tables import CLUSTER_COLUMNS
-from model.files import only_run
+from model.files import only_writer
 
 
 def cluster(embeddings: Embeddings, source: str | Path, clusters: int, seed: int) -> Iterator[tuple[str, str, int]]:
@@ -45,8 +45,7 @@ def cluster(embeddings: Embeddings, source: str | Path, clusters: int, seed: int
 
 
 def run(args: argparse.Namespace) -> int:
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with only_run(args.output):
+    with only_writer(args.output):
         embeddings = read_any_embeddings(args.embeddings)
         if len(set(embeddings.names)) < len(embeddings.names):
             raise ValueError(f"{args.embeddings} names an image twice; each was expected once")

@@ -30,7 +30,7 @@ from evaluation.inputs import read_any_embeddings, read_qualities, require_ident
 from evaluation.names import match_names
 from methods.label_optimization.ranks import distinct_iterations, optimise, sort_into_clusters
 from methods.label_optimization.tables import read_clusters, write_optimised
-from model.files import only_run
+from model.files import only_writer
 
 
 def optimise_table(args: argparse.Namespace) -> tuple[dict[str, float], float]:
@@ -65,8 +65,7 @@ def optimise_table(args: argparse.Namespace) -> tuple[dict[str, float], float]:
 
 
 def run(args: argparse.Namespace) -> int:
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with only_run(args.output):
+    with only_writer(args.output):
         quality, moved = optimise_table(args)
         write_optimised(args.output, args.scores, quality)
     print(f"{len(quality)} images, moved by {moved:.1f} places on average", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from model.checkpoint import save_checkpoint
 from model.regressor import QualityRegressor
 from training import state
 from training.processes import GradientSums
+from training.settings import recorded
 from training.step import arithmetic
 
 # Of the backbone's parameter tensors, counted from the last: from, to, learning rate as a factor, weight decay.
@@ -80,7 +81,7 @@ def save_model(run: RegressorRun, faces: ScoredFaces) -> None:
         "system": "quality-regressor",
         "architecture": f"{type(run.model.base_model).__name__} with a linear regression",
         "preprocessing": run.model.preprocessing.to_json(),
-        "settings": json.dumps(asdict(run.config)),
+        "settings": json.dumps(recorded(run.config)),
         "steps": str(run.step),
         "validation": str(run.best),
         "data": faces.fingerprint(),
