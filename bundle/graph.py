@@ -65,7 +65,8 @@ def require_exportable(name: str) -> None:
 
 def side_of(scorer: Scorer) -> int:
     """S, the side in pixels of the crops that the network takes."""
-    return scorer.prepare(np.zeros((112, 112, 3), np.uint8), "").crops.shape[1]  # 112: taken as an aligned crop
+    ramp = np.broadcast_to(np.arange(112, dtype=np.uint8)[:, None, None], (112, 112, 3))  # taken as an aligned crop
+    return scorer.prepare_first(ramp).crops.shape[1]
 
 
 def to_onnx(scorer: Scorer, input_type: str = "uint8") -> Any:

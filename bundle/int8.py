@@ -56,14 +56,14 @@ class Faces:
         paths = list_images(folder)
         for place in np.random.default_rng(0).permutation(len(paths))[: self.most]:
             with contextlib.suppress(ImageError):
-                yield scorer.prepare(read_image(paths[place]), str(paths[place])).crops[0]
+                yield scorer.prepare_first(read_image(paths[place]), str(paths[place])).crops[0]
 
     def _samples(self, scorer: Scorer) -> Iterator[np.ndarray]:
         images = [read_image(path) for path in list_images(SAMPLES)]
         rng = np.random.default_rng(0)
         damaged = (degrade(image, kind, strength, rng) for kind, strength, image in product(KINDS, STRENGTHS, images))
         for image in [*images, *damaged][: self.most]:
-            yield scorer.prepare(image, "").crops[0]
+            yield scorer.prepare_first(image).crops[0]
 
 
 def quantise(model: Any, crops: np.ndarray) -> Any:

@@ -65,8 +65,9 @@ def generate_alone(args: argparse.Namespace) -> int:
     parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
 
     cluster = cluster_of(args.engine, args.address, args.actors, device.type)
-    how = {"batch_size": args.batch_size, "workers": args.workers, "max_bytes": args.max_file_size, "cluster": cluster}
-    run = partial(measure, **how)
+    run = partial(
+        measure, batch_size=args.batch_size, workers=args.workers, max_bytes=args.max_file_size, cluster=cluster
+    )
     networks = recognizer.preprocessing, factors.preprocessing
     prepare = partial(prepare_face, *networks, args.landmarks, only_crops=args.only_crops)
     label = partial(label_faces, recognizer, factors)

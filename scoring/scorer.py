@@ -178,9 +178,13 @@ class Scorer:
         if axis not in ("quality", *method.axes):
             known = ", ".join(dict.fromkeys(["quality", *method.axes]))
             raise ValueError(f"{self.method} has no axis {axis!r}: expected one of {known}")
-        found = self.prepare(pixels(image, color), "")
-        prepared = found[0] if isinstance(found, list) else found
+        prepared = self.prepare_first(pixels(image, color))
         return map_regions(prepared.crops[0], axis, partial(self._values, axis, prepared.extra))
+
+    def prepare_first(self, rgb: np.ndarray, path: str = "") -> Prepared:
+        """`prepare` for one face of the image, the first of those that are wanted. Raises ImageError."""
+        found = self.prepare(rgb, path)
+        return found[0] if isinstance(found, list) else found
 
     @torch.inference_mode()
     def _values(self, axis: str, extra: Any, crops: Sequence[np.ndarray]) -> np.ndarray:

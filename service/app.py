@@ -40,7 +40,7 @@ POLICY = (
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PICTURE_SIDE = 224  # at most, of a crop in an answer
 
-Item: TypeAlias = Loaded[Prepared]
+Item: TypeAlias = Loaded[Prepared | list[Prepared]]
 Axis: TypeAlias = Literal["quality", "blur", "occlusion", "pose", "expression", "illumination"]
 
 
@@ -166,15 +166,14 @@ class Service:
 
     async def _results(self, index: int, upload: UploadFile, pictures: bool) -> list[Result]:
         item = await self.load(upload)
-        picture = None
+        faces = item.value if isinstance(item.value, list) else [item.value]
         if item.value is None:
             scores = [Score(None, item.status)]
         else:
             scores = await asyncio.wrap_future(self.batcher.submit(item))
-            if pictures:
-                picture = data_url(item.value.crops[0])
         results = []
-        for score in scores:
+        for face, score in zip(faces, scores, strict=True):
+            picture = data_url(face.crops[0]) if pictures and face else None
             row = row_of(score)
             del row["path"]
             results.append(Result(index=index, filename=upload.filename, picture=picture, **row))
