@@ -33,9 +33,8 @@ lint: setup-dev                  ## check style and types
 DATA ?= ../shared/data
 RECIPE := runs/default
 TRAIN := --data-list $(RECIPE)/train.tsv --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \
-	--focal sample --epochs 12 --calibration-epoch 6 --batch-size 256 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
+	--focal sample --epochs 12 --calibration-epoch 6 --batch-size 512 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
 WEIGHTS := weights/clib_fiqa_tiny.safetensors
-FR := foamliu faceplugin dlib
 
 weights: tables                  ## make the networks in weights/ again, and measure them: hours on two cores
 	$(PY) train.py --clip-model $(RECIPE)/tiny.safetensors --checkpoints $(RECIPE)/tiny $(TRAIN)
@@ -48,10 +47,10 @@ tables: setup-dev                ## make what the default model learns from: fac
 	$(PY) -m recipes.default_model.train_factors --data $(DATA) --output weights/mfn_small.safetensors
 	$(PY) -m recipes.default_model.make_faces --data $(DATA) --output $(RECIPE)
 	$(PY) -m recipes.default_model.known_labels $(RECIPE) --data $(DATA)
-	for fr in $(DATA)/fr/mobilefacenet_foamliu.onnx $(DATA)/fr/faceplugin_fr_feature.onnx dlib; do \
-		$(PY) evaluate.py embed $(RECIPE)/faces $(RECIPE)/factors --fr $$fr --align no \
-		--output $(RECIPE)/$$(basename $$fr .onnx | sed 's/mobilefacenet_//; s/_fr_feature//').npz || exit 1; done
-	$(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(FR:%=$(RECIPE)/%.npz) --output $(RECIPE)/train.tsv
+	$(PY) evaluate.py embed $(RECIPE)/faces $(RECIPE)/factors --fr $(DATA)/fr/mobilefacenet_foamliu.onnx --align no \
+		--output $(RECIPE)/foamliu.npz
+	$(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --damage $(RECIPE)/damage.tsv \
+		--output $(RECIPE)/train.tsv
 	$(PY) -m recipes.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/tiny.safetensors
 	while read -r name; do ls $(DATA)/faces/lfw/$$name/* || exit 1; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 

@@ -12,8 +12,8 @@ from labels.anchors import photo_of
 from labels.label_table import Label, read_labels
 from model.prompts import AXES
 from recipes.default_model import known_labels, landmarks
-from recipes.default_model.known_labels import OPEN, SHUT, judge, label_of, smile_label, with_damage
-from recipes.default_model.landmarks import key_of, landmarks_of, mouth_opening, yaw_of
+from recipes.default_model.known_labels import judge, label_of, smile_label, with_damage
+from recipes.default_model.landmarks import OPEN, SHUT, key_of, landmarks_of, mouth_opening, yaw_of
 
 SEEN = {"blur": 2, "pose": 2, "expression": 0, "illumination": 1, "occlusion": 1}
 

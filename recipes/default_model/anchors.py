@@ -17,6 +17,8 @@ have on average (linear regression). Reasons: docs/default_model.md.
 from __future__ import annotations
 
 import argparse
+import csv
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,8 +33,10 @@ from evaluation.embeddings import read_embeddings
 from evaluation.names import match_names
 from labels.anchors import EmbeddedFaces, centre_similarities, identity_of, load_header, quality_anchor
 from labels.label_table import Label, read_labels, write_labels
+from model.files import open_text
 
 SPREAD = 2.5  # standard deviations in one unit of the argument of the normal distribution function
+DARKNESS = 0.9  # share of the anchor that full darkness takes
 ORDINARY = 1.3  # shift in standard deviations, which puts the mean original at 0.7, "good"
 
 
@@ -68,6 +72,16 @@ def mixed_anchors(faces: Sequence[EmbeddedFaces], length_share: float) -> np.nda
     return torch.special.ndtr(torch.from_numpy((np.mean(mixtures, axis=0) + ORDINARY) / SPREAD)).numpy()
 
 
+def visible_shares(names: Sequence[str], damage: Path) -> np.ndarray:
+    """What darkness leaves of an anchor (N,): from 1 down to 1 - DARKNESS at full strength.
+
+    FR networks still read a crop that was darkened by arithmetic, whose 8 bits keep what a dark photograph loses."""
+    with open_text(damage) as file:
+        kinds = {row["path"]: row["kinds"] for row in csv.DictReader(file, delimiter="\t")}
+    found = [re.search(r"\bdark:([\d.]+)", kinds.get(name, "")) for name in names]
+    return np.array([1 - DARKNESS * float(match[1]) if match else 1.0 for match in found])
+
+
 def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Standard deviations (N,) from the mean, both over the images where `reference` (N,) is true."""
     return (values - values[reference].mean()) / values[reference].std()
@@ -90,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
         anchors = published_anchors(faces[0], args.anchor, args.header)
     else:
         raise ValueError(f"--anchor {args.anchor} is of one FR model; {len(faces)} files of embeddings were given")
+    if args.damage:
+        anchors = anchors * visible_shares(names, args.damage)
     write_labels(args.output, (replace(label, quality=q) for label, q in zip(labels, anchors.tolist(), strict=True)))
     print(f"{args.output}: {len(labels)} rows, anchors from {len(faces)} FR models")
     return 0
@@ -108,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("embeddings", type=Path, nargs="+", help="of all its images, one file for each FR model")
     parser.add_argument("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
     parser.add_argument("--anchor", choices=("mixed", "ratio", "shifted"), default="mixed", help="(mixed)")
+    parser.add_argument("--damage", type=Path, metavar="FILE", help="damage.tsv: darkness lowers the anchor")
     parser.add_argument("--header", type=Path, metavar="FILE", help="for ratio and shifted: the FR model's header")
     parser.add_argument("--length-share", type=float, default=0.3, metavar="X", help="of the mixture (0.3)")
     args = parser.parse_args(arguments)

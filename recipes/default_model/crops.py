@@ -83,7 +83,7 @@ def factor_rows(data: Path, name: str, held_out: bool | None) -> list[dict[str, 
 
 
 def factor_faces(data: Path, name: str) -> list[Path]:
-    """The labelled crops of factors/NAME.tsv that train, sorted; of `expression_lfw` the exaggerated expressions alone."""
+    """The labelled crops of factors/NAME.tsv that train, sorted; of `expression_lfw` only exaggerated expressions."""
     rows = factor_rows(data, name, held_out=False)
     if name == "expression_lfw":
         rows = [row for row in rows if row["label"] == "exaggerated expression"]

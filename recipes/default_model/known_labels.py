@@ -38,11 +38,10 @@ from model.fast import accelerate
 from model.files import open_text
 from model.prompts import AXES
 from recipes.default_model.crops import factor_rows
-from recipes.default_model.landmarks import landmarks_of, mouth_opening
+from recipes.default_model.landmarks import OPEN, SHUT, landmarks_of, mouth_opening
 
 SIZE = 112
 HELD = ("occlusion_real", "occlusion", "illumination", "illumination_b", "expression")  # of factors/, labels by subject
-SHUT, OPEN = 0.28, 0.34  # mouth openings: to SHUT a smile is an everyday one, from OPEN it is open laughter
 
 
 def run(options: argparse.Namespace) -> int:

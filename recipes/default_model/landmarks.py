@@ -15,6 +15,7 @@ from faces.reader import read_image
 from model.files import replacing
 
 SIZE = 112
+SHUT, OPEN = 0.28, 0.34  # mouth openings: to SHUT a smile is an everyday one, from OPEN it is open laughter
 UPSAMPLE = 1  # a face fills its crop, so it need not be doubled twice
 INNER_LIPS = ((61, 67), (62, 66), (63, 65))  # upper and lower landmarks that face each other
 RIGHT_EYE, LEFT_EYE = slice(36, 42), slice(42, 48)

@@ -33,11 +33,20 @@ from faces.degradations import KINDS, degrade
 from faces.listing import list_images
 from faces.reader import read_image
 from model.files import open_text, replacing
-from recipes.default_model.crops import celeba_paths, cfp_faces, crop_paths, factor_faces, split
+from recipes.default_model.crops import celeba_paths, cfp_faces, crop_paths, factor_faces, factor_rows, split
+from recipes.default_model.landmarks import OPEN, key_of, landmarks_of, mouth_opening
 from recipes.default_model.variation import black_border, varied
 
-# Factor set -> versions of each face: rare kinds get more.
-FACTOR_COPIES = {"occlusion_real": 6, "occlusion": 1, "illumination": 4, "illumination_b": 1, "expression_lfw": 3}
+LAUGHTER = "laughter"
+# Factor set -> versions of each face, of which those of the second number are not damaged: rare kinds get more.
+FACTOR_COPIES = {
+    "occlusion_real": (6, 0),
+    "occlusion": (1, 0),
+    "illumination": (8, 4),
+    "illumination_b": (1, 0),
+    "expression_lfw": (11, 8),  # damage hides an expression
+    LAUGHTER: (11, 8),
+}
 SAME_FRAME = "illumination_b"  # all lights of a person are aligned alike, and the dark side is no border
 
 
@@ -49,11 +58,13 @@ class Face:
     path: str  # below the output folder
     identity: str  # "" for a face of factors/
     copies: int
+    undamaged: int = 0  # the last of the copies
 
 
 def run(options: argparse.Namespace) -> int:
     data, output = options.data, options.output
-    faces = [*web_faces(data, options.min_images, options.copies), *labelled_faces(data)]
+    faces = [*web_faces(data, options.min_images, options.copies)]
+    faces += labelled_faces(data, output / "landmarks.npz")
     work = partial(make_versions, output=output, seed=options.seed)
     with ProcessPoolExecutor() as pool:
         made = list(tqdm(pool.map(work, range(len(faces)), faces, chunksize=32), total=len(faces), unit="face"))
@@ -75,20 +86,30 @@ def web_faces(data: Path, min_images: int, copies: int) -> list[Face]:
     return [Face(path, f"faces/{identity}/{name}", identity, copies) for identity, path, name in chosen]
 
 
-def labelled_faces(data: Path) -> list[Face]:
-    """The faces of factors/, by set."""
-    return [
-        Face(path, f"factors/{name}/{path.parent.name}_{path.name}", "", copies)
-        for name, copies in FACTOR_COPIES.items()
-        for path in factor_faces(data, name)
-    ]
+def labelled_faces(data: Path, landmarks: Path) -> list[Face]:
+    """The faces of factors/, by set, and laughing faces of LFW."""
+    found = []
+    for name, (copies, undamaged) in FACTOR_COPIES.items():
+        paths = laughing_faces(data, landmarks) if name == LAUGHTER else factor_faces(data, name)
+        for path in paths:
+            found.append(Face(path, f"factors/{name}/{path.parent.name}_{path.name}", "", copies, undamaged))
+    return found
+
+
+def laughing_faces(data: Path, landmarks: Path) -> list[Path]:
+    """Happy faces of LFW's training identities with an open mouth."""
+    happy = [row for row in factor_rows(data, "expression_lfw", held_out=False) if row["condition"] == "happiness"]
+    paths = sorted({data / row["path"].removeprefix("../") for row in happy})
+    points = landmarks_of(paths, landmarks)
+    openings = [None if (found := points[key_of(path)]) is None else mouth_opening(found) for path in paths]
+    return [path for path, opening in zip(paths, openings, strict=True) if opening is not None and opening >= OPEN]
 
 
 def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]:
     """Copy a crop and write its versions. Returns rows of damage.tsv; of classes, higher is better.
 
     Every version of an odd number is damaged, with the alignment and border of the original in half of the cases. Those
-    of an even number have another alignment and border, and half of them are damaged."""
+    of an even number have another alignment and border, and half of them are damaged. The undamaged ones come last."""
     target = output / face.path
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(face.source, target)
@@ -96,9 +117,10 @@ def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]
     outside = frame_of(face.source.parent) if face.path.startswith(f"factors/{SAME_FRAME}/") else black_border(image)
     for copy in range(1, face.copies + 1):
         rng = np.random.default_rng((seed, index, copy))
-        both, odd = rng.uniform() < 0.5, copy % 2 == 1
-        changed = varied(image, outside, rng) if both or not odd else image
-        changed, classes, kinds = damage_once_or_twice(changed, rng) if both or odd else (changed, (2, 1, 1), [])
+        both, odd, spared = rng.uniform() < 0.5, copy % 2 == 1, copy > face.copies - face.undamaged
+        changed = varied(image, outside, rng) if both or not odd or spared else image
+        damaged = (both or odd) and not spared
+        changed, classes, kinds = damage_once_or_twice(changed, rng) if damaged else (changed, (2, 1, 1), [])
         version = target.with_name(f"{target.stem}~{copy}.png")
         Image.fromarray(changed).save(version, compress_level=1)
         rows.append([version.relative_to(output).as_posix(), *classes, " ".join(kinds)])

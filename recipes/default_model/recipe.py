@@ -29,6 +29,7 @@ CPU = torch.device("cpu")
 RECIPE: dict[str, Any] = {  # as in the Makefile
     "freeze": "trunk",
     "dropout": 0.3,
+    "batch_size": 512,
     "epochs": 12,
     "calibration_epoch": 6,
     "lr": 2e-3,

@@ -25,8 +25,7 @@ from faces.pose import euler_angles, pose_class
 from model.prompts import AXES
 from recipes.default_model.crops import factor_rows as rows_of
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
-from recipes.default_model.known_labels import OPEN, SHUT
-from recipes.default_model.landmarks import key_of, landmarks_of, mouth_opening
+from recipes.default_model.landmarks import OPEN, SHUT, key_of, landmarks_of, mouth_opening
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option, name_of
 from scoring import Scorer
 
