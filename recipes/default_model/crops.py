@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from faces.listing import list_images
 from faces.reader import read_image
 
+OBLIQUE_ANGLE = 35.0  # degrees
 NEVER_TRAIN = {"7218"}  # a CelebA identity who is also an LFW test identity (docs/data.md)
 
 
@@ -89,6 +91,12 @@ def factor_faces(data: Path, name: str) -> list[Path]:
         rows = [row for row in rows if row["label"] == "exaggerated expression"]
         return sorted({data / row["path"].removeprefix("../") for row in rows})
     return sorted({data / "factors" / row["path"] for row in rows if row["label"]})
+
+
+def is_oblique(row: Mapping[str, str]) -> bool:
+    """Whether the light of a row of illumination_b, which is open between 20 and 50 degrees, counts as extreme in
+    training: from 35 degrees on, so that the border between normal and extreme lies between what has labels."""
+    return not row["label"] and float(row["angle"]) >= OBLIQUE_ANGLE
 
 
 def is_held_out(subject: str) -> bool:

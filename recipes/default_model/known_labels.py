@@ -37,7 +37,7 @@ from model import load
 from model.fast import accelerate
 from model.files import open_text
 from model.prompts import AXES
-from recipes.default_model.crops import factor_rows
+from recipes.default_model.crops import factor_rows, is_oblique
 from recipes.default_model.landmarks import OPEN, SHUT, landmarks_of, mouth_opening
 
 SIZE = 112
@@ -101,6 +101,8 @@ def known_levels(data: Path) -> dict[str, dict[str, int]]:
             level = AXES[factor].index(row["label"]) if row["label"] else None
             if row["condition"] == "happiness":
                 level = -1
+            elif name == "illumination_b" and is_oblique(row):
+                level = 0
             if level is not None:
                 known.setdefault(path, {})[factor] = level
     return known

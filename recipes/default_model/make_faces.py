@@ -33,11 +33,21 @@ from faces.degradations import KINDS, degrade
 from faces.listing import list_images
 from faces.reader import read_image
 from model.files import open_text, replacing
-from recipes.default_model.crops import celeba_paths, cfp_faces, crop_paths, factor_faces, factor_rows, split
+from recipes.default_model.crops import (
+    celeba_paths,
+    cfp_faces,
+    crop_paths,
+    factor_faces,
+    factor_rows,
+    is_oblique,
+    split,
+)
 from recipes.default_model.landmarks import OPEN, key_of, landmarks_of, mouth_opening
 from recipes.default_model.variation import black_border, varied
 
-LAUGHTER = "laughter"
+LAUGHTER = "laughter"  # of LFW
+SIDE_LIGHT = "side_light"  # the rare extreme lights of Yale, once more
+OBLIQUE = "oblique_light"  # of Extended Yale B
 # Factor set -> versions of each face, of which those of the second number are not damaged: rare kinds get more.
 FACTOR_COPIES = {
     "occlusion_real": (6, 0),
@@ -46,6 +56,8 @@ FACTOR_COPIES = {
     "illumination_b": (1, 0),
     "expression_lfw": (11, 8),  # damage hides an expression
     LAUGHTER: (11, 8),
+    SIDE_LIGHT: (12, 8),
+    OBLIQUE: (4, 2),
 }
 SAME_FRAME = "illumination_b"  # all lights of a person are aligned alike, and the dark side is no border
 
@@ -88,9 +100,14 @@ def web_faces(data: Path, min_images: int, copies: int) -> list[Face]:
 
 def labelled_faces(data: Path, landmarks: Path) -> list[Face]:
     """The faces of factors/, by set, and laughing faces of LFW."""
+    special = {
+        LAUGHTER: partial(laughing_faces, data, landmarks),
+        SIDE_LIGHT: partial(side_lit_faces, data),
+        OBLIQUE: partial(oblique_faces, data),
+    }
     found = []
     for name, (copies, undamaged) in FACTOR_COPIES.items():
-        paths = laughing_faces(data, landmarks) if name == LAUGHTER else factor_faces(data, name)
+        paths = special[name]() if name in special else factor_faces(data, name)
         for path in paths:
             found.append(Face(path, f"factors/{name}/{path.parent.name}_{path.name}", "", copies, undamaged))
     return found
@@ -105,6 +122,18 @@ def laughing_faces(data: Path, landmarks: Path) -> list[Path]:
     return [path for path, opening in zip(paths, openings, strict=True) if opening is not None and opening >= OPEN]
 
 
+def side_lit_faces(data: Path) -> list[Path]:
+    """Yale's faces in extreme lighting."""
+    rows = factor_rows(data, "illumination", held_out=False)
+    return sorted({data / "factors" / row["path"] for row in rows if row["label"] == "extreme lighting"})
+
+
+def oblique_faces(data: Path) -> list[Path]:
+    """Faces of Extended Yale B whose light has no label and counts as extreme (crops.py)."""
+    rows = factor_rows(data, "illumination_b", held_out=False)
+    return sorted({data / "factors" / row["path"] for row in rows if is_oblique(row)})
+
+
 def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]:
     """Copy a crop and write its versions. Returns rows of damage.tsv; of classes, higher is better.
 
@@ -114,7 +143,7 @@ def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(face.source, target)
     image, rows = read_image(face.source), []
-    outside = frame_of(face.source.parent) if face.path.startswith(f"factors/{SAME_FRAME}/") else black_border(image)
+    outside = frame_of(face.source.parent) if SAME_FRAME in face.source.parts else black_border(image)
     for copy in range(1, face.copies + 1):
         rng = np.random.default_rng((seed, index, copy))
         both, odd, spared = rng.uniform() < 0.5, copy % 2 == 1, copy > face.copies - face.undamaged
