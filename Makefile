@@ -33,7 +33,7 @@ lint: setup-dev                  ## check style and types
 DATA ?= ../shared/data
 RECIPE := runs/default
 TRAIN := --data-list $(RECIPE)/train.tsv --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \
-	--focal sample --epochs 12 --calibration-epoch 6 --batch-size 512 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
+	--focal sample --factor-weight 3 --epochs 12 --calibration-epoch 6 --batch-size 512 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
 WEIGHTS := weights/clib_fiqa_tiny.safetensors
 
 weights: tables                  ## make the networks in weights/ again, and measure them: hours on two cores

@@ -67,19 +67,10 @@ SHIPPED_LICENCE = "non-commercial"  # after its training images
 WEIGHTS = (
     KnownWeights(
         "clib-fiqa",
-        "clib_fiqa_small.safetensors",
-        SHIPPED,
-        SHIPPED_LICENCE,
-        sha256="64dc6f8ed23f951806f274b5fd1d09ad7f3c1e8ab51fe793dd87c1c150d18fe4",
-        system="clib-fiqa",
-        image_size=112,
-    ),
-    KnownWeights(
-        "clib-fiqa-tiny",
         "clib_fiqa_tiny.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="27a90ad79eebc83d70ccd95f55d978c1815807cb78be740dfa127364737bc980",
+        sha256="bdb7e454771d110d845beee882374119a2ec7ebfe3c215bb3b21095a7c41dafe",
         system="clib-fiqa",
         image_size=112,
     ),

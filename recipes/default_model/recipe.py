@@ -31,6 +31,7 @@ RECIPE: dict[str, Any] = {  # as in the Makefile
     "dropout": 0.3,
     "batch_size": 512,
     "epochs": 12,
+    "factor_weight": 3.0,
     "calibration_epoch": 6,
     "lr": 2e-3,
     "lr_period": 0,
