@@ -39,50 +39,43 @@ docs: setup-dev                  ## build the documentation as a site, site/inde
 # The targets below read the data folder DATA (docs/data.md). docs/default_model.md explains their steps.
 DATA ?= ../shared/data
 RECIPE := runs/default
-SIZES := tiny small
 TRAIN := --data-list $(RECIPE)/train.tsv --freeze trunk --dropout 0.3 --save-text-tower no --normalise none \
-	--focal sample --epochs 12 --calibration-epoch 6 --batch-size 256 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
+	--focal sample --factor-weight 3 --epochs 12 --calibration-epoch 6 --batch-size 512 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
+WEIGHTS := weights/clib_fiqa_tiny.safetensors
 
 weights: tables                  ## make the networks in weights/ again, and measure them: hours on two cores
-	for size in $(SIZES); do weights=weights/clib_fiqa_$$size.safetensors; \
-		$(PY) train.py --clip-model $(RECIPE)/$$size.safetensors --checkpoints $(RECIPE)/$$size $(TRAIN) && \
-		cp $(RECIPE)/$$size/clib_fiqa.safetensors $$weights && \
-		$(PY) -m recipes.default_model.calibrate $$weights --data $(DATA) && \
-		$(PY) -m recipes.default_model.percentiles $$weights @$(RECIPE)/lfw_test.txt --set "LFW test identities" || exit 1; done
+	$(PY) train.py --clip-model $(RECIPE)/tiny.safetensors --checkpoints $(RECIPE)/tiny $(TRAIN)
+	cp $(RECIPE)/tiny/clib_fiqa.safetensors $(WEIGHTS)
+	$(PY) -m recipes.default_model.calibrate $(WEIGHTS) --data $(DATA)
+	$(PY) -m recipes.default_model.percentiles $(WEIGHTS) @$(RECIPE)/lfw_test.txt --set "LFW test identities"
 	$(PY) -m recipes.default_model.reports.measure --data $(DATA) --results results
-	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --beside clib-fiqa-tiny \
-		--figure docs/reliability.png --results results
+	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --figure docs/reliability.png --results results
 	$(PY) -m recipes.default_model.bands --data $(DATA) --results results
 
 calibrate: setup-dev             ## calibrate the factors of the weights in weights/; their sha256 changes
-	$(PY) -m recipes.default_model.calibrate $(SIZES:%=weights/clib_fiqa_%.safetensors) --data $(DATA)
-	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --beside clib-fiqa-tiny \
-		--figure docs/reliability.png --results results
+	$(PY) -m recipes.default_model.calibrate $(WEIGHTS) --data $(DATA)
+	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --figure docs/reliability.png --results results
 
 bands: setup-dev                 ## measure the bands of the weights in weights/, whatever weights these are
 	$(PY) -m recipes.default_model.bands --data $(DATA) --results results
 
-tables: setup-dev                ## make what the default model learns from: faces, damaged versions, labels
+tables: setup-dev                ## make what the default model learns from: faces, versions of them, labels
 	$(PY) -m recipes.default_model.train_factors --data $(DATA) --output weights/mfn_small.safetensors
 	$(PY) -m recipes.default_model.make_faces --data $(DATA) --output $(RECIPE)
-	$(PY) generate_labels.py --data $(RECIPE)/faces --centres $(RECIPE)/clean --fr $(DATA)/fr/mobilefacenet_foamliu.onnx \
-		--output $(RECIPE)/faces.tsv
-	$(PY) -m recipes.default_model.known_labels $(RECIPE)/faces.tsv $(RECIPE)/damage.tsv $(RECIPE)/known.tsv
-	$(PY) evaluate.py embed $(RECIPE)/faces --fr $(DATA)/fr/mobilefacenet_foamliu.onnx --output $(RECIPE)/foamliu.npz
-	$(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --output $(RECIPE)/train.tsv
-	for anchor in ratio shifted; do $(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz \
-		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv || exit 1; done
-	$(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --length-share 0 --output $(RECIPE)/ccs.tsv
+	$(PY) -m recipes.default_model.known_labels $(RECIPE) --data $(DATA)
+	$(PY) evaluate.py embed $(RECIPE)/faces $(RECIPE)/factors --fr $(DATA)/fr/mobilefacenet_foamliu.onnx --align no \
+		--output $(RECIPE)/foamliu.npz
+	$(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --damage $(RECIPE)/damage.tsv \
+		--output $(RECIPE)/train.tsv
 	$(PY) -m recipes.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/tiny.safetensors
-	$(PY) -m recipes.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors \
-		--factor-trunk weights/mfn_small.safetensors --output $(RECIPE)/small.safetensors
 	while read -r name; do ls $(DATA)/faces/lfw/$$name/* || exit 1; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 
-cross-fit: setup-dev             ## score CelebA with models that never saw its identities (after `make tables`)
-	for size in $(SIZES); do \
-		$(PY) -m recipes.default_model.reports.cross_fit --data $(DATA) --tables $(RECIPE) --size $$size || exit 1; done
+cross-fit: setup-dev             ## score CelebA and CFP with models that never saw their identities (after `make tables`)
+	$(PY) -m recipes.default_model.reports.profile_pairs --data $(DATA) --output runs/evaluation/cfp_profiles.tsv
+	$(PY) -m recipes.default_model.reports.cross_fit --data $(DATA) --tables $(RECIPE) \
+		--pairs $(DATA)/pairs/celeba_dev.tsv runs/evaluation/cfp_profiles.tsv
 ablation: setup-dev              ## train variants of the recipe and compare them (after `make tables`)
-	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results
+	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results --noise 0.1 0.3 0.5
 
 docs-tables: setup-dev            ## render the tables of the docs from results/*.json
 	$(PY) -m docs.render_tables

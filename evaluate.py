@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("name", choices=BASELINES, metavar="NAME", help="one of those above")
     add("images", nargs="*", metavar="PATH", help=FACES)
     add("--embeddings", metavar="FILE", help="norm, oracle: what embed made of the images, instead of PATH and --fr")
-    fr_help = "norm, flip, noise, oracle: .onnx, a checkpoint, or dlib; faceqan, serfiq, grafiqs: a checkpoint"
+    fr_help = "norm, flip, noise, oracle: .onnx, a checkpoint, or dlib; faceqan, serfiq, grafiqs, prefiqs: a checkpoint"
     add("--fr", metavar="MODEL", help=fr_help)
     add("--output", type=Path, required=True, metavar="FILE.csv", help="path,status,quality")
     add("--block", default="", metavar="MODULE", help="grafiqs: gradient at this module's output, such as layer2")

@@ -21,11 +21,6 @@ def clib_fiqa(**settings: Any) -> Scorer:
     return Scorer("clib-fiqa", **settings)
 
 
-def clib_fiqa_tiny(**settings: Any) -> Scorer:
-    """CLIB-FIQA, the smaller and faster shipped model: quality from 0.1 to 0.9 (higher is better) and five factors."""
-    return Scorer("clib-fiqa-tiny", **settings)
-
-
 def cr_fiqa(**settings: Any) -> Scorer:
     """CR-FIQA: quality without bounds (higher is better). Its weights do not ship: see docs/inference.md."""
     return Scorer("cr-fiqa", **settings)

@@ -1,8 +1,8 @@
-"""Speed of the shipped models from files to scores, against the plain network one image at a time, in one run.
+"""Speed of the shipped model from files to scores, against the plain network one image at a time, in one run.
 
     python benchmarks/default_model.py ../shared/data/faces/lfw       # a minute or two on two cores
 
-The aim is 300 images a second with the tiny size on two quiet cores. Start-up is not counted. All variants run in turn,
+The aim is 300 images a second on two quiet cores. Start-up is not counted. All variants run in turn,
 several times, and the best round of each is reported: it is the closest to a quiet machine.
 """
 
@@ -28,7 +28,7 @@ from model import load  # noqa: E402
 from model.clib_fiqa import ClibFiqa, expected_quality, marginals  # noqa: E402
 from scoring import Scorer  # noqa: E402
 
-SIZES = {"tiny": "clib-fiqa-tiny", "small": "clib-fiqa"}
+SIZES = {"tiny": "clib-fiqa"}
 FEW = 200  # images that go one at a time
 
 

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 data=${1:-../shared/data}
 output=${2:-runs/evaluation}
-cross_fit=${CROSS_FIT:-runs/cross_fit}
+cross_fit=${CROSS_FIT:-runs/cross_fit.csv}  # of CelebA and CFP
 cr_fiqa=${CR_FIQA:-runs/cr_fiqa/fitted.pth}
 foamliu=$data/fr/mobilefacenet_foamliu
 faceplugin=$data/fr/faceplugin_fr_feature
@@ -50,11 +50,8 @@ methods() {  # what can score any image, for the images of $folder
     baseline flip@foamliu flip --fr "$foamliu.safetensors"
     [ -f "$folder/scores/cr-fiqa@foamliu.csv" ] || "$python" inference.py "@$folder/images.txt" --align no \
         --method cr-fiqa --weights "$cr_fiqa" --output "$folder/scores/cr-fiqa@foamliu.csv"
-    for size in tiny small; do
-        scores=$folder/scores/clib-fiqa-$size@foamliu.csv
-        [ -f "$scores" ] || "$python" inference.py "@$folder/images.txt" --align no \
-            --weights weights/clib_fiqa_$size.safetensors --output "$scores"
-    done
+    [ -f "$folder/scores/clib-fiqa@foamliu.csv" ] || "$python" inference.py "@$folder/images.txt" --align no \
+        --output "$folder/scores/clib-fiqa@foamliu.csv"
 }
 
 for set in celeba_dev lfw_test; do
@@ -64,7 +61,7 @@ for set in celeba_dev lfw_test; do
     cp "$data/peer_scores/lightqnet_dm100_$set.csv" "$folder/scores/lightqnet.csv"
     cp "$data/peer_scores/scrfd_score_$set.csv" "$folder/scores/scrfd.csv"
     if [ $set = celeba_dev ]; then
-        for size in tiny small; do cp "$cross_fit/$size.csv" "$folder/scores/clib-fiqa-$size@foamliu.csv"; done
+        cp "$cross_fit" "$folder/scores/clib-fiqa@foamliu.csv"
     fi
     methods
     for name in noise grafiqs; do  # slow ones: not on the third set
@@ -74,6 +71,25 @@ for set in celeba_dev lfw_test; do
     # shellcheck disable=SC2046 - one word a table
     judge "$data/pairs/$set.tsv" "$folder" $(tables "$folder")
 done
+
+# CFP, frontal to profile. The baselines are those that need no pass over the images.
+folder=$output/cfp
+mkdir -p "$folder/scores"
+"$python" -m recipes.default_model.reports.profile_pairs --data "$data" --output "$output/cfp_profiles.tsv"
+ls "$data"/faces/cfp/*/*.jpg > "$folder/images.txt"
+cp "$data/peer_scores/lightqnet_dm100_cfp.csv" "$folder/scores/lightqnet.csv"
+cp "$cross_fit" "$folder/scores/clib-fiqa@foamliu.csv"
+embed foamliu "$foamliu.onnx"
+embed faceplugin "$faceplugin.onnx"
+embed dlib dlib
+for model in foamliu faceplugin dlib; do
+    for name in norm oracle; do
+        scores=$folder/scores/$name@$model.csv
+        [ -f "$scores" ] || "$python" evaluate.py baseline $name --embeddings "$folder/$model.npz" --output "$scores"
+    done
+done
+# shellcheck disable=SC2046
+judge "$output/cfp_profiles.tsv" "$folder" $(tables "$folder")
 
 # LFW's test identities again, every tenth face with damage of kinds that no training used.
 folder=$output/lfw_unseen
@@ -99,6 +115,6 @@ judge "$folder/pairs.tsv" "$all" $(tables "$all") $(tables "$folder")
 # The tables of the docs (`make docs-tables` renders them).
 report() { "$python" -m recipes.default_model.reports.edc_tables --results results "$@"; }
 report "edc_celeba=$output/celeba_dev" "edc_lfw=$output/lfw_test" "edc_lfw_unseen=$output/lfw_unseen" \
-    "edc_celeba_few=$output/celeba_few" --excerpt comparison --weights clib-fiqa clib-fiqa-tiny
-report "edc_differences=$output/celeba_dev,$output/lfw_test,$output/lfw_unseen" --against clib-fiqa-small@foamliu \
-    --weights clib-fiqa clib-fiqa-tiny
+    "edc_celeba_few=$output/celeba_few" "edc_cfp=$output/cfp" --excerpt comparison --weights clib-fiqa
+report "edc_differences=$output/celeba_dev,$output/cfp,$output/lfw_test,$output/lfw_unseen" --against clib-fiqa@foamliu \
+    --weights clib-fiqa

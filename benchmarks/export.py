@@ -41,7 +41,7 @@ from recipes.default_model.reports.results import Cell, Column, Output, add_resu
 from scoring import Scorer  # noqa: E402
 from scoring.contract import Batch  # noqa: E402
 
-MODELS = ("clib-fiqa", "clib-fiqa-tiny")
+MODELS = ("clib-fiqa",)
 PRECISIONS = ("fp32", "fp16", "int8")
 SETS = {"celeba_dev": "CelebA", "lfw_test": "LFW"}
 FMRS, LIMIT = (1e-2, 1e-3), 0.3

@@ -73,5 +73,5 @@ for set in celeba_dev lfw_test; do
     # shellcheck disable=SC2086 - one word a table
     "$python" evaluate.py edc --pairs "$data/pairs/$set.tsv" --embeddings "foamliu=$evaluation/$set/foamliu.npz" \
         "faceplugin=$evaluation/$set/faceplugin.npz" "dlib=$evaluation/$set/dlib.npz" --fmr 1e-2 1e-3 --output "$folder" \
-        --against clib-fiqa-small@foamliu --scores $scores
+        --against clib-fiqa@foamliu --scores $scores
 done

@@ -43,6 +43,7 @@ BASELINES = {  # name -> what it is, the FR model that it needs
     "faceqan": ("similarity under adversarial noise, times symmetry (FaceQAN, ICPR 2022)", FR_CHECKPOINT),
     "serfiq": ("agreement of 100 embeddings under dropout (SER-FIQ, CVPR 2020)", IRESNET),
     "grafiqs": ("minus the gradient magnitude of the batch norms' statistics (GraFIQs, CVPRW 2024)", FR_CHECKPOINT),
+    "prefiqs": ("minus the distance of the embeddings by the network and by a pruned copy (PreFIQs)", FR_CHECKPOINT),
     "oracle": ("cosine to the centre of the other images of the identity (folder): the ceiling", ANY_FR),
 }
 EXAMPLES = 3

@@ -1,15 +1,17 @@
-"""Baselines that look inside a trained FR network: FaceQAN, SER-FIQ and GraFIQs. Higher is better in all of them.
+"""Baselines that look inside a trained FR network: FaceQAN, SER-FIQ, GraFIQs, PreFIQs. Higher is better in all of them.
 
 FaceQAN: Babnik, Peer, Struc, "FaceQAN: Face Image Quality Assessment Through Adversarial Noise Exploration", ICPR 2022.
 SER-FIQ: Terhörst et al., "SER-FIQ: Unsupervised Estimation of Face Image Quality Based on Stochastic Embedding
 Robustness", CVPR 2020. GraFIQs: Kolf, Damer, Boutros, "GraFIQs: Face Image Quality Assessment Using Gradient
-Magnitudes", CVPRW 2024. Networks are in eval mode throughout.
+Magnitudes", CVPRW 2024. PreFIQs (training-free, after its published idea): how far the embedding of a face moves when
+the network is pruned. Networks are in eval mode throughout.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from model.iresnet import IResNet
 from model.preprocessing import Preprocessing
 
 FACEQAN_COPIES, FACEQAN_STEPS, FACEQAN_EPSILON, FACEQAN_EXPONENT = 10, 5, 1e-3, 5
+PREFIQS_PRUNED = 0.3  # share of the weights of a layer that are set to 0
 SERFIQ_PASSES, SERFIQ_DROPOUT = 100, 0.4  # the dropout that ArcFace's and CR-FIQA's networks were trained with
 
 
@@ -43,12 +46,16 @@ def network_score(name: str, network: nn.Module, block: str = "") -> Callable[[n
         fold_batch_norms(network, torch.zeros(1, 3, preprocessing.size, preprocessing.size, device=device))
         network.to(memory_format=torch.channels_last)
 
+    smaller = pruned(network, PREFIQS_PRUNED) if name == "prefiqs" else None
+
     def score(faces: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(faces).to(device)
         if name == "faceqan":
             quality = faceqan(network, pixels.permute(0, 3, 1, 2) / 255)
         elif isinstance(network, IResNet) and name == "serfiq":
             quality = serfiq(network, preprocessing.normalise(pixels))
+        elif smaller is not None:
+            quality = prefiqs(network, smaller, preprocessing.normalise(pixels))
         else:
             quality = grafiqs(network, preprocessing.normalise(pixels), block)
         return quality.double().cpu().numpy()
@@ -136,6 +143,26 @@ def serfiq_quality(embeddings: Tensor) -> Tensor:
     one, two = torch.triu_indices(vectors.shape[1], vectors.shape[1], offset=1, device=vectors.device)
     distance = torch.stack([F.pairwise_distance(v[one], v[two], eps=0).mean() for v in vectors])
     return 2 * torch.sigmoid(-distance)
+
+
+@torch.no_grad()
+def prefiqs(network: nn.Module, smaller: nn.Module, images: Tensor) -> Tensor:
+    """Normalised images (N, 3, S, S) -> minus the distance (N,) in [-2, 0] of their normalised embeddings by a network
+    and by its pruned copy."""
+    whole, rest = (F.normalize(embedding_of(one, images), dim=1) for one in (network, smaller))
+    return -torch.linalg.vector_norm(whole - rest, dim=1)
+
+
+@torch.no_grad()
+def pruned(network: nn.Module, share: float) -> nn.Module:
+    """A copy in which this share of each convolution's and linear layer's weights is 0: those of smallest magnitude."""
+    copy = deepcopy(network)
+    for module in copy.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            count = int(share * module.weight.numel())
+            smallest = module.weight.abs().flatten().argsort()[:count]
+            module.weight.view(-1)[smallest] = 0
+    return copy
 
 
 def grafiqs(network: nn.Module, images: Tensor, block: str = "") -> Tensor:

@@ -67,19 +67,10 @@ SHIPPED_LICENCE = "non-commercial"  # after its training images
 WEIGHTS = (
     KnownWeights(
         "clib-fiqa",
-        "clib_fiqa_small.safetensors",
-        SHIPPED,
-        SHIPPED_LICENCE,
-        sha256="20ee33b4617b906293cfdda25d946a6d4c2fee5be8e1bac969a07186723441e9",
-        system="clib-fiqa",
-        image_size=112,
-    ),
-    KnownWeights(
-        "clib-fiqa-tiny",
         "clib_fiqa_tiny.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="11cd06dd7978fcfa274ac7851ac7e551b4e3ccb2be677a829a52f7706549f1c9",
+        sha256="bdb7e454771d110d845beee882374119a2ec7ebfe3c215bb3b21095a7c41dafe",
         system="clib-fiqa",
         image_size=112,
     ),

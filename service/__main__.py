@@ -1,7 +1,7 @@
 """Scoring over HTTP, and a local page to look at faces.
 
     python -m service                                          http://127.0.0.1:8000, for this computer only
-    python -m service --port 9000 --weights clib-fiqa-tiny
+    python -m service --port 9000 --weights clib-fiqa
 
 `POST /score` takes several images and gives a result for each of them. `GET /models`, `/health` and `/metrics` say what
 is there and how it goes; `/docs` describes the interface. Uploads are held in memory or in temporary files until they

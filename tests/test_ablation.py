@@ -17,7 +17,7 @@ from methods.clib_fiqa.data import LabelledFaces
 from model.preprocessing import FACE_PREPROCESSING
 from recipes.default_model.recipe import RECIPE
 from recipes.default_model.reports import ablation
-from recipes.default_model.reports.ablation import VARIANTS, variant_rows, variants
+from recipes.default_model.reports.ablation import VARIANTS, shuffled, variant_rows, variants
 from training.images import Images
 
 
@@ -28,11 +28,11 @@ def test_every_variant_is_a_training_of_its_own() -> None:
 
 
 def test_tables_of_anchors_take_the_place_of_the_variants() -> None:
-    found = variants(Namespace(anchors=["a=x.tsv", "b=y.tsv"]))
+    found = variants(Namespace(anchors=["a=x.tsv", "b=y.tsv"], noise=[]))
     assert {name: table for name, (table, _) in found.items()} == {"a": "x.tsv", "b": "y.tsv"}
-    assert variants(Namespace(anchors=[])) is VARIANTS
+    assert variants(Namespace(anchors=[], noise=[])) is VARIANTS
     with pytest.raises(ValueError, match="--anchors a: NAME=TABLE was expected"):
-        variants(Namespace(anchors=["a"]))
+        variants(Namespace(anchors=["a"], noise=[]))
 
 
 def test_the_table_holds_means_over_cells_and_intervals_over_seeds() -> None:
@@ -42,6 +42,19 @@ def test_the_table_holds_means_over_cells_and_intervals_over_seeds() -> None:
     assert row == ["recipe", *(pytest.approx([mean, half]) for mean in (0.7, 0.6, 0.8, 0.6))]
 
 
+def test_wrong_anchors_are_those_of_other_images_of_the_chosen_identities() -> None:
+    quality, rows = torch.arange(100.0), torch.arange(90)  # ten rows do not train
+    identities = [f"p{row // 10}" for row in range(100)]
+    assert shuffled(quality, identities, rows, 0.0, 1) is quality
+    found = shuffled(quality, identities, rows, 0.34, 1)
+    changed = {identities[row] for row in (found != quality).nonzero()[:, 0].tolist()}
+    assert len(changed) == 3
+    assert "p9" not in changed
+    assert sorted(found.tolist()) == quality.tolist()
+    assert not torch.equal(found, shuffled(quality, identities, rows, 0.34, 2))
+    assert list(variants(Namespace(anchors=[], noise=[0.3]))) == list(VARIANTS)[:3]
+
+
 class Trainings:
     """In the place of the training and the judgement: each training counts, and gives a number of its own."""
 
@@ -49,7 +62,7 @@ class Trainings:
         self.count, self.levels, self.similarity = 0, torch.zeros(4, 2, 3), 0.5
         self.variants: dict[str, tuple[str, dict[str, Any]]] = {"recipe": ("train.tsv", {})}
         files = {"tables": folder, "start": folder / "start.safetensors", "output": folder / "out"}
-        self.args = Namespace(**files, seeds=2, anchors=[])
+        self.args = Namespace(**files, seeds=2, anchors=[], noise=[], originals=False)
         self.args.start.write_bytes(b"weights")
         self.write_table(0.5)
         monkeypatch.setattr(ablation, "variants", lambda args: self.variants)

@@ -115,13 +115,13 @@ def measured(tmp_path: Path) -> list[str]:
 def test_evaluate_writes_a_table_with_its_source(
     measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["--weights", "clib-fiqa-tiny", "--set", "our gates"]
+    names = ["--weights", "clib-fiqa", "--set", "our gates"]
     assert evaluate.main([*measured, "--fnmr", "0.1", "0.04", "--bootstrap", "50", *names]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0] == "our gates; FNMR at FMR 0.01, mean over fr"
     table = Bands.read(tmp_path / "bands.json")
     assert table.set == "our gates"
-    assert table.weights == sha256_of(find_weights("clib-fiqa-tiny"))
+    assert table.weights == sha256_of(find_weights("clib-fiqa"))
     assert [one.wanted for one in table.measured] == [None, 0.1, 0.04]
     assert {Path(name).name for name in table.source["inputs"]} == {"pairs.tsv", "scores.csv", "fr.npz"}
     assert table.source["pairs"] == {"images": 2400, "mated": 1200, "non_mated": 1200}
@@ -138,8 +138,8 @@ def test_a_table_is_refused_for_other_weights(
     measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "bands.json"
-    assert evaluate.main([*measured, "--fnmr", "0.1", "0.04", "--bootstrap", "0", "--weights", "clib-fiqa-tiny"]) == 0
-    tiny = Scorer("clib-fiqa-tiny", device="cpu", bands=file)
+    assert evaluate.main([*measured, "--fnmr", "0.1", "0.04", "--bootstrap", "0", "--weights", "clib-fiqa"]) == 0
+    tiny = Scorer("clib-fiqa", device="cpu", bands=file)
     limits = [tiny.bands.lowest("medium"), tiny.bands.lowest("high")]
     score = tiny.score(SAMPLES / "astronaut.png")
     assert score.band == BANDS[int(np.searchsorted(limits, score.quality, side="right"))]
@@ -158,7 +158,7 @@ def test_a_table_is_refused_for_other_weights(
 
 
 def test_old_limits_mean_nothing_for_new_weights(tmp_path: Path) -> None:
-    shipped = find_weights("clib-fiqa-tiny")
+    shipped = find_weights("clib-fiqa")
     copy = tmp_path / shipped.name
     copy.write_bytes(shipped.read_bytes())
     bands_file(copy).write_bytes(bands_file(shipped).read_bytes())

@@ -21,6 +21,8 @@ from evaluation.gradient_baselines import (
     grafiqs,
     network_score,
     norm_loss,
+    prefiqs,
+    pruned,
     recorded,
     serfiq,
     serfiq_quality,
@@ -103,6 +105,23 @@ def test_grafiqs(golden: Path, network: IResNet) -> None:
     with recorded(network, []) as (norm_inputs, _), torch.no_grad():
         network(images)
     np.testing.assert_allclose(norm_loss(norm_inputs).numpy(), arrays["bn_loss"], rtol=1e-5)
+
+
+def test_prefiqs_is_the_distance_to_a_pruned_copy(small: IResNet) -> None:
+    before = {key: tensor.clone() for key, tensor in small.state_dict().items()}
+    images = torch.rand(3, 3, 32, 32)
+    assert torch.equal(prefiqs(small, pruned(small, 0.0), images), torch.zeros(3))
+    copy = pruned(small, 0.25)
+    weight, kept = small.conv1.weight.detach().flatten(), copy.conv1.weight.detach().flatten()
+    gone = kept == 0
+    assert int(gone.sum()) == len(weight) // 4
+    assert weight[gone].abs().max() <= weight[~gone].abs().min()
+    assert torch.equal(weight[~gone], kept[~gone])
+    quality = prefiqs(small, copy, images)
+    assert bool(((quality < 0) & (quality >= -2)).all())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in small.state_dict().items())
+    faces = (images.permute(0, 2, 3, 1) * 255).byte().numpy()
+    assert network_score("prefiqs", small)(faces).shape == (3,)
 
 
 def test_grafiqs_leaves_the_network_as_it_was(small: IResNet) -> None:

@@ -44,7 +44,7 @@ def flags(tmp_path: Path) -> list[str]:
                 labels.append(Label(f"../data/faces/celeba/{name}/{image}", *row, name, "ok"))
     (tmp_path / "tables").mkdir()
     write_labels(tmp_path / "tables" / "train.tsv", labels)
-    write_start_of_small_tower(tmp_path / "tables").rename(tmp_path / "tables" / "small.safetensors")
+    write_start_of_small_tower(tmp_path / "tables").rename(tmp_path / "tables" / "tiny.safetensors")
     rows = [f"faces/celeba/{name}/a.png\tfaces/celeba/{name}/b.png\t1" for name in CELEBA]
     rows.append("faces/celeba/7201/a.png\tfaces/celeba/7202/a.png\t0")
     (tmp_path / "data" / "pairs").mkdir()

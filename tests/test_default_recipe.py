@@ -54,6 +54,30 @@ def test_damaged_versions_do_not_move_the_anchors_of_originals() -> None:
     np.testing.assert_allclose(mixed_anchors([faces], 0.5)[original], expected, rtol=1e-6)
 
 
+def test_a_face_without_an_identity_has_the_anchor_of_its_length() -> None:
+    """Its CCS is what the regression on the length says, and it moves no other anchor."""
+    faces = embeddings(np.random.default_rng(0), 0.3, versions=False)
+    known = mixed_anchors([faces], 0.3)
+    lengths = np.linalg.norm(faces.embeddings, axis=1)
+    direction = np.random.default_rng(1).normal(size=16)
+    sizes = np.quantile(lengths, [0.1, 0.5, 0.9]) / np.linalg.norm(direction)
+    nameless = np.array([direction * size for size in sizes])
+    both = EmbeddedFaces(
+        np.concatenate([faces.embeddings, nameless]).astype(np.float32), [*faces.paths, *(f"{i}.jpg" for i in range(3))]
+    )
+    found = mixed_anchors([both], 0.3)
+    np.testing.assert_allclose(found[:40], known, rtol=1e-6)
+    trend = np.polyfit(lengths, known, 1)[0]
+    assert np.all(np.sign(np.diff(found[40:])) == np.sign(trend))
+
+
+def test_darkness_lowers_the_anchor(tmp_path: Path) -> None:
+    rows = ["path\tkinds", "a~1.png\tdark:0.50", "b~1.png\tmask:0.10 dark:1.00", "c~1.png\tjpeg:1.0", ""]
+    (tmp_path / "damage.tsv").write_text("\n".join(rows))
+    found = anchors.visible_shares(["a~1.png", "b~1.png", "c~1.png", "a.jpg"], tmp_path / "damage.tsv")
+    assert found.tolist() == pytest.approx([1 - anchors.DARKNESS / 2, 1 - anchors.DARKNESS, 1, 1])
+
+
 def test_an_ordinary_face_is_good_and_most_of_the_range_lies_below() -> None:
     quality = mixed_anchors([embeddings(np.random.default_rng(0), 0.3, versions=False)], 0.3)
     assert 0.65 < np.median(quality) < 0.8

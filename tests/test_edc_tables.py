@@ -45,7 +45,7 @@ def test_tables_of_other_and_of_the_same_model_and_the_excerpt(folders: Path) ->
     ]  # fmt: skip
     assert table.rows[0] == ["FNMR(0), errors", [0.1, 120], [0.1, 120], [0.1, 120], ""]
     assert table.rows[1] == ["oracle@foamliu", [0.2, 0.15, 0.25], [0.2, 0.15, 0.25], None, 0.0]
-    assert "**clib-fiqa-small@foamliu**" in [line[0] for line in table.rows]
+    assert "**clib-fiqa@foamliu**" in [line[0] for line in table.rows]
     same = read_result(folders / "edc_lfw_same_model.json")
     assert {str(line[0]) for line in same.rows[1:]} == {
         *(f"**{m}**" if m.startswith("clib") else m for m in METHODS if "@foamliu" in m)
@@ -58,11 +58,11 @@ def test_tables_of_other_and_of_the_same_model_and_the_excerpt(folders: Path) ->
 
 def test_paired_differences(folders: Path) -> None:
     named = f"edc_differences={folders / 'celeba'},{folders / 'lfw'}"
-    assert edc_tables.main([named, "--against", "clib-fiqa-small@foamliu", "--results", str(folders)]) == 0
+    assert edc_tables.main([named, "--against", "clib-fiqa@foamliu", "--results", str(folders)]) == 0
     table = read_result(folders / "edc_differences.json")
     by_name = {str(line[0]): line for line in table.rows}
-    assert by_name["clib-fiqa-tiny@foamliu"][1] == pytest.approx([-0.01] * 3)
-    assert by_name["clib-fiqa-tiny@foamliu"][2] == [4, 4]
+    assert by_name["norm@foamliu"][1] == pytest.approx([-0.01] * 3)
+    assert by_name["norm@foamliu"][2] == [4, 4]
     assert by_name["oracle@foamliu"][4] == [0, 4]
 
 

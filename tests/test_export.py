@@ -87,7 +87,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The weights of a system, and their bundle in fp32."""
     folder = tmp_path_factory.mktemp("bundle")
     shipped = request.param == "shipped"
-    weights = "clib-fiqa-tiny" if shipped else str(save_network(request.param, folder / "weights.pth", golden))
+    weights = "clib-fiqa" if shipped else str(save_network(request.param, folder / "weights.pth", golden))
     assert export.main(["--weights", weights, "--output", str(folder / "out")]) == 0
     return weights, folder / "out"
 
@@ -236,7 +236,7 @@ def test_pixels_as_float(small: Path, tmp_path: Path) -> None:
 
 
 def test_half_precision(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights = "clib-fiqa-tiny"
+    weights = "clib-fiqa"
     assert export.main(["--weights", weights, "--output", str(tmp_path / "out"), "--precision", "fp16"]) == 0
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert 1e-6 < settings["check"]["largest_difference"] < 5e-3

@@ -95,7 +95,7 @@ def test_a_low_band_always_has_a_reason() -> None:
 def test_facts_of_a_found_face() -> None:
     face = read_image(SAMPLES / "astronaut.png")
     photograph = cv2.resize(np.pad(face, ((60, 200), (90, 60), (0, 0)), "edge"), None, fx=1.5, fy=1.5)
-    scorer = Scorer("clib-fiqa-tiny", device="cpu")
+    scorer = Scorer("clib-fiqa", device="cpu")
     facts = scorer.prepare(photograph, "").facts
     assert facts.size == (photograph.shape[1], photograph.shape[0])
     left, top, right, bottom = facts.box
@@ -171,8 +171,8 @@ def test_the_people_of_the_calibration_are_nobody_else(shared: Path) -> None:
 
 def test_calibration_changes_no_quality() -> None:
     faces = [str(path) for path in sorted(SAMPLES.glob("*.png"))]
-    ours = Scorer("clib-fiqa-tiny", device="cpu").score(faces)
-    raw = Scorer("clib-fiqa-tiny", device="cpu", calibrated=False).score(faces)
+    ours = Scorer("clib-fiqa", device="cpu").score(faces)
+    raw = Scorer("clib-fiqa", device="cpu", calibrated=False).score(faces)
     assert [score.quality for score in ours] == [score.quality for score in raw]
     assert [score.sentence for score in ours] == [score.sentence for score in raw], "nor any name of a level"
     assert ours[0].factors != raw[0].factors
@@ -181,11 +181,10 @@ def test_calibration_changes_no_quality() -> None:
 
 
 def test_the_shipped_weights_are_calibrated_and_tell_the_reasons() -> None:
-    for name in ("clib-fiqa", "clib-fiqa-tiny"):
-        table = Calibration.from_metadata(read_checkpoint(find_weights(name))[1])
-        assert table is not None, "run `make calibrate`"
-        assert table.factors.keys() == set(FACTORS)
-        assert all(scaling.images >= 300 for scaling in table.factors.values())
+    table = Calibration.from_metadata(read_checkpoint(find_weights("clib-fiqa"))[1])
+    assert table is not None, "run `make calibrate`"
+    assert table.factors.keys() == set(FACTORS)
+    assert all(scaling.images >= 300 for scaling in table.factors.values())
     faces = sorted(map(str, SAMPLES.glob("*.png")))
     scores = {Path(score.path).stem: score for score in Scorer(device="cpu").score(faces)}
     told = {name: {reason.code for reason in score.reasons} for name, score in scores.items()}

@@ -105,7 +105,7 @@ def test_inference_writes_a_picture_and_numbers(tmp_path: Path, capsys: pytest.C
     Image.fromarray(recipe.mirror_image(1)).save(tmp_path / "faces" / "a.png")
     Image.fromarray(recipe.mirror_image(2)).save(tmp_path / "faces" / "a.jpg")
     (tmp_path / "faces" / "b.png").write_text("no picture")
-    call = [str(tmp_path / "faces"), "--weights", "clib-fiqa-tiny", "--map", str(tmp_path / "maps"), "--map-of", "blur"]
+    call = [str(tmp_path / "faces"), "--weights", "clib-fiqa", "--map", str(tmp_path / "maps"), "--map-of", "blur"]
     assert inference.main([*call, "--output", str(tmp_path / "scores.csv")]) == 1
     assert "2 maps -> " in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "maps").iterdir())
@@ -119,7 +119,7 @@ def test_inference_writes_a_picture_and_numbers(tmp_path: Path, capsys: pytest.C
         assert image.size == (448, 448)
     assert inference.main([*call[:-3], str(tmp_path / "faces" / "maps")]) == 2
     assert "would be images of" in capsys.readouterr().err
-    one = [str(SAMPLES / "astronaut.png"), "--weights", "clib-fiqa-tiny", "--map", str(tmp_path / "one")]
+    one = [str(SAMPLES / "astronaut.png"), "--weights", "clib-fiqa", "--map", str(tmp_path / "one")]
     assert inference.main(one) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("quality prediction")
     assert len(list((tmp_path / "one").iterdir())) == 3

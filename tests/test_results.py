@@ -69,7 +69,7 @@ def test_results_are_of_the_weights_that_ship(path: Path) -> None:
 
 def test_the_short_table_of_the_readme_holds_numbers_of_the_long_ones() -> None:
     names = {"LightQNet dm100": "lightqnet", "SCRFD detection score": "scrfd", "sharpness (Sobel)": "sobel"}
-    names |= {"**default model** (`small`)": "clib-fiqa-small@foamliu", "`tiny`": "clib-fiqa-tiny@foamliu"}
+    names |= {"**default model**": "clib-fiqa@foamliu"}
     names |= {"feature norm of foamliu's FR network": "norm@foamliu", "GraFIQs (foamliu)": "grafiqs@foamliu"}
     names |= {"our CR-FIQA, of 9,525 faces": "cr-fiqa@foamliu"}
     long = {}

@@ -269,14 +269,13 @@ def test_arrays_and_tensors_hold_one_image_or_many(scorer: Scorer) -> None:
 
 
 def test_the_first_argument_names_weights_or_a_method(weights: Path, scorer: Scorer) -> None:
-    assert Scorer("clib-fiqa-tiny", device="cpu").weights.name == "clib_fiqa_tiny.safetensors"
-    assert Scorer("clib-fiqa", device="cpu").weights.name == "clib_fiqa_small.safetensors"
+    assert Scorer("clib-fiqa", device="cpu").weights.name == "clib_fiqa_tiny.safetensors"
     assert Scorer(str(weights)).score(face()) == Scorer(weights).score(face()) == Scorer(weights=weights).score(face())
     with pytest.raises(ValueError, match="no weights of diffiqa-r are known: train some"):
         Scorer("diffiqa-r")
-    with pytest.raises(ValueError, match="two weights were given, clib-fiqa-tiny and"):
-        Scorer("clib-fiqa-tiny", weights)
-    with pytest.raises(ValueError, match="nor is it a file or one of clib-fiqa, clib-fiqa-tiny"):
+    with pytest.raises(ValueError, match="two weights were given, clib-fiqa-r50 and"):
+        Scorer("clib-fiqa-r50", weights)
+    with pytest.raises(ValueError, match="nor is it a file or one of clib-fiqa, mfn"):
         Scorer("clib-fiqa-huge")
 
 
@@ -288,7 +287,7 @@ def test_a_batch_has_images(weights: Path, size: int) -> None:
 
 def test_listed_models_are_as_they_are() -> None:
     models = {model.name: model for model in list_models()}
-    clib_and_cr = ["clib-fiqa", "clib-fiqa-tiny", "clib-fiqa-r50", "cr-fiqa-l", "cr-fiqa-s"]
+    clib_and_cr = ["clib-fiqa", "clib-fiqa-r50", "cr-fiqa-l", "cr-fiqa-s"]
     assert list(models) == [*clib_and_cr, *(f"ediffiqa-{size}" for size in "lmst"), "dsl-fiqa"]
     licences = {known.name: known.licence for known in WEIGHTS}
     for name, model in models.items():
@@ -302,8 +301,8 @@ def test_listed_models_are_as_they_are() -> None:
         assert model.bytes == model.file.stat().st_size
         assert model.image_size == network.preprocessing.size
         assert model.method == Scorer(name, device="cpu").method
-    assert models["clib-fiqa-tiny"].present
-    assert models["clib-fiqa-tiny"].range == (0.1, 0.9)
+    assert models["clib-fiqa"].present
+    assert models["clib-fiqa"].range == (0.1, 0.9)
     assert models["cr-fiqa-l"].range is None
 
 

@@ -225,7 +225,7 @@ def test_models_and_metrics(client: TestClient) -> None:
     models = client.get("/models").json()
     assert models["serving"] == "clib-fiqa"
     assert models["levels"]["quality"] == ["bad", "poor", "fair", "good", "perfect"]
-    assert {"clib-fiqa", "clib-fiqa-tiny"} <= {model["name"] for model in models["known"]}
+    assert {"clib-fiqa"} <= {model["name"] for model in models["known"]}
     client.post("/score", files=upload(png(0), b"no picture"))
     client.get("/any/thing")
     text = client.get("/metrics").text

@@ -249,7 +249,7 @@ def test_resuming_changes_no_digit(tmp_path: Path, rows: int) -> None:
     for seed, path in enumerate(paths):
         Image.fromarray(recipe.mirror_image(seed)).save(path)
     Path(paths[5]).write_text("no picture")
-    scorer = Scorer("clib-fiqa-tiny", device="cpu", batch_size=4)
+    scorer = Scorer("clib-fiqa", device="cpu", batch_size=4)
 
     def journal(name: str, resume: bool) -> Journal:
         return Journal(tmp_path / name, scorer.settings, resume, scorer.batch_size)

@@ -5,10 +5,11 @@ to the centre of the other photographs of the same person, and the L2 norm of th
 what recognition needs, but it depends on the other photographs and is noisy. The length depends on the image alone and
 is less noisy. Both are standardised by the mean and standard deviation of the originals (images without `~` in their
 names), mixed, and averaged over the models. The normal distribution function maps the result to (0, 1), which bounds
-the influence of wrong identities and unusable images. Reasons: docs/default_model.md.
+the influence of wrong identities and unusable images. For a face without an identity, CCS is what faces of that length
+have on average (linear regression). Reasons: docs/default_model.md.
 
-    python evaluate.py embed runs/default/faces --fr FR.onnx --output runs/default/fr.npz      # for each FR model
-    python -m recipes.default_model.anchors runs/default/faces.tsv runs/default/fr.npz --output runs/default/anchors.tsv
+    python evaluate.py embed runs/default/faces runs/default/factors --fr FR.onnx --output runs/default/fr.npz
+    python -m recipes.default_model.anchors runs/default/known.tsv runs/default/fr.npz --output runs/default/train.tsv
 
 `ratio` and `shifted` are the anchors of generate_labels.py, from one model, with class centres or with its `--header`.
 """
@@ -16,6 +17,8 @@ the influence of wrong identities and unusable images. Reasons: docs/default_mod
 from __future__ import annotations
 
 import argparse
+import csv
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,9 +32,11 @@ from evaluation.baselines import lengths
 from evaluation.embeddings import read_embeddings
 from evaluation.names import match_names
 from labels.anchors import EmbeddedFaces, centre_similarities, identity_of, load_header, quality_anchor
-from labels.label_table import read_labels, write_labels
+from labels.label_table import Label, read_labels, write_labels
+from model.files import open_text
 
 SPREAD = 2.5  # standard deviations in one unit of the argument of the normal distribution function
+DARKNESS = 0.9  # share of the anchor that full darkness takes
 ORDINARY = 1.3  # shift in standard deviations, which puts the mean original at 0.7, "good"
 
 
@@ -49,14 +54,32 @@ def are_originals(faces: EmbeddedFaces) -> np.ndarray:
 
 
 def mixed_anchors(faces: Sequence[EmbeddedFaces], length_share: float) -> np.ndarray:
-    """Quality anchors (N,) in (0, 1). `faces` holds the same N images for each FR model; paths are IDENTITY/IMAGE."""
+    """Quality anchors (N,) in (0, 1). `faces` holds the same N images for each FR model; paths are IDENTITY/IMAGE, or
+    IMAGE alone for a face without an identity."""
     originals = are_originals(faces[0])
+    known = np.array([identity_of(path) != "" for path in faces[0].paths])
     mixtures = []
     for model in faces:
-        ccs, _ = centre_similarities(model, model.where(originals))
-        certainty = standardised(lengths(model.embeddings), originals)
-        mixtures.append((1 - length_share) * standardised(ccs, originals) + length_share * certainty)
+        certainty = standardised(lengths(model.embeddings), originals & known)
+        ccs = np.empty(len(model))
+        named = model.where(known)
+        similarity, _ = centre_similarities(named, named.where(originals[known]))
+        ccs[known] = standardised(similarity, originals[known])
+        if not known.all():
+            slope, offset = np.polyfit(certainty[known], ccs[known], 1)
+            ccs[~known] = slope * certainty[~known] + offset
+        mixtures.append((1 - length_share) * ccs + length_share * certainty)
     return torch.special.ndtr(torch.from_numpy((np.mean(mixtures, axis=0) + ORDINARY) / SPREAD)).numpy()
+
+
+def visible_shares(names: Sequence[str], damage: Path) -> np.ndarray:
+    """What darkness leaves of an anchor (N,): from 1 down to 1 - DARKNESS at full strength.
+
+    FR networks still read a crop that was darkened by arithmetic, whose 8 bits keep what a dark photograph loses."""
+    with open_text(damage) as file:
+        kinds = {row["path"]: row["kinds"] for row in csv.DictReader(file, delimiter="\t")}
+    found = [re.search(r"\bdark:([\d.]+)", kinds.get(name, "")) for name in names]
+    return np.array([1 - DARKNESS * float(match[1]) if match else 1.0 for match in found])
 
 
 def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -66,24 +89,31 @@ def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.table)
-    if alone := sorted({label.path for label in labels if label.identity is None}):
-        raise ValueError(f"{args.table}: {alone[0]} has no identity; a table of generate_labels.py was expected")
+    nameless = [label.path for label in labels if label.identity is None]
+    if nameless and (args.anchor != "mixed" or len(nameless) == len(labels)):
+        raise ValueError(f"{args.table}: {nameless[0]} has no identity, which this anchor is made of")
     names = [label.path for label in labels]
     faces = []
     for path in args.embeddings:
         embeddings = read_embeddings(path)
         rows = match_names(names, embeddings.names, str(path))
-        own = [f"{label.identity}/{Path(label.path).name}" for label in labels]
-        faces.append(EmbeddedFaces(embeddings.rows[rows], own))
+        faces.append(EmbeddedFaces(embeddings.rows[rows], list(map(own_name, labels))))
     if args.anchor == "mixed":
         anchors = mixed_anchors(faces, args.length_share)
     elif len(faces) == 1:
         anchors = published_anchors(faces[0], args.anchor, args.header)
     else:
         raise ValueError(f"--anchor {args.anchor} is of one FR model; {len(faces)} files of embeddings were given")
+    if args.damage:
+        anchors = anchors * visible_shares(names, args.damage)
     write_labels(args.output, (replace(label, quality=q) for label, q in zip(labels, anchors.tolist(), strict=True)))
     print(f"{args.output}: {len(labels)} rows, anchors from {len(faces)} FR models")
     return 0
+
+
+def own_name(label: Label) -> str:
+    """IDENTITY/IMAGE; without an identity the path as one word, so that photographs of one name stay apart."""
+    return f"{label.identity}/{Path(label.path).name}" if label.identity else label.path.replace("/", " ")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("embeddings", type=Path, nargs="+", help="of all its images, one file for each FR model")
     parser.add_argument("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
     parser.add_argument("--anchor", choices=("mixed", "ratio", "shifted"), default="mixed", help="(mixed)")
+    parser.add_argument("--damage", type=Path, metavar="FILE", help="damage.tsv: darkness lowers the anchor")
     parser.add_argument("--header", type=Path, metavar="FILE", help="for ratio and shifted: the FR model's header")
     parser.add_argument("--length-share", type=float, default=0.3, metavar="X", help="of the mixture (0.3)")
     args = parser.parse_args(arguments)

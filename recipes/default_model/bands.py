@@ -40,7 +40,7 @@ from scoring.bands import bands_file
 SETS = {"lfw_test": "LFW, test identities", "celeba_dev": "CelebA, most faces seen in training"}
 MODELS = {"faceplugin": "fr/faceplugin_fr_feature.onnx", "dlib": "dlib"}
 FMR, FNMR = 1e-3, (0.05, 0.02)  # of all pairs in medium or high, and of those in high
-WEIGHTS = ("clib-fiqa", "clib-fiqa-tiny")
+WEIGHTS = ("clib-fiqa",)
 WITH_INTERVAL = {"1": "{:.3f}", "3": "{:.3f} [{:.3f}, {:.3f}]"}
 
 

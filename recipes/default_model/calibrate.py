@@ -1,6 +1,6 @@
 """Fit the calibration of the factors' probabilities, and store it in a checkpoint (model/calibration.py).
 
-    python -m recipes.default_model.calibrate weights/clib_fiqa_small.safetensors --data ../shared/data
+    python -m recipes.default_model.calibrate weights/clib_fiqa_tiny.safetensors --data ../shared/data
 
 The faces are of people who trained nothing: LFW's training identities that are held out from the factor network
 (`crops.identities`), and that have too few images to be in the label table of the default model. They are taken as
@@ -30,9 +30,9 @@ from faces.reader import read_image
 from model.calibration import LEAST, Calibration, Scaling
 from model.checkpoint import read_checkpoint, save_checkpoint, sha256_of
 from model.prompts import AXES, FACTORS
-from recipes.default_model.crops import crop_paths, identities, read_crops
+from recipes.default_model.crops import crop_paths, factor_rows, identities, read_crops
+from recipes.default_model.landmarks import key_of, yaw_of
 from recipes.default_model.make_faces import damage_once_or_twice
-from recipes.default_model.train_factors import rows, yaw_of
 from scoring import Scorer
 
 SET = "LFW training identities that trained nothing, clean and damaged"
@@ -55,14 +55,14 @@ def known_levels(data: Path, cache: Path) -> Iterator[tuple[np.ndarray, dict[str
     for index, path in enumerate(few):
         crop = read_image(path)
         known = {"blur": 2, "occlusion": 1, "illumination": 1}
-        if (angle := yaw["/".join(path.parts[-4:])]) is not None:
+        if (angle := yaw[key_of(path)]) is not None:
             known["pose"] = pose_class(angle)
         yield crop, known
         for copy in (1, 2):
             rng = np.random.default_rng((SEED, index, copy))
-            changed, blur, illumination, occlusion, _ = damage_once_or_twice(crop, rng)
+            changed, (blur, illumination, occlusion), _ = damage_once_or_twice(crop, rng)
             yield changed, {"blur": blur, "occlusion": occlusion, "illumination": illumination}
-    labels = {row["path"].removeprefix("../"): row["label"] for row in rows(data / "factors" / "expression_lfw.tsv")}
+    labels = {row["path"].removeprefix("../"): row["label"] for row in factor_rows(data, "expression_lfw", held_out=None)}
     named = [(path, label) for path in held_out if (label := labels.get(path.relative_to(data).as_posix()))]
     for crop, (_, label) in zip(read_crops([path for path, _ in named]), named, strict=True):
         yield crop, {"expression": AXES["expression"].index(label)}

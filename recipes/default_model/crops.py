@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import numpy as np
 from faces.listing import list_images
 from faces.reader import read_image
 
+OBLIQUE_ANGLE = 35.0  # degrees
 NEVER_TRAIN = {"7218"}  # a CelebA identity who is also an LFW test identity (docs/data.md)
 
 
@@ -58,3 +61,44 @@ def first_of_each(paths: list[Path]) -> list[Path]:
 def read_crops(paths: list[Path]) -> np.ndarray:
     """RGB uint8 (N, 112, 112, 3): about 38 KB a crop."""
     return np.stack([read_image(path) for path in paths])
+
+
+def cfp_faces(data: Path) -> list[tuple[str, Path]]:
+    """The crops of CFP, frontal and profile, each with the LFW training identity who is the same person, sorted."""
+    train = set(split(data, "train"))
+    with data_file(data, "faces/cfp_identities.tsv").open(newline="", encoding="utf-8") as file:
+        names = {row["cfp"]: row["lfw"] for row in csv.DictReader(file, delimiter="\t") if row["lfw"] in train}
+    return [(names[p.parent.name], p) for p in list_images(data / "faces" / "cfp") if p.parent.name in names]
+
+
+def factor_rows(data: Path, name: str, held_out: bool | None) -> list[dict[str, str]]:
+    """The rows of factors/NAME.tsv, whose `path` is relative to factors/. Without those of the held-out subjects, or
+    only those, or all (None). Held out from `expression_lfw` are LFW's test identities and every tenth training one."""
+    with data_file(data, f"factors/{name}.tsv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    if held_out is None:
+        return rows
+    if name == "expression_lfw":
+        train = set(identities(data))
+        return [row for row in rows if (row["subject"] not in train) == held_out]
+    return [row for row in rows if is_held_out(row["subject"]) == held_out]
+
+
+def factor_faces(data: Path, name: str) -> list[Path]:
+    """The labelled crops of factors/NAME.tsv that train, sorted; of `expression_lfw` only exaggerated expressions."""
+    rows = factor_rows(data, name, held_out=False)
+    if name == "expression_lfw":
+        rows = [row for row in rows if row["label"] == "exaggerated expression"]
+        return sorted({data / row["path"].removeprefix("../") for row in rows})
+    return sorted({data / "factors" / row["path"] for row in rows if row["label"]})
+
+
+def is_oblique(row: Mapping[str, str]) -> bool:
+    """Whether the light of a row of illumination_b, which is open between 20 and 50 degrees, counts as extreme in
+    training: from 35 degrees on, so that the border between normal and extreme lies between what has labels."""
+    return not row["label"] and float(row["angle"]) >= OBLIQUE_ANGLE
+
+
+def is_held_out(subject: str) -> bool:
+    """Whether a subject of factors/ measures and does not train: one in five, by a sum over the letters of the name."""
+    return sum((i + 1) * ord(c) for i, c in enumerate(subject)) % 5 == 0

@@ -1,11 +1,19 @@
-"""Put what is known of damaged versions into a label table: what was done to them, and the rest from their originals.
+"""The label table of the faces that the default model learns from: what is known of them, and the rest from networks.
 
-`generate_labels.py` labels every image as it finds it, as published. On a damaged version dlib often finds no face, so
-the table would call a blurred frontal face a profile; here we know better. The published blur measure, the mean Sobel
-gradient, calls most sharp crops of 112 pixels blurry (seven in ten of LFW); the factor network's blur head, which
-learned from blur of known strength, judges the originals instead. Qualities stay as they are.
+- Blur, occlusion, illumination and expression of an original of LFW and CelebA are what the factor network sees. (The
+  published blur measure, the mean Sobel gradient, calls seven in ten of LFW's crops of 112 pixels blurry.) Of other
+  sets, whose borders and lights it does not know, only the blur counts: it calls half of the painted masks extremely
+  lit, and one in six of CFP's faces obstructed.
+- Pose comes from dlib's landmarks, as published. Where dlib finds no face, the pose head of the factor network tells
+  profiles from frontal faces. CFP says which of its faces are frontal and which are profiles.
+- Expression: LFW's human labels. A smile is an exaggerated expression when the mouth is open, and typical when it is
+  not (`smile_label`). What the network calls exaggerated without a human label must show an open mouth as well.
+- The labels of factors/ hold for its faces.
+- A damaged version has the pose and expression of its original and the worse of both for the other factors.
 
-    python -m recipes.default_model.known_labels runs/default/faces.tsv runs/default/damage.tsv runs/default/train.tsv
+Qualities are left empty for recipes.default_model.anchors.
+
+    python -m recipes.default_model.known_labels runs/default --data ../shared/data
 """
 
 from __future__ import annotations
@@ -13,81 +21,142 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from command_line import exit_code
+from faces.pose import euler_angles, pose_class
 from faces.workers import load_batches
 from labels.anchors import photo_of
-from labels.label_table import Label, read_labels, resolve, write_labels
+from labels.label_table import Label, write_labels
 from model import load
 from model.fast import accelerate
 from model.files import open_text
+from model.prompts import AXES
+from recipes.default_model.crops import factor_rows, is_oblique
+from recipes.default_model.landmarks import OPEN, SHUT, landmarks_of, mouth_opening
+
+SIZE = 112
+HELD = ("occlusion_real", "occlusion", "illumination", "illumination_b", "expression")  # of factors/, labels by subject
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the table options.output."""
-    with open_text(options.damage) as file:
-        damage = {row["path"]: row for row in csv.DictReader(file, delimiter="\t")}
-    labels = read_labels(options.labels)
-    originals = judge_blur([label for label in labels if "~" not in label.path], options.labels, options.mfn)
-    write_labels(options.output, [with_known(label, originals, damage) for label in labels])
-    print(f"{Path(options.output)}: {len(labels)} rows, {len(labels) - len(originals)} of them damaged versions")
+    """Write known.tsv into the folder of faces."""
+    folder, data = options.folder, options.data
+    originals = read_rows(folder / "originals.tsv")
+    damage = read_rows(folder / "damage.tsv")
+    seen = judge([str(folder / row["path"]) for row in originals], options.mfn)
+    points = landmarks_of([data / row["source"] for row in originals], folder / "landmarks.npz")
+    known = known_levels(data)
+    labels = {}
+    for row, levels in zip(originals, seen, strict=True):
+        label = label_of(row, levels, points[row["source"]], known.get(row["source"], {}))
+        labels[photo_of(row["path"])] = label
+    table = [*labels.values(), *(with_damage(row, labels) for row in damage)]
+    write_labels(folder / "known.tsv", sorted(table, key=lambda label: label.path))
+    print(f"{folder / 'known.tsv'}: {len(table)} rows, {len(damage)} of them versions")
     return 0
+
+
+def label_of(
+    row: Mapping[str, str], seen: Mapping[str, int], points: np.ndarray | None, known: Mapping[str, int]
+) -> Label:
+    """The row of an original. `seen`: what the factor network sees. `known`: levels that people or angles say; a level
+    of -1 is a smile."""
+    levels = dict(seen)
+    if points is not None:
+        levels["pose"] = pose_class(euler_angles(points, SIZE, SIZE)[1])
+    name = Path(row["path"]).name
+    if name.startswith("cfp_"):
+        levels["pose"] = 0 if name.startswith("cfp_p") else len(AXES["pose"]) - 1
+    opening = None if points is None else mouth_opening(points)
+    if name.startswith("cfp_") or not row["identity"]:
+        levels |= {"occlusion": 1, "illumination": 1, "expression": 1}
+    levels |= known
+    if levels["expression"] == -1:
+        levels["expression"] = smile_label(seen["expression"], opening)
+    elif "expression" not in known and (opening is None or opening < OPEN):
+        levels["expression"] = 1
+    return Label(row["path"], None, **levels, identity=row["identity"] or None, status="ok")
+
+
+def smile_label(seen: int, opening: float | None) -> int:
+    """Exaggerated (0) or typical (1), from the mouth's opening; between both limits the factor network decides."""
+    if opening is None or opening <= SHUT:
+        return 1
+    return 0 if opening >= OPEN else seen
+
+
+def known_levels(data: Path) -> dict[str, dict[str, int]]:
+    """Path below the data folder -> the levels that a table of factors/ gives it."""
+    known: dict[str, dict[str, int]] = {}
+    for name in (*HELD, "expression_lfw"):
+        factor = name.split("_")[0]
+        for row in factor_rows(data, name, held_out=False):
+            path = row["path"].removeprefix("../") if name == "expression_lfw" else f"factors/{row['path']}"
+            level = AXES[factor].index(row["label"]) if row["label"] else None
+            if row["condition"] == "happiness":
+                level = -1
+            elif name == "illumination_b" and is_oblique(row):
+                level = 0
+            if level is not None:
+                known.setdefault(path, {})[factor] = level
+    return known
+
+
+@torch.inference_mode()
+def judge(paths: Sequence[str], mfn: str) -> list[dict[str, int]]:
+    """What the factor network sees in each image, as levels of AXES. Of its two poses, the one beside the profile is
+    taken for frontal, and half of its three occlusions for obstructed. Raises ValueError for an unreadable image."""
+    network = load(mfn)
+    fast = accelerate(network, torch.float32, torch.device("cpu"))
+    found: list[dict[str, int]] = []
+    for batch in load_batches(paths, network.preprocessing.resize, batch_size=64, workers=1):
+        if bad := [loaded for loaded in batch if loaded.value is None]:
+            raise ValueError(f"{bad[0].path} is {bad[0].status}; make the faces anew")
+        crops = torch.stack([torch.from_numpy(loaded.value) for loaded in batch])
+        classes = {head: logits.argmax(dim=1) for head, logits in fast(network.preprocessing.normalise(crops)).items()}
+        levels = {
+            "blur": 2 - classes["blur"],
+            "occlusion": (classes["occlusion"] == 0).long(),
+            "illumination": 1 - classes["illumination"],
+            "expression": 1 - classes["expression"],
+            "pose": 2 * (1 - classes["pose"]),
+        }
+        found += [
+            {factor: int(values[i]) for factor, values in levels.items()} for i in range(len(batch))
+        ]
+    return found
+
+
+def with_damage(row: Mapping[str, str], originals: Mapping[str, Label]) -> Label:
+    """The row of a version. Raises ValueError when its original is missing."""
+    original = originals.get(photo_of(row["path"]))
+    if original is None:
+        raise ValueError(f"{row['path']} is a version of a photograph that has no row in the table")
+    factors = ("blur", "occlusion", "illumination")
+    worse = {factor: min(getattr(original, factor), int(row[factor])) for factor in factors}
+    return replace(original, path=row["path"], **worse)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """A table of make_faces.py."""
+    with open_text(path) as file:
+        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: `command_line.exit_code`."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("labels", help="table of generate_labels.py")
-    parser.add_argument("damage", help="damage.tsv of make_faces.py")
-    parser.add_argument("output", help="table for train.py, in the same folder as the first")
+    parser.add_argument("folder", type=Path, help="folder of make_faces.py")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with factors/")
     parser.add_argument("--mfn", default="mfn", help="factor network (default: the one in weights/)")
     options = parser.parse_args(arguments)
     return exit_code(lambda: run(options), stopped="stopped; nothing was written")
-
-
-def image_of(label: Label) -> str:
-    """The path of an image below the folder of faces, as generate_labels.py and make_faces.py know it: `b/ann/1~2.png`.
-
-    Raises ValueError for a row without an identity, which is the path of its folder."""
-    if label.identity is None:
-        raise ValueError(f"{label.path} has no identity; a table of generate_labels.py was expected")
-    return f"{label.identity}/{PurePosixPath(label.path).name}"
-
-
-@torch.inference_mode()
-def judge_blur(labels: list[Label], table: str, mfn: str) -> dict[str, Label]:
-    """The labels by photograph, with the blur that the factor network sees: its class 0, none, is our best level, 2.
-
-    Raises ValueError when an image cannot be read."""
-    network, judged = load(mfn), []
-    fast = accelerate(network, torch.float32, torch.device("cpu"))
-    paths = [str(resolve(label, table)) for label in labels]
-    for batch in load_batches(paths, network.preprocessing.resize, batch_size=64, workers=1):
-        if bad := [loaded for loaded in batch if loaded.value is None]:
-            raise ValueError(f"{bad[0].path} is {bad[0].status}; label the faces anew, so that it has no row")
-        crops = torch.stack([torch.from_numpy(loaded.value) for loaded in batch])
-        judged += (2 - fast(network.preprocessing.normalise(crops))["blur"].argmax(dim=1)).tolist()
-    return {photo_of(image_of(label)): replace(label, blur=blur) for label, blur in zip(labels, judged, strict=True)}
-
-
-def with_known(label: Label, originals: dict[str, Label], damage: dict[str, dict[str, str]]) -> Label:
-    """A damaged version keeps its original's pose and expression and has the worse of both for the other factors.
-
-    Raises ValueError when the original is missing."""
-    original = originals.get(photo_of(image_of(label)))
-    if original is None:
-        raise ValueError(f"{label.path} is a version of a photograph that has no row in the table")
-    done = damage.get(image_of(label))
-    if done is None:
-        return original
-    factors = ("blur", "occlusion", "illumination")
-    worse = {factor: min(getattr(original, factor), int(done[factor])) for factor in factors}
-    return replace(label, pose=original.pose, expression=original.expression, status=original.status, **worse)
 
 
 if __name__ == "__main__":

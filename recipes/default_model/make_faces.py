@@ -1,8 +1,11 @@
-"""Make the folder of faces that the default model learns from: training identities, and damaged versions of them.
+"""Make the folder of faces that the default model learns from: originals, and damaged and otherwise varied versions.
 
-    OUTPUT/clean/<Identity>/<Image>.jpg           all LFW training and CelebA identities, for class centres
-    OUTPUT/faces/<Identity>/<Image>.jpg           identities with at least --min-images images
-    OUTPUT/faces/<Identity>/<Image>~1.png ...     --copies damaged versions of each
+    OUTPUT/faces/<Identity>/<Image>.jpg           web photographs of identities with at least --min-images images:
+                                                  LFW's training identities, together with their photographs in CFP
+                                                  (frontal and profile), and CelebA's
+    OUTPUT/factors/<set>/<Image>.jpg              faces with labels of factors, without the held-out subjects
+    OUTPUT/.../<Image>~1.png ...                  versions of each
+    OUTPUT/originals.tsv                          path below OUTPUT, the file in the data folder, identity
     OUTPUT/damage.tsv                             what was done: path, blur, illumination, occlusion (class), kinds
 
     python -m recipes.default_model.make_faces --data ../shared/data --output runs/default
@@ -14,9 +17,11 @@ import argparse
 import csv
 import shutil
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,50 +30,139 @@ from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
 from faces.degradations import KINDS, degrade
+from faces.listing import list_images
 from faces.reader import read_image
 from model.files import open_text, replacing
-from recipes.default_model.crops import celeba_paths, crop_paths, identities
+from recipes.default_model.crops import (
+    celeba_paths,
+    cfp_faces,
+    crop_paths,
+    factor_faces,
+    factor_rows,
+    is_oblique,
+    split,
+)
+from recipes.default_model.landmarks import OPEN, key_of, landmarks_of, mouth_opening
+from recipes.default_model.variation import black_border, varied
+
+LAUGHTER = "laughter"  # of LFW
+SIDE_LIGHT = "side_light"  # the rare extreme lights of Yale, once more
+OBLIQUE = "oblique_light"  # of Extended Yale B
+# Factor set -> versions of each face, of which those of the second number are not damaged: rare kinds get more.
+FACTOR_COPIES = {
+    "occlusion_real": (6, 0),
+    "occlusion": (1, 0),
+    "illumination": (8, 4),
+    "illumination_b": (1, 0),
+    "expression_lfw": (11, 8),  # damage hides an expression
+    LAUGHTER: (11, 8),
+    SIDE_LIGHT: (12, 8),
+    OBLIQUE: (4, 2),
+}
+SAME_FRAME = "illumination_b"  # all lights of a person are aligned alike, and the dark side is no border
+
+
+@dataclass(frozen=True)
+class Face:
+    """An original, and what to make of it."""
+
+    source: Path
+    path: str  # below the output folder
+    identity: str  # "" for a face of factors/
+    copies: int
+    undamaged: int = 0  # the last of the copies
 
 
 def run(options: argparse.Namespace) -> int:
     data, output = options.data, options.output
-    clean = crop_paths(data, sorted(identities(data) + identities(data, held_out=True))) + celeba_paths(data)
-    for path in tqdm(clean, desc="clean", unit="image"):
-        copy_to(path, output / "clean")
-    counts = {path.parent.name: 0 for path in clean}
-    for path in clean:
-        counts[path.parent.name] += 1
-    chosen = [path for path in clean if counts[path.parent.name] >= options.min_images]
-    work = partial(make_versions, folder=output / "faces", copies=options.copies, seed=options.seed)
+    faces = [*web_faces(data, options.min_images, options.copies)]
+    faces += labelled_faces(data, output / "landmarks.npz")
+    work = partial(make_versions, output=output, seed=options.seed)
     with ProcessPoolExecutor() as pool:
-        made = list(tqdm(pool.map(work, range(len(chosen)), chosen, chunksize=32), total=len(chosen), desc="damaged"))
-    with replacing(output / "damage.tsv") as temporary, open_text(temporary, "w") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(["path", "blur", "illumination", "occlusion", "kinds"])
-        writer.writerows(row for rows in made for row in rows)
+        made = list(tqdm(pool.map(work, range(len(faces)), faces, chunksize=32), total=len(faces), unit="face"))
+    rows = [(face.path, face.source.relative_to(data).as_posix(), face.identity) for face in faces]
+    write_rows(output / "originals.tsv", ("path", "source", "identity"), rows)
+    head = ("path", "blur", "illumination", "occlusion", "kinds")
+    write_rows(output / "damage.tsv", head, (row for rows in made for row in rows))
+    print(f"{output}: {len(faces)} faces and {sum(map(len, made))} versions of them")
     return 0
 
 
-def copy_to(path: Path, folder: Path) -> None:
-    target = folder / path.parent.name / path.name
+def web_faces(data: Path, min_images: int, copies: int) -> list[Face]:
+    """Photographs of identities that have enough of them. A person of CFP is the person of LFW that the data names."""
+    found = [(path.parent.name, path, path.name) for path in crop_paths(data, split(data, "train"))]
+    found += [(identity, path, f"cfp_{path.name}") for identity, path in cfp_faces(data)]
+    found += [(path.parent.name, path, path.name) for path in celeba_paths(data)]
+    count = Counter(identity for identity, _, _ in found)
+    chosen = sorted(row for row in found if count[row[0]] >= min_images)
+    return [Face(path, f"faces/{identity}/{name}", identity, copies) for identity, path, name in chosen]
+
+
+def labelled_faces(data: Path, landmarks: Path) -> list[Face]:
+    """The faces of factors/, by set, and laughing faces of LFW."""
+    special = {
+        LAUGHTER: partial(laughing_faces, data, landmarks),
+        SIDE_LIGHT: partial(side_lit_faces, data),
+        OBLIQUE: partial(oblique_faces, data),
+    }
+    found = []
+    for name, (copies, undamaged) in FACTOR_COPIES.items():
+        paths = special[name]() if name in special else factor_faces(data, name)
+        for path in paths:
+            found.append(Face(path, f"factors/{name}/{path.parent.name}_{path.name}", "", copies, undamaged))
+    return found
+
+
+def laughing_faces(data: Path, landmarks: Path) -> list[Path]:
+    """Happy faces of LFW's training identities with an open mouth."""
+    happy = [row for row in factor_rows(data, "expression_lfw", held_out=False) if row["condition"] == "happiness"]
+    paths = sorted({data / row["path"].removeprefix("../") for row in happy})
+    points = landmarks_of(paths, landmarks)
+    openings = [None if (found := points[key_of(path)]) is None else mouth_opening(found) for path in paths]
+    return [path for path, opening in zip(paths, openings, strict=True) if opening is not None and opening >= OPEN]
+
+
+def side_lit_faces(data: Path) -> list[Path]:
+    """Yale's faces in extreme lighting."""
+    rows = factor_rows(data, "illumination", held_out=False)
+    return sorted({data / "factors" / row["path"] for row in rows if row["label"] == "extreme lighting"})
+
+
+def oblique_faces(data: Path) -> list[Path]:
+    """Faces of Extended Yale B whose light has no label and counts as extreme (crops.py)."""
+    rows = factor_rows(data, "illumination_b", held_out=False)
+    return sorted({data / "factors" / row["path"] for row in rows if is_oblique(row)})
+
+
+def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]:
+    """Copy a crop and write its versions. Returns rows of damage.tsv; of classes, higher is better.
+
+    Every version of an odd number is damaged, with the alignment and border of the original in half of the cases. Those
+    of an even number have another alignment and border, and half of them are damaged. The undamaged ones come last."""
+    target = output / face.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, target)
-
-
-def make_versions(index: int, path: Path, folder: Path, copies: int, seed: int) -> list[list]:
-    """Copy a crop and write its damaged versions. Returns rows of damage.tsv; of classes, higher is better."""
-    copy_to(path, folder)
-    image, rows = read_image(path), []
-    for copy in range(1, copies + 1):
+    shutil.copyfile(face.source, target)
+    image, rows = read_image(face.source), []
+    outside = frame_of(face.source.parent) if SAME_FRAME in face.source.parts else black_border(image)
+    for copy in range(1, face.copies + 1):
         rng = np.random.default_rng((seed, index, copy))
-        changed, blur, illumination, occlusion, kinds = damage_once_or_twice(image, rng)
-        target = folder / path.parent.name / f"{path.stem}~{copy}.png"
-        Image.fromarray(changed).save(target, compress_level=1)
-        rows.append([f"{path.parent.name}/{target.name}", blur, illumination, occlusion, " ".join(kinds)])
+        both, odd, spared = rng.uniform() < 0.5, copy % 2 == 1, copy > face.copies - face.undamaged
+        changed = varied(image, outside, rng) if both or not odd or spared else image
+        damaged = (both or odd) and not spared
+        changed, classes, kinds = damage_once_or_twice(changed, rng) if damaged else (changed, (2, 1, 1), [])
+        version = target.with_name(f"{target.stem}~{copy}.png")
+        Image.fromarray(changed).save(version, compress_level=1)
+        rows.append([version.relative_to(output).as_posix(), *classes, " ".join(kinds)])
     return rows
 
 
-def damage_once_or_twice(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int, int, int, list[str]]:
+@cache
+def frame_of(folder: Path) -> np.ndarray:
+    """The black border (112, 112) that all crops in the folder share."""
+    return black_border(np.maximum.reduce([read_image(path) for path in list_images(folder)]))
+
+
+def damage_once_or_twice(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...], list[str]]:
     """The damaged image, its blur, illumination and occlusion classes, and what was done.
 
     One kind of damage in seven of ten cases, else two; strengths are uniform in [0, 1].
@@ -83,7 +177,15 @@ def damage_once_or_twice(image: np.ndarray, rng: np.random.Generator) -> tuple[n
         blur = min(blur, 1 if strength < 0.4 else 0) if factor == "blur" else blur
         illumination = 0 if factor == "illumination" and strength >= 0.1 else illumination
         occlusion = 0 if factor == "occlusion" else occlusion
-    return image, blur, illumination, occlusion, done
+    return image, (blur, illumination, occlusion), done
+
+
+def write_rows(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table separated by tabs, written atomically."""
+    with replacing(path) as temporary, open_text(temporary, "w") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(head)
+        writer.writerows(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,8 +193,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with faces/ and splits/")
     parser.add_argument("--output", type=Path, default=Path("runs/default"), help="folder to fill")
-    parser.add_argument("--copies", type=natural, default=2, help="damaged versions of each image (2)")
-    help_text = "identities with fewer images give centres only (3)"
+    parser.add_argument("--copies", type=natural, default=2, help="versions of each web photograph (2)")
+    help_text = "identities with fewer images are left out (3)"
     parser.add_argument("--min-images", type=positive, default=3, help=help_text)
     parser.add_argument("--seed", type=natural, default=323)
     args = parser.parse_args(arguments)

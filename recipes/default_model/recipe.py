@@ -1,8 +1,7 @@
 """The training of the default model in one process, with the features of the frozen trunks stored in a file.
 
 These features are called levels (model/multi_level.py). `train.py` with the flags of the Makefile trains the same
-model. This module is for many trainings on the same images: cross_fit.py and ablation.py. The two sizes of the model
-differ only in their start weights.
+model. This module is for many trainings on the same images: cross_fit.py and ablation.py.
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ from model.multi_level import TRUNKS
 from training.images import Images, read_images
 
 CPU = torch.device("cpu")
-SIZES = ("tiny", "small")  # SIZE.safetensors beside the label tables are the start weights (make_start.py)
 RECIPE: dict[str, Any] = {  # as in the Makefile
     "freeze": "trunk",
     "dropout": 0.3,
+    "batch_size": 512,
     "epochs": 12,
+    "factor_weight": 3.0,
     "calibration_epoch": 6,
     "lr": 2e-3,
     "lr_period": 0,
@@ -54,15 +54,15 @@ def training_faces(config: TrainConfig) -> LabelledFaces:
     return faces
 
 
-def evaluation_levels(data: Path, name: str, config: TrainConfig, folder: Path) -> tuple[list[str], Tensor]:
-    """The images of a pair list of the data folder, as it names them, and their levels (N, L)."""
+def evaluation_levels(data: Path, pairs: Path, config: TrainConfig, folder: Path) -> tuple[list[str], Tensor]:
+    """The images of a pair list, whose names are paths below the data folder, and their levels (N, L)."""
     model = start_run(config, CPU).model
-    names = read_pairs(data / "pairs" / f"{name}.tsv").names
+    names = read_pairs(pairs).names
     paths = [str(data / path) for path in names]
     images, bad = read_images(paths, range(len(paths)), model.preprocessing, "yes", workers=2)
     if bad:
         raise ValueError(f"{paths[min(bad)]} cannot be read: {bad[min(bad)]}")
-    return names, stored_levels(folder / name, images, model)[:, 0]
+    return names, stored_levels(folder / pairs.stem, images, model)[:, 0]
 
 
 def stored_levels(prefix: Path, images: Images, model: ClibFiqa) -> Tensor:

@@ -17,12 +17,10 @@ The trunk starts from a face recognition network of the same shape, its ReLU6 tu
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -34,14 +32,11 @@ from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
 from faces.degradations import HEAVY_OCCLUSION, KINDS, covered_share, degrade
-from faces.dlib_models import find_landmarks
-from faces.pose import euler_angles
-from faces.reader import read_image
 from model.checkpoint import read_checkpoint, save_checkpoint
-from model.files import write_text
 from model.mobilefacenet import HEADS, FactorNetwork
 from model.preprocessing import FACE_PREPROCESSING
-from recipes.default_model.crops import crop_paths, identities, read_crops
+from recipes.default_model.crops import crop_paths, factor_rows, identities, read_crops
+from recipes.default_model.landmarks import yaw_of
 
 UNKNOWN, COVERED = -1, -2  # no label; occluded, but how much is not known
 SIDE_YAW = 25.0  # degrees
@@ -82,7 +77,7 @@ def parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="../shared/data", help="folder with faces/, factors/, fr/ and splits/")
     parser.add_argument("--output", default="weights/mfn_small.safetensors", help="where the network goes")
-    parser.add_argument("--cache", default="runs/yaw.json", help="dlib's yaw of each crop, found once")
+    parser.add_argument("--cache", default="runs/landmarks.npz", help="dlib's landmarks of each crop, found once")
     parser.add_argument("--epochs", type=positive, default=5, help="passes of --samples (5)")
     parser.add_argument("--samples", type=positive, default=6400, help="training samples a pass (6400)")
     parser.add_argument("--batch-size", type=positive, default=64)
@@ -137,7 +132,7 @@ def held_out_set(data: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
 def _labelled_set(data: Path, cache: Path, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     paths = crop_paths(data, identities(data, held_out))
     yaw = yaw_of(crop_paths(data, identities(data)) + crop_paths(data, identities(data, held_out=True)), cache)
-    smiles = {row["path"].removeprefix("../"): row["label"] for row in rows(data / "factors" / "expression_lfw.tsv")}
+    smiles = {row["path"].removeprefix("../"): row["label"] for row in factor_rows(data, "expression_lfw", None)}
     labels = []
     for path in paths:
         angle = yaw[str(path.relative_to(data))]
@@ -145,9 +140,7 @@ def _labelled_set(data: Path, cache: Path, held_out: bool) -> tuple[np.ndarray, 
         pose = UNKNOWN if angle is None else int(abs(angle) > SIDE_YAW)
         labels.append([0, UNKNOWN if not expression else int(expression != "typical expression"), 0, 0, pose])
     for file, head in (("occlusion", 3), ("illumination", 2), ("expression", 1)):
-        for row in rows(data / "factors" / f"{file}.tsv"):
-            if (hash_of(row["subject"]) % 5 == 0) != held_out:
-                continue
+        for row in factor_rows(data, file, held_out):
             label = [UNKNOWN] * 5
             label[head] = {
                 "obstructed": COVERED, "unobstructed": 0, "normal lighting": 0, "extreme lighting": 1,
@@ -156,34 +149,6 @@ def _labelled_set(data: Path, cache: Path, held_out: bool) -> tuple[np.ndarray, 
             paths.append(data / "factors" / row["path"])
             labels.append(label)
     return read_crops(paths), np.array(labels, np.int64)
-
-
-def hash_of(text: str) -> int:
-    """A stable number of a subject's name, for splits by subject."""
-    return sum((i + 1) * ord(c) for i, c in enumerate(text))
-
-
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t"))
-
-
-def yaw_of(paths: list[Path], cache: Path) -> dict[str, float | None]:
-    """dlib's yaw in degrees of each crop, None where it finds no face; kept in `cache`. Keys: faces/lfw/..."""
-    keys = ["/".join(path.parts[-4:]) for path in paths]
-    if cache.exists() and set(known := json.loads(cache.read_text())) >= set(keys):
-        return known
-    with ProcessPoolExecutor() as pool:
-        angles = list(tqdm(pool.map(_yaw, paths, chunksize=32), total=len(paths), desc="pose", unit="image"))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    write_text(cache, json.dumps(dict(zip(keys, angles, strict=True))))
-    return json.loads(cache.read_text())
-
-
-def _yaw(path: Path) -> float | None:
-    image = read_image(path)
-    points = find_landmarks(image)
-    return None if points is None else float(euler_angles(points, image.shape[1], image.shape[0])[1])
 
 
 # ---- samples --------------------------------------------------------------------------------------------------------

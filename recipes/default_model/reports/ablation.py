@@ -8,7 +8,9 @@ frozen, so its features are computed once and a run takes a minute.
 
 Prints a table of pAUC(0.3) / (FNMR(0) * 0.3), lower is better: the mean over seeds and cells, and the interval of the
 mean over the seeds (Student's t, 95 %). Finished runs are kept, so the same command continues an interrupted ablation.
-With `--anchors` the variants are tables of quality anchors, to tell which ones make the better CLIB-FIQA.
+With `--anchors` the variants are tables of quality anchors, to tell which ones make the better CLIB-FIQA. With
+`--noise` anchors are wrong on purpose: those of a share of the identities are shuffled among the images of these
+identities.
 """
 
 from __future__ import annotations
@@ -58,14 +60,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> table, what diffe
     "anchor shifted, percentiles": (SHIFTED, PUBLISHED_ANCHORS),
     "anchor of CCS alone, robust": (CCS, {}),
 }
+STEPS = tuple(VARIANTS)[:3]  # what each adds to the one before is tested with wrong anchors too
 
 
 class Bench:
     """The two evaluation sets: the levels of their images, and how a score is judged."""
 
     def __init__(self, args: argparse.Namespace, config: TrainConfig) -> None:
-        self.pairs = {name: read_pairs(args.data / "pairs" / f"{name}.tsv") for name in SETS}
-        self.levels = {name: evaluation_levels(args.data, name, config, args.tables)[1] for name in SETS}
+        lists = {name: args.data / "pairs" / f"{name}.tsv" for name in SETS}
+        self.pairs = {name: read_pairs(file) for name, file in lists.items()}
+        self.levels = {name: evaluation_levels(args.data, file, config, args.tables)[1] for name, file in lists.items()}
         self.similarities: dict[str, dict[str, Floats]] = {}
         for name, pairs in self.pairs.items():
             files = {fr: args.evaluation / name / f"{fr}.npz" for fr in JUDGES}
@@ -97,7 +101,7 @@ def _number(value: float | None) -> float:
 def variants(args: argparse.Namespace) -> dict[str, tuple[str, dict[str, Any]]]:
     """The ablation's, or the recipe with each of the tables of `--anchors`."""
     if not args.anchors:
-        return VARIANTS
+        return {name: VARIANTS[name] for name in STEPS} if args.noise else VARIANTS
     pairs = [text.partition("=") for text in args.anchors]
     if bad := [name for name, _, table in pairs if not table]:
         raise ValueError(f"--anchors {bad[0]}: NAME=TABLE was expected")
@@ -109,9 +113,11 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, floa
     base = recipe(args.tables / MIXED, args.start)
     args.output.mkdir(parents=True, exist_ok=True)
     labels = read_labels(base.data_list)
-    is_lfw = torch.tensor([not str(label.identity).isdecimal() for label in labels])
+    identities = [label.identity or label.path for label in labels]
+    is_lfw = torch.tensor([not identity.isdecimal() for identity in identities])
     faces, bench = training_faces(base), Bench(args, base)
-    readable = faces.images.usable[is_lfw[faces.images.usable]]
+    wanted = is_lfw & torch.tensor(["~" not in label.path or not args.originals for label in labels])
+    readable = faces.images.usable[wanted[faces.images.usable]]
     inputs = hashlib.sha256(bench.fingerprint())
     inputs.update(hash_of_tensors({"levels": cast(Tensor, faces.images.cached), "usable": readable}).encode())
     inputs.update(Path(base.data_list).read_bytes() + args.start.read_bytes())
@@ -119,18 +125,33 @@ def results(args: argparse.Namespace) -> Iterator[tuple[str, list[dict[str, floa
         rows = read_labels(args.tables / table)
         anchors = {row.path: row.quality for row in rows}
         raw = torch.tensor([_number(anchors.get(label.path)) for label in labels], dtype=torch.float64)
-        config, seeds = replace(base, **differences, freeze="trunk"), []
+        config = replace(base, **differences, freeze="trunk")
         faces.quality = normalise_quality(torch.where(is_lfw, raw, torch.nan), config.normalise).float()
         faces.images.usable = readable[faces.quality[readable].isfinite()]
-        for seed in range(args.seeds):
-            seeded = replace(config, seed=seed)
-            file = args.output / f"{name} {seed} {key_of(seeded, args.tables / table, inputs.digest())}.json"
-            if not file.is_file():
-                cells = bench.judge(fit(seeded, faces))
-                write_text(file, json.dumps(cells, indent=1))
-            seeds.append(json.loads(file.read_text()))
-            print(f"{name}, seed {seed}: {np.mean(list(seeds[-1].values())):.3f}", file=sys.stderr, flush=True)
-        yield name, seeds
+        for share in args.noise or [0.0]:
+            shown, seeds = (f"{name}, {share:.0%} shuffled" if args.noise else name), []
+            for seed in range(args.seeds):
+                seeded = replace(config, seed=seed)
+                file = args.output / f"{shown} {seed} {key_of(seeded, args.tables / table, inputs.digest())}.json"
+                if not file.is_file():
+                    quality = shuffled(faces.quality, identities, faces.images.usable, share, seed)
+                    cells = bench.judge(fit(seeded, replace(faces, quality=quality)))
+                    write_text(file, json.dumps(cells, indent=1))
+                seeds.append(json.loads(file.read_text()))
+                print(f"{shown}, seed {seed}: {np.mean(list(seeds[-1].values())):.3f}", file=sys.stderr, flush=True)
+            yield shown, seeds
+
+
+def shuffled(quality: Tensor, identities: Sequence[str], rows: Tensor, share: float, seed: int) -> Tensor:
+    """Anchors (N,) with those of a share of the identities exchanged at random among the `rows` of these identities."""
+    if not share:
+        return quality
+    rng, names = np.random.default_rng(seed), sorted({identities[row] for row in rows.tolist()})
+    wrong = set(rng.permutation(names)[: round(share * len(names))].tolist())
+    chosen = torch.tensor([row for row in rows.tolist() if identities[row] in wrong])
+    result = quality.clone()
+    result[chosen] = quality[chosen[torch.from_numpy(rng.permutation(len(chosen)))]]
+    return result
 
 
 def key_of(config: TrainConfig, table: Path, inputs: bytes) -> str:
@@ -155,7 +176,8 @@ def report(args: argparse.Namespace) -> int:
     what = f"Mean pAUC(0.3) / (FNMR(0) * 0.3) and the 95 % interval of the mean over {args.seeds} seeds"
     script = "benchmarks/anchors_table.sh" if args.anchors else "make ablation"
     output = Output(args.results, script)
-    output.add("anchors_trained" if args.anchors else "ablation", what, columns, variant_rows(results(args)))
+    name = "anchors_trained" if args.anchors else "ablation_noise" if args.noise else "ablation"
+    output.add(name, what, columns, variant_rows(results(args)))
     return 0
 
 
@@ -169,11 +191,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"), help="folder of the finished runs")
     anchors_help = "instead: the recipe with the anchors of these tables in --tables, whose rows may be fewer"
     parser.add_argument("--anchors", nargs="+", default=[], metavar="NAME=TABLE", help=anchors_help)
+    noise_help = "instead: the first three variants with anchors shuffled among these shares of the identities"
+    parser.add_argument("--noise", nargs="+", type=float, default=[], metavar="SHARE", help=noise_help)
+    parser.add_argument("--originals", action="store_true", help="train without versions: a third of the time")
     parser.add_argument("--seeds", type=positive, default=3, help="two or more (3)")
     add_results_option(parser)
     args = parser.parse_args(arguments)
     if args.seeds < 2:
         parser.error("--seeds 1 gives no interval: two or more were expected")
+    if bad := [share for share in args.noise if not 0 <= share <= 1]:
+        parser.error(f"--noise {bad[0]} must lie in [0, 1]")
     keep_freed_memory()
     return exit_code(lambda: report(args), stopped="stopped; the same command goes on")
 

@@ -2,7 +2,7 @@
 
     python -m recipes.default_model.reports.edc_tables edc_lfw=runs/evaluation/lfw_test --results results
     python -m recipes.default_model.reports.edc_tables edc_differences=runs/evaluation/celeba_dev,runs/edc/lfw \\
-        --against clib-fiqa-small@foamliu --results results
+        --against clib-fiqa@foamliu --results results
 
 NAME=FOLDER gives the table NAME of the methods that do not use the judging FR model, and NAME_same_model of those that
 do. `--against METHOD` gives paired differences instead, pooled over the folders of each NAME. `--excerpt NAME` writes
@@ -25,12 +25,11 @@ from recipes.default_model.reports.results import Cell, Column, Output, add_resu
 
 COMMAND = "benchmarks/evaluation_table.sh"
 WHAT = f"pAUC({DEFAULT_LIMIT:g}) / (FNMR(0) * {DEFAULT_LIMIT:g}), 1 is useless, lower is better"
-OURS = "clib-fiqa-"  # methods whose names are printed bold
+OURS = "clib-fiqa"  # methods whose names are printed bold
 CELL = {"1": "{:.2f}", "2": "{:.4f}, {}", "3": "{:.3f} [{:.2f}, {:.2f}]"}
 SETS = {"CelebA": "edc_celeba", "LFW": "edc_lfw"}
 EXCERPT = {  # method -> its name in README.md
-    "clib-fiqa-small@foamliu": "**default model** (`small`)",
-    "clib-fiqa-tiny@foamliu": "`tiny`",
+    "clib-fiqa@foamliu": "**default model**",
     "norm@foamliu": "feature norm of foamliu's FR network",
     "lightqnet": "LightQNet dm100",
     "cr-fiqa@foamliu": "our CR-FIQA, of 9,525 faces",

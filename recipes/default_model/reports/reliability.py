@@ -4,8 +4,7 @@ Prints for each labelled set: how often the bad and the good side of the factor 
 expected calibration error before and after the calibration that the weights hold, and the confusion matrix. Draws
 reliability diagrams: among the faces whose good level has a probability near p, is a share near p good?
 
-    python -m recipes.default_model.reports.reliability --beside clib-fiqa-tiny \\
-        --figure docs/reliability.png --results results
+    python -m recipes.default_model.reports.reliability --figure docs/reliability.png --results results
 """
 
 from __future__ import annotations
@@ -21,14 +20,15 @@ import numpy as np
 import torch
 
 from command_line import exit_code, positive
-from faces.degradations import KINDS, degrade
-from faces.pose import pose_class
+from faces.degradations import KINDS, SIZE, degrade
+from faces.pose import euler_angles, pose_class
 from model.calibration import Calibration, calibrated
 from model.checkpoint import read_checkpoint
 from model.prompts import AXES
+from recipes.default_model.crops import factor_rows as rows_of
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
+from recipes.default_model.landmarks import OPEN, SHUT, key_of, landmarks_of, mouth_opening
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option, name_of
-from recipes.default_model.train_factors import hash_of, rows, yaw_of
 from scoring import Scorer
 
 BINS = 10
@@ -111,15 +111,30 @@ def labelled_sets(data: Path, faces: int, cache: Path) -> Iterator[Labelled]:
     clean = list(read_crops(firsts[:faces]))
     for factor in ("blur", "illumination", "occlusion"):
         yield damaged(factor, clean)
-    smiles = [row for row in rows(data / "factors" / "expression_lfw.tsv") if row["split"] == "test" and row["label"]]
-    yield from_rows(data, "expression", "human labels, LFW test identities", smiles)
+    people = [row for row in rows_of(data, "expression_lfw", None) if row["split"] == "test"]
+    yield from_rows(data, "expression", "human labels, LFW test identities", [row for row in people if row["label"]])
     for factor in TABLES:
-        held_out = [row for row in rows(data / "factors" / f"{factor}.tsv") if hash_of(row["subject"]) % 5 == 0]
-        yield from_rows(data, factor, f"{factor}.tsv, held-out subjects", held_out)
-    yaw = list(yaw_of(firsts, cache).values())
-    seen = [(path, angle) for path, angle in zip(firsts, yaw, strict=True) if angle is not None]
-    levels = np.array([pose_class(angle) for _, angle in seen])
-    yield Labelled("pose", "landmarks, LFW test identities", list(read_crops([path for path, _ in seen])), levels)
+        yield from_rows(data, factor, f"{factor}.tsv, held-out subjects", rows_of(data, factor, held_out=True))
+    yield real_masks(data, firsts)
+    lit = [row for row in rows_of(data, "illumination_b", held_out=True) if row["label"]]
+    yield from_rows(data, "illumination", "illumination_b.tsv, held-out subjects", lit)
+    smiles = [data / row["path"].removeprefix("../") for row in people if row["condition"] == "happiness"]
+    points = {key: found for key, found in landmarks_of([*firsts, *smiles], cache).items() if found is not None}
+    opening = [(path, mouth_opening(points[key_of(path)])) for path in smiles if key_of(path) in points]
+    sure = [(path, int(gap <= SHUT)) for path, gap in opening if not SHUT < gap < OPEN]
+    crops = list(read_crops([path for path, _ in sure]))
+    yield Labelled("expression", "smiles and laughter, LFW test identities", crops, np.array([s for _, s in sure]))
+    posed = [(path, points[key_of(path)]) for path in firsts if key_of(path) in points]
+    levels = np.array([pose_class(euler_angles(found, SIZE, SIZE)[1]) for _, found in posed])
+    yield Labelled("pose", "landmarks, LFW test identities", list(read_crops([path for path, _ in posed])), levels)
+
+
+def real_masks(data: Path, unmasked: Sequence[Path]) -> Labelled:
+    """Masks of subjects that no training saw, and faces without a mask."""
+    masks = [data / "factors" / row["path"] for row in rows_of(data, "occlusion_real", held_out=True)]
+    levels = np.array([0] * len(masks) + [1] * len(unmasked))
+    crops = list(read_crops([*masks, *unmasked]))
+    return Labelled("occlusion", "occlusion_real.tsv, held-out subjects; LFW test identities", crops, levels)
 
 
 def damaged(factor: str, clean: Sequence[np.ndarray]) -> Labelled:
@@ -209,8 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
     parser.add_argument("--beside", nargs="*", default=[], metavar="WEIGHTS", help="other models, a column each")
     parser.add_argument("--faces", type=positive, default=200, help="test identities that are damaged (200)")
-    cache = Path("runs/yaw_test.json")
-    parser.add_argument("--cache", type=Path, default=cache, help="dlib's yaw of each face, found once")
+    cache = Path("runs/landmarks_test.npz")
+    parser.add_argument("--cache", type=Path, default=cache, help="dlib's landmarks of each face, found once")
     parser.add_argument("--figure", type=Path, help="PNG of the reliability diagrams")
     add_results_option(parser)
     args = parser.parse_args(arguments)

@@ -28,9 +28,9 @@ from evaluation.pairs import Pairs, read_pairs
 from evaluation.scores import read_scores
 from faces.pose import pose_class
 from model.prompts import AXES
-from recipes.default_model.crops import data_file
+from recipes.default_model.crops import data_file, factor_rows
+from recipes.default_model.landmarks import yaw_of
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
-from recipes.default_model.train_factors import rows, yaw_of
 
 FMR = 1e-3
 DISCARDED = 0.1
@@ -43,7 +43,7 @@ def groups_of(data: Path, names: Sequence[str], cache: Path) -> dict[str, Mask]:
     without a label belong to none."""
     yaw = yaw_of([data / name for name in names], cache)
     pose = [AXES["pose"][pose_class(angle)] if (angle := yaw[name]) is not None else "" for name in names]
-    table = rows(data / "factors" / "expression_lfw.tsv")
+    table = factor_rows(data, "expression_lfw", None)
     by_people = {row["path"].removeprefix("../"): row["label"] for row in table}
     labels = {"pose": pose, "expression": [by_people.get(name, "") for name in names]}
     return {
@@ -91,7 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scores", type=Path, required=True, help="scores of LFW's test images")
     parser.add_argument("--weights", default="", help="the model that made them, to be named in --results")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the data folder")
-    parser.add_argument("--cache", type=Path, default=Path("runs/yaw_lfw_test.json"), help="dlib's yaw, found once")
+    cache = Path("runs/landmarks_test.npz")
+    parser.add_argument("--cache", type=Path, default=cache, help="dlib's landmarks, found once")
     add_results_option(parser)
     args = parser.parse_args(arguments)
     return exit_code(lambda: report(args), stopped="stopped; nothing was printed")
