@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help setup setup-dev demo test lint docs-tables weights tables cross-fit ablation clean
+.PHONY: help setup setup-dev demo test lint docs-tables weights tables cross-fit ablation ediffiqa clean
 
 help:                            ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -66,6 +66,10 @@ cross-fit: setup-dev             ## score CelebA with models that never saw its 
 		$(PY) -m recipes.default_model.reports.cross_fit --data $(DATA) --tables $(RECIPE) --size $$size || exit 1; done
 ablation: setup-dev              ## train variants of the recipe and compare them (after `make tables`)
 	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results
+
+ediffiqa: setup-dev              ## make the shipped eDifFIQA-T again, and compare it (after benchmarks/evaluation_table.sh)
+	benchmarks/quality_labels.sh $(DATA)
+	cp runs/quality_labels/ediffiqa-t-head/ediffiqa.safetensors weights/ediffiqa_t.safetensors
 
 docs-tables: setup-dev            ## render the tables of the docs from results/*.json
 	$(PY) -m docs.render_tables

@@ -93,6 +93,15 @@ WEIGHTS = (
         image_size=112,
     ),
     KnownWeights(
+        "ediffiqa",
+        "ediffiqa_t.safetensors",
+        SHIPPED,
+        SHIPPED_LICENCE,
+        sha256="0000000000000000000000000000000000000000000000000000000000000000",
+        system="ediffiqa",
+        image_size=112,
+    ),
+    KnownWeights(
         "RN50",
         "RN50.pt",
         "https://github.com/openai/CLIP",

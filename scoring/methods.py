@@ -19,7 +19,7 @@ DEFAULT_METHOD = "clib-fiqa"
 METHODS = {
     "clib-fiqa": Method("clib-fiqa", ClibFiqa, ClibFiqaScoring, range=(0.1, 0.9)),
     "cr-fiqa": Method("cr-fiqa-l", IResNet, CrFiqaScoring),
-    "ediffiqa": Method("ediffiqa-t", EDifFIQA, FeatureHeadScoring),
+    "ediffiqa": Method("ediffiqa", EDifFIQA, FeatureHeadScoring),
     "diffiqa-r": Method("diffiqa-r", QualityRegressor, FeatureHeadScoring),
     "dsl-fiqa": Method(
         "dsl-fiqa",

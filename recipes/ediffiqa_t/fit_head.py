@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     scores = read_qualities(args.scores)
     embeddings = read_embeddings(args.embeddings)
     if embeddings.model_sha256 != sha256_of(args.backbone):
-        raise ValueError(f"{args.embeddings} was not made by {args.backbone}: make it with `evaluate.py embed --fr` of it")
+        raise ValueError(f"{args.embeddings} was not made by {args.backbone}; make it with `evaluate.py embed`")
     rows = match_names(list(scores), embeddings.names, str(args.embeddings))
     features = torch.from_numpy(np.array(embeddings.rows[rows], np.float32))
     labels = torch.tensor(list(scores.values()), dtype=torch.float32)
