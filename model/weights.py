@@ -97,7 +97,7 @@ WEIGHTS = (
         "ediffiqa_t.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="0000000000000000000000000000000000000000000000000000000000000000",
+        sha256="b7ed6d516a7cd66e3f3b1319232e95f765ffe184ae40aab4069b85f2f97aafe4",
         system="ediffiqa",
         image_size=112,
     ),
