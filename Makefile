@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help setup setup-dev demo app test lint docs docs-tables weights tables calibrate bands cross-fit ablation clean
+.PHONY: help setup setup-dev demo app test lint docs docs-tables weights tables calibrate bands cross-fit ablation ediffiqa clean
 
 help:                            ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -76,6 +76,10 @@ cross-fit: setup-dev             ## score CelebA and CFP with models that never 
 		--pairs $(DATA)/pairs/celeba_dev.tsv runs/evaluation/cfp_profiles.tsv
 ablation: setup-dev              ## train variants of the recipe and compare them (after `make tables`)
 	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results --noise 0.1 0.3 0.5
+
+ediffiqa: setup-dev              ## make the shipped eDifFIQA-T again, and compare it (after benchmarks/evaluation_table.sh)
+	benchmarks/quality_labels.sh $(DATA)
+	cp runs/quality_labels/ediffiqa-t-head/ediffiqa.safetensors weights/ediffiqa_t.safetensors
 
 docs-tables: setup-dev            ## render the tables of the docs from results/*.json
 	$(PY) -m docs.render_tables

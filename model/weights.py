@@ -101,6 +101,15 @@ WEIGHTS = (
         image_size=72,
     ),
     KnownWeights(
+        "ediffiqa",
+        "ediffiqa_t.safetensors",
+        SHIPPED,
+        SHIPPED_LICENCE,
+        sha256="b7ed6d516a7cd66e3f3b1319232e95f765ffe184ae40aab4069b85f2f97aafe4",
+        system="ediffiqa",
+        image_size=112,
+    ),
+    KnownWeights(
         "RN50",
         "RN50.pt",
         "https://github.com/openai/CLIP",

@@ -27,7 +27,7 @@ METHODS = {
         options=("calibrated",),
     ),
     "cr-fiqa": Method("cr-fiqa-l", IResNet, CrFiqaScoring),
-    "ediffiqa": Method("ediffiqa-t", EDifFIQA, FeatureHeadScoring),
+    "ediffiqa": Method("ediffiqa", EDifFIQA, FeatureHeadScoring),
     "diffiqa-r": Method("diffiqa-r", QualityRegressor, FeatureHeadScoring),
     "dsl-fiqa": Method(
         "dsl-fiqa",

@@ -241,6 +241,6 @@ def test_presets_and_flags() -> None:
     assert Procedure().passes() == 120
     fast = procedure_of(parse_arguments([*base, "--preset", "fast", "--seed", "3", "--views", "1"]))
     assert fast == replace(PRESETS["fast"], seed=3, views=1)
-    assert PRESETS["fast"].passes() <= 12
+    assert PRESETS["fast"].passes() * 10 <= PRESETS["full"].passes()
     with pytest.raises(ValueError, match="from 1 on"):
         Procedure(repeats=0)

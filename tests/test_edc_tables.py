@@ -38,8 +38,10 @@ def folders(tmp_path: Path) -> Path:
 
 def test_tables_of_other_and_of_the_same_model_and_the_excerpt(folders: Path) -> None:
     named = [f"edc_celeba={folders / 'celeba'}", f"edc_lfw={folders / 'lfw'}"]
-    assert edc_tables.main([*named, "--excerpt", "comparison", "--results", str(folders)]) == 0
+    command = ["--command", "benchmarks/some.sh"]
+    assert edc_tables.main([*named, "--excerpt", "comparison", *command, "--results", str(folders)]) == 0
     table = read_result(folders / "edc_celeba.json")
+    assert table.command == "benchmarks/some.sh"
     assert [column.name for column in table.columns] == [
         "method", "faceplugin @ 1e-3", "dlib @ 1e-3", "foamliu @ 1e-3", "scaled mean"
     ]  # fmt: skip

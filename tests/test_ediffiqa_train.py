@@ -254,6 +254,9 @@ def test_batch_norm_modes(data: Path, tmp_path: Path) -> None:
         train_mode(run.model, rule)
         assert sum(norm.training for norm in norms) == training
         assert run.model.mlp.training
+    assert config.batch_norm_rule() == "frozen"
+    assert replace(config, start_weights="").batch_norm_rule() == "published"
+    assert replace(config, batch_norm="trained").batch_norm_rule() == "trained"
 
 
 def test_a_diverging_run_ends_with_advice(data: Path, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ from recipes.default_model.reports import (
     subgroups,
     unseen,
 )
+from recipes.ediffiqa_t import fit_head, mean_ranks
+from recipes.ediffiqa_t import make_faces as make_quality_faces
 
 CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (train_factors.main, ["--data", "nothing"]),
@@ -45,6 +47,9 @@ CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (ablation.main, ["--data", "nothing", "--tables", "nothing", "--start", "start.safetensors", "--output", "out"]),
     (unseen.main, ["--data", "nothing", "--output", "out"]),
     (edc_tables.main, ["edc_lfw=nothing"]),
+    (make_quality_faces.main, ["--data", "nothing", "--output", "out"]),
+    (mean_ranks.main, ["nothing", "--output", "out.csv"]),
+    (fit_head.main, ["--backbone", "nothing", "--embeddings", "e.npz", "--scores", "nothing", "--output", "out"]),
 ]
 
 

@@ -287,8 +287,8 @@ def test_a_batch_has_images(weights: Path, size: int) -> None:
 
 def test_listed_models_are_as_they_are() -> None:
     models = {model.name: model for model in list_models()}
-    clib_and_cr = ["clib-fiqa", "clib-fiqa-r50", "cr-fiqa-l", "cr-fiqa-s"]
-    assert list(models) == [*clib_and_cr, *(f"ediffiqa-{size}" for size in "lmst"), "dsl-fiqa"]
+    shipped, others = ["clib-fiqa", "ediffiqa"], ["clib-fiqa-r50", "cr-fiqa-l", "cr-fiqa-s"]
+    assert list(models) == [*shipped, *others, *(f"ediffiqa-{size}" for size in "lmst"), "dsl-fiqa"]
     licences = {known.name: known.licence for known in WEIGHTS}
     for name, model in models.items():
         assert model.licence == licences[name]

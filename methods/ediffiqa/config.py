@@ -45,8 +45,9 @@ class Config:
     mlp_width: int = 1024
     # so many of the backbone's last parameter tensors train, the others are frozen; 0: all train
     trained_tensors: int = 100
-    # batch norms in training mode: published: all; trained: those whose weights train; frozen: none
-    batch_norm: Literal["published", "trained", "frozen"] = "published"
+    # batch norms in training mode: published: all; trained: those whose weights train; frozen: none, they keep the
+    # statistics of the start weights; auto: frozen with --start-weights, measured to be better, else published
+    batch_norm: Literal["auto", "published", "trained", "frozen"] = "auto"
 
     # -- Loss --
     # weight of the representation consistency; the quality loss has 1 - theta
@@ -89,9 +90,14 @@ class Config:
         for name in ("lr", "mlp_lr", "clip_norm"):
             require(self, name, 0 < getattr(self, name) < math.inf, "above 0")
 
+    def batch_norm_rule(self) -> str:
+        """`batch_norm` with what `auto` stands for."""
+        return self.batch_norm if self.batch_norm != "auto" else "frozen" if self.start_weights else "published"
+
 
 PRESETS: dict[str, dict[str, Any]] = {  # what differs from the defaults
-    "published": {},
+    "default": {},
+    "published": {"batch_norm": "published"},
     "small": {"variant": "T", "epochs": 20, "trained_tensors": 0, "lr": 1e-3, "batch_size": 64, "schedule": "cosine"},
 }
 
@@ -101,7 +107,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Config:
 
     Exits with code 2 for an unknown flag or an unreadable value, raises ValueError for one out of range.
     """
-    config = parse_settings(Config, "methods.ediffiqa.train", __doc__, PRESETS, "published", arguments)
+    config = parse_settings(Config, "methods.ediffiqa.train", __doc__, PRESETS, "default", arguments)
     require(config, "items", bool(config.items), "a folder with items.tsv and centres.npz")
     require(config, "images", bool(config.images), "the folder that the paths of items.tsv are relative to")
     require(config, "teacher", bool(config.teacher), "an .npz with the teacher's embeddings")

@@ -28,7 +28,7 @@ def train_epoch(run: EDifFiqaRun, items: TeacherItems) -> dict[str, Any]:
     Raises TrainingError when a loss or a gradient is not finite.
     """
     config, began = run.config, time.perf_counter()
-    train_mode(run.model, config.batch_norm)
+    train_mode(run.model, config.batch_norm_rule())
     values, steps = StepValues(run.device), items.train.steps(config.batch_size)
     batches = on_device(items.batches(config.batch_size, (config.seed, run.epoch)), run.device)
     title = f"epoch {run.epoch + 1}/{config.epochs}"

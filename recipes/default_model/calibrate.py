@@ -62,7 +62,8 @@ def known_levels(data: Path, cache: Path) -> Iterator[tuple[np.ndarray, dict[str
             rng = np.random.default_rng((SEED, index, copy))
             changed, (blur, illumination, occlusion), _ = damage_once_or_twice(crop, rng)
             yield changed, {"blur": blur, "occlusion": occlusion, "illumination": illumination}
-    labels = {row["path"].removeprefix("../"): row["label"] for row in factor_rows(data, "expression_lfw", held_out=None)}
+    expressions = factor_rows(data, "expression_lfw", held_out=None)
+    labels = {row["path"].removeprefix("../"): row["label"] for row in expressions}
     named = [(path, label) for path in held_out if (label := labels.get(path.relative_to(data).as_posix()))]
     for crop, (_, label) in zip(read_crops([path for path, _ in named]), named, strict=True):
         yield crop, {"expression": AXES["expression"].index(label)}

@@ -123,7 +123,7 @@ def report(args: argparse.Namespace) -> int:
     named = dict(text.partition("=")[::2] for text in args.folders)
     if bad := [name for name, folder in named.items() if not name or not folder]:
         raise ValueError(f"{bad[0]!r}: NAME=FOLDER was expected")
-    output = Output(args.results, COMMAND, args.weights)
+    output = Output(args.results, args.command, args.weights)
     if args.against:
         number, share = "{:+.3f} [{:+.3f}, {:+.3f}]", "{} of {}"
         columns = [Column(f"`{args.against}` minus")]
@@ -156,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER", help="output folders of evaluate.py edc")
     parser.add_argument("--against", default="", metavar="METHOD", help="paired differences; NAME=FOLDER,FOLDER,…")
     parser.add_argument("--excerpt", default="", metavar="NAME", help="also the short table of README.md")
+    parser.add_argument("--command", default=COMMAND, help=f"what makes these tables again ({COMMAND})")
     parser.add_argument("--weights", nargs="*", default=[], help="the models that were judged, for --results")
     add_results_option(parser)
     args = parser.parse_args(arguments)
