@@ -11,29 +11,31 @@ Real crops of LFW are nearly all good. Without damage, a network would hardly se
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
+from faces.reader import read_image
 from model.files import only_run
 from recipes.default_model.crops import crop_paths, split
-from recipes.default_model.make_faces import make_versions
+from recipes.default_model.make_faces import damage_once_or_twice
 
 
 def run(args: argparse.Namespace) -> int:
     found = chosen(crop_paths(args.data, split(args.data, "train")), args.min_images, args.most)
     if not found:
         raise ValueError(f"no training identity below {args.data} has {args.min_images} images: lower --min-images")
-    make = partial(make_versions, folder=args.output, copies=args.copies, seed=args.seed)
     args.output.mkdir(parents=True, exist_ok=True)
     with only_run(args.output):
         for index, path in enumerate(tqdm(found, "faces", unit="image", disable=None)):
-            make(index, path)
+            write_versions(index, path, args.output, args.copies, args.seed)
     print(f"{args.output}: {len(found)} faces of {len({path.parent for path in found})} identities")
     return 0
 
@@ -44,6 +46,17 @@ def chosen(paths: Sequence[Path], least: int, most: int) -> list[Path]:
     for path in paths:
         own[path.parent].append(path)
     return [path for crops in own.values() if len(crops) >= least for path in crops[:most]]
+
+
+def write_versions(index: int, path: Path, folder: Path, copies: int, seed: int) -> None:
+    """Copy a crop, and write its damaged versions."""
+    target = folder / path.parent.name / path.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    image = read_image(path)
+    for copy in range(1, copies + 1):
+        changed, _, _ = damage_once_or_twice(image, np.random.default_rng((seed, index, copy)))
+        Image.fromarray(changed).save(target.with_name(f"{path.stem}~{copy}.png"), compress_level=1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
