@@ -166,18 +166,18 @@ class Service:
 
     async def _results(self, index: int, upload: UploadFile, pictures: bool) -> list[Result]:
         item = await self.load(upload)
-        faces = item.value if isinstance(item.value, list) else [item.value]
         if item.value is None:
-            scores = [Score(None, item.status)]
-        else:
-            scores = await asyncio.wrap_future(self.batcher.submit(item))
-        results = []
-        for face, score in zip(faces, scores, strict=True):
-            picture = data_url(face.crops[0]) if pictures and face else None
-            row = row_of(score)
-            del row["path"]
-            results.append(Result(index=index, filename=upload.filename, picture=picture, **row))
-        return results
+            return [self._result(index, upload, Score(None, item.status), None)]
+        scores = await asyncio.wrap_future(self.batcher.submit(item))
+        faces = item.value if isinstance(item.value, list) else [item.value]
+        shown = [data_url(face.crops[0]) for face in faces] if pictures else [None] * len(faces)
+        return [self._result(index, upload, *face) for face in zip(scores, shown, strict=True)]
+
+    @staticmethod
+    def _result(index: int, upload: UploadFile, score: Score, picture: str | None) -> Result:
+        row = row_of(score)
+        del row["path"]
+        return Result(index=index, filename=upload.filename, picture=picture, **row)
 
     async def load(self, upload: UploadFile) -> Item:
         """An uploaded image, decoded and prepared by one of the threads."""
