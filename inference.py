@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING
 
 from command_line import (
     FILE_SIZE_HELP,
+    MERGE_HELP,
+    SHARD_HELP,
     THREADS_HELP,
     available_cores,
     exit_code,
@@ -39,6 +41,7 @@ from command_line import (
     natural,
     positive,
     set_threads,
+    shard,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +67,16 @@ def run(args: argparse.Namespace) -> int:
 
     check_table_name(args.output)
     paths = expand_inputs(args.images, sys.stdin)
+    if args.merge:
+        from scoring.shards import merge
+
+        with only_writer(args.output):
+            return report(merge(args.output, list(paths), args.merge), f"{args.merge} shards")
+    if args.shard:
+        from scoring.shards import shard_table
+
+        with only_writer(shard_table(args.output, args.shard)):
+            return score_images(args, list(paths))
     with only_writer(args.output):  # from before the model is loaded to the end of the table
         return score_images(args, paths)
 
@@ -89,14 +102,27 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     if args.workers is None:
         few = total is not None and total < FEW
         args.workers = 0 if few else default_workers(scorer, first[0], available_cores())
-    start, remaining = time.perf_counter(), chain(first, remaining)
+    start, remaining = time.perf_counter(), iter(chain(first, remaining))
+    if args.shard:
+        from labels.measure import part_of
+        from scoring.shards import shard_table, write_settings
+
+        part = part_of(list(remaining), args.shard, scorer.batch_size)
+        remaining, total = iter(part), len(part)
+        write_settings(args.output, args.shard, scorer.settings)
+        args.output = shard_table(args.output, args.shard)
     if args.output:
         statuses = write_table(scorer, remaining, total, args)
     else:
         statuses = print_table(scorer.stream(remaining, args.workers))
-    counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
-    print(f"{counts} in {time.perf_counter() - start:.1f} s ({scorer})", file=sys.stderr)
-    return int(set(statuses) != {"ok"})
+    return report(statuses, f"{time.perf_counter() - start:.1f} s ({scorer})")
+
+
+def report(statuses: Counter[str], how: str) -> int:
+    """Say on stderr how many rows have each status; return the exit code."""
+    counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common()) or "no rows"
+    print(f"{counts} in {how}", file=sys.stderr)
+    return int(not set(statuses) <= {"ok"})
 
 
 def default_workers(scorer: Scorer, first: str, cores: int) -> int:
@@ -184,6 +210,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", metavar="FILE_OR_NAME", help="checkpoint (default: the method's own, in weights/)")
     add("--output", type=Path, metavar="FILE", help="table to write: .csv, .jsonl, .parquet, or .txt (`path score`)")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output")
+    add("--shard", type=shard, metavar="I/N", help=SHARD_HELP)
+    add("--merge", type=positive, metavar="N", help=MERGE_HELP)
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
@@ -198,6 +226,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if args.resume and not args.output:
         parser.error("--resume continues a file: give its --output")
+    if (args.shard or args.merge) and (not args.output or (args.shard and args.merge)):
+        parser.error("give one of --shard and --merge, and the --output of the whole run")
     return args
 
 

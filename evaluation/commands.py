@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,13 +48,18 @@ EXAMPLES = 3
 
 def embed(args: argparse.Namespace) -> int:
     """FR embeddings of images as one .npz."""
-    from evaluation.extract import embed_images, with_flip
+    from evaluation.extract import embed_images, embed_shard, with_flip
     from labels.label_table import write_skipped
 
     names = _image_names(args)
     recognizer = _recognizer(args)
     run = _extraction(args, {**_identity(recognizer), "flip": args.flip})
-    skipped, aligned = embed_images(names, with_flip(recognizer) if args.flip else recognizer, run)
+    recognizer = with_flip(recognizer) if args.flip else recognizer
+    if args.shard:
+        run = replace(run, shard=args.shard)
+        print(f"shard is measured: {embed_shard(names, recognizer, run)}; when all are, --merge {args.shard[1]}")
+        return 0
+    skipped, aligned = embed_images(names, recognizer, replace(run, merge=args.merge))
     side = write_skipped(args.output, skipped)
     print(f"{len(names) - len(skipped)} embeddings -> {args.output}{_aligned_note(aligned)}")
     return _exit_code(len(skipped), side)

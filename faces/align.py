@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from command_line import exit_code, natural
-from model.files import replacing
+from model.files import printable, replacing
 
 from .dlib_models import face_detector, landmarks_in
 from .listing import list_images
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def run() -> int:
         bad = align_folder(args.folder, args.output, args.align, args.workers)
         for path, status in bad.items():
-            print(f"{path}: {status}", file=sys.stderr)
+            print(printable(f"{path}: {status}"), file=sys.stderr)
         return int(bool(bad))
 
     return exit_code(run, stopped="stopped; the crops so far are complete")

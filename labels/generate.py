@@ -22,11 +22,20 @@ from faces.listing import list_images
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
 from labels.factors import embed_faces, label_faces, load_factor_labels, prepare_embedding, prepare_face
 from labels.label_table import Label, is_storable, write_labels, write_skipped
-from labels.measure import Columns, images_hash, measure, start_parts, write_json
+from labels.measure import (
+    Columns,
+    gather,
+    images_hash,
+    measure,
+    part_of,
+    remove_shards,
+    start_parts,
+    write_json,
+)
 from labels.recognition import Recognizer, load_recognizer
 from model.checkpoint import sha256_of
 from model.device import pick_device
-from model.files import only_writer
+from model.files import only_writer, printable, shard_path
 from model.prompts import AXES, FACTORS
 from model.weights import find_weights
 
@@ -38,7 +47,7 @@ Skipped = dict[Path, str]   # image -> why it has no row
 
 def generate(args: argparse.Namespace) -> int:
     """Write the table args.output and its side files. Returns the exit code: 1 when an image could not be used."""
-    with only_writer(args.output):
+    with only_writer(shard_path(args.output, args.shard) if args.shard else args.output):
         return generate_alone(args)
 
 
@@ -53,18 +62,32 @@ def generate_alone(args: argparse.Namespace) -> int:
         skipped |= {args.data / n: "unknown_identity" for n in chosen if identity_of(n) not in header.classes}
         chosen = [name for name in chosen if args.data / name not in skipped]
     settings = settings_of(args, recognizer, chain((args.data / n for n in chosen), (args.centres / n for n in others)))
-    parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
+    folder = Path(f"{args.output}.parts")
+    here = shard_path(folder, args.shard) if args.shard else folder
+    parts = here if args.merge else start_parts(here, settings, args.resume)
 
-    run = partial(measure, batch_size=args.batch_size, workers=args.workers, max_bytes=args.max_file_size)
+    def run(images: Path, names: Sequence[str], prepare: Any, compute: Any, part: str) -> Columns:
+        if args.merge:
+            return gather(folder, part, settings, names, args.merge)
+        names = part_of(names, args.shard, args.batch_size) if args.shard else names
+        return measure(
+            images, names, prepare, compute, parts / part, args.batch_size, args.workers, args.max_file_size
+        )
+
     networks = recognizer.preprocessing, factors.preprocessing
     prepare = partial(prepare_face, *networks, args.landmarks, only_crops=args.only_crops)
-    measured = run(args.data, chosen, prepare, partial(label_faces, recognizer, factors), parts / "faces")
+    measured = run(args.data, chosen, prepare, partial(label_faces, recognizer, factors), "faces")
+    columns: Columns = {}
+    if others:
+        resize = partial(prepare_embedding, recognizer.preprocessing, only_crops=args.only_crops)
+        columns = run(args.centres, others, resize, partial(embed_faces, recognizer), "centres")
+    if args.shard:
+        print(f"shard {args.shard[0]}/{args.shard[1]} is measured: {parts}; when all are, --merge {args.shard[1]}")
+        return 0
     warn_of_other_sizes(args, chosen, measured)
     faces = readable(args.data, chosen, measured, skipped)
     galleries = [faces]
     if others:
-        resize = partial(prepare_embedding, recognizer.preprocessing, only_crops=args.only_crops)
-        columns = run(args.centres, others, resize, partial(embed_faces, recognizer), parts / "centres")
         same_folder = [faces] if args.centres == args.data else []
         galleries = [readable(args.centres, others, columns, skipped), *same_folder]
 
@@ -81,7 +104,10 @@ def generate_alone(args: argparse.Namespace) -> int:
     counts = {"rows": len(faces), "skipped": Counter(skipped.values()), "not_aligned": not_aligned(measured)}
     write_json(Path(f"{args.output}.json"), {**settings, **counts})
     report = summary(args, chosen, measured, quality, skipped)
-    shutil.rmtree(parts)
+    if args.merge:
+        remove_shards(folder, args.merge)
+    else:
+        shutil.rmtree(parts)
     print(report)
     return int(any(reason not in NO_FAULT for reason in skipped.values()))
 
@@ -129,7 +155,7 @@ def not_aligned(measured: Columns) -> int:
 def warn_of_other_sizes(args: argparse.Namespace, names: Sequence[str], measured: Columns) -> None:
     """Say on stderr that pictures are no aligned crops: the labels are the published ones, but hardly mean anything."""
     if count := not_aligned(measured):
-        first = args.data / names[int(np.argmin(measured["aligned"]))]
+        first = printable(str(args.data / names[int(np.argmin(measured["aligned"]))]))
         print(
             f"warning: {count} of {len(names)} pictures are no aligned crops of 112x112 pixels, such as {first}; they "
             f"are resized and not aligned, and their labels may be meaningless. `python -m faces.align {args.data} "
