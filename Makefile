@@ -2,7 +2,8 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
-.PHONY: help setup setup-dev demo app test lint docs docs-tables weights tables calibrate bands cross-fit ablation ediffiqa clean
+.PHONY: help setup setup-dev demo app test lint docs docs-tables weights tables calibrate bands cross-fit ablation ediffiqa lock sbom
+.PHONY: licences audit clean
 
 help:                            ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -84,5 +85,28 @@ ediffiqa: setup-dev              ## make the shipped eDifFIQA-T again, and compa
 docs-tables: setup-dev            ## render the tables of the docs from results/*.json
 	$(PY) -m docs.render_tables
 
+# Supply. These tools live in .venv-supply, so that they list what the project uses, and not themselves.
+SUPPLY := .venv-supply/bin
+
+.venv-supply/stamp: requirements-supply.txt
+	test -x $(SUPPLY)/python || $(PYTHON) -m venv .venv-supply
+	$(SUPPLY)/python -m pip install --quiet --disable-pip-version-check -r requirements-supply.txt
+	touch $@
+
+lock: .venv-supply/stamp setup-dev ## pin the tested versions with their hashes: requirements.lock (needs the network)
+	$(PY) -m pip freeze --exclude-editable > .venv-supply/tested.txt
+	$(SUPPLY)/uv pip compile requirements.txt requirements-extras.txt --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --custom-compile-command "make lock" --constraints .venv-supply/tested.txt -o requirements.lock
+
+sbom: .venv-supply/stamp setup-dev ## list what .venv holds as CycloneDX: sbom.json
+	$(SUPPLY)/cyclonedx-py environment $(PY) --output-reproducible --output-file sbom.json
+
+licences: .venv-supply/stamp setup-dev ## list the licences of what .venv holds
+	$(SUPPLY)/pip-licenses --python $(PY) --from mixed --with-urls
+
+audit: .venv-supply/stamp        ## look for known vulnerabilities of requirements.lock (needs the network)
+	$(SUPPLY)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock || { \
+		echo "pip-audit ended with an error: a vulnerability above, or no network to pypi.org, which it asks" >&2; exit 1; }
+
 clean:                           ## remove .venv
-	rm -rf .venv
+	rm -rf .venv .venv-supply

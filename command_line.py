@@ -16,11 +16,14 @@ from typing import Any
 
 from model.files import printable
 
-FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+FAILING_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 THREADS_HELP = """CPU threads of each operation (default: OMP_NUM_THREADS, else the number of cores); beside other work
     on the same cores give 1"""
 
+MOST_SHARDS = 100_000
+SHARD_HELP = "do the I-th of N parts of the work, each on a machine of its own; --merge N then makes the output"
+MERGE_HELP = "make the output of N finished shards: the same command with --merge N in place of --shard I/N"
 FILE_SIZE_HELP = "megabytes of the largest image file that is read, a larger one is too_large (default: 200)"
 
 
@@ -36,6 +39,14 @@ def positive(text: str) -> int:
     if natural(text) == 0:
         raise ArgumentTypeError("at least 1 was expected")
     return int(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """`2/8`, the second of eight parts of the work."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count) <= MOST_SHARDS):
+        raise ArgumentTypeError(f"I/N was expected, such as 2/8 for the second of 8 shards, not {text!r}")
+    return int(number), int(count)
 
 
 def megabytes(text: str) -> int:

@@ -24,6 +24,8 @@ from typing import Any
 
 from command_line import (
     FILE_SIZE_HELP,
+    MERGE_HELP,
+    SHARD_HELP,
     THREADS_HELP,
     add_cluster_flags,
     channels,
@@ -34,10 +36,11 @@ from command_line import (
     natural,
     positive,
     set_threads,
+    shard,
 )
 from evaluation.commands import BASELINES, bands, baseline, compare, edc, embed, pairs, prepare, threshold
 from evaluation.tables import DEFAULT_LIMIT
-from model.files import only_run, only_writer
+from model.files import only_run, only_writer, shard_path
 
 ALIGN = ("auto", "yes", "no")
 BANDS_HELP = """A pair counts with the worse of its two images. medium begins at the lowest quality from which the pairs
@@ -56,6 +59,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("images", nargs="+", metavar="PATH", help=FACES)
     add("--fr", required=True, metavar="MODEL", help=".onnx, a checkpoint, or dlib")
     add("--output", type=Path, required=True, metavar="FILE.npz", help="names, embeddings, model_sha256")
+    add("--shard", type=shard, metavar="I/N", help=SHARD_HELP)
+    add("--merge", type=positive, default=0, metavar="N", help=MERGE_HELP)
     add("--flip", action="store_true", help="concatenate the mirror image's embedding, as CR-FIQA does")
     add_cluster_flags(add)
     _add_running_flags(add, batch_size=64)
@@ -174,7 +179,10 @@ def run(args: argparse.Namespace) -> int:
     if getattr(args, "output", None) is None:
         return args.function(args)
     if args.function in (embed, baseline, pairs):
-        with only_writer(args.output):
+        part = getattr(args, "shard", None)
+        if part and args.merge:
+            raise ValueError("--shard measures a part, --merge joins the parts: give one")
+        with only_writer(shard_path(args.output, part) if part else args.output):
             return args.function(args)
     if args.output.exists() and not args.output.is_dir():
         raise NotADirectoryError(f"the output {args.output} is a file; a folder was expected")

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from command_line import (
     FILE_SIZE_HELP,
+    MERGE_HELP,
+    SHARD_HELP,
     THREADS_HELP,
     add_cluster_flags,
     channels,
@@ -26,6 +28,7 @@ from command_line import (
     natural,
     positive,
     set_threads,
+    shard,
 )
 
 
@@ -64,10 +67,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
     add_cluster_flags(add)
     add("--max-file-size", type=megabytes, default="200", metavar="MB", help=FILE_SIZE_HELP)
+    add("--shard", type=shard, metavar="I/N", help=SHARD_HELP)
+    add("--merge", type=positive, default=0, metavar="N", help=MERGE_HELP)
     add("--resume", action="store_true", help="go on with an interrupted run")
     args = parser.parse_args(arguments)
     if args.header and args.centres:
         parser.error("--header and --centres are two sources of class centres: give one")
+    if args.shard and args.merge:
+        parser.error("--shard measures a part, --merge joins the parts: give one")
     args.centres = args.centres or args.data
     args.min_images = max(args.min_images or (1 if args.header else 3), 1 if args.header else 2)
     return args

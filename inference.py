@@ -24,18 +24,16 @@ import argparse
 import io
 import os
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from command_line import (
     FILE_SIZE_HELP,
+    MERGE_HELP,
+    SHARD_HELP,
     THREADS_HELP,
+    add_cluster_flags,
     available_cores,
     exit_code,
     keep_freed_memory,
@@ -44,275 +42,24 @@ from command_line import (
     natural,
     positive,
     set_threads,
+    shard,
 )
 
-if TYPE_CHECKING:
-    from model.percentiles import Percentiles
-    from scoring import Score, Scorer
-    from scoring.select import Selection
-    from scoring.tables import Journal, Row
-
-FEW = 64  # so few images are read before worker processes would have started
-MOST_WORKERS = 16
-FACE_OPTIONS = ("faces", "min_face_size", "rotate", "detector")
-METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
-OPTIONS = ("faces", "min_face_size", "rotate", "detector", "bands", "max_bytes", *METHOD_OPTIONS)
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
 SELECTING = """Every row stays in the table; the column `selected` tells which pass all flags. Without flags all rows
     that have a score are copied and mapped."""
-WORKERS_HELP = f"""processes that read images (default: 0 for fewer than {FEW} images, 1 for aligned crops on a CPU,
-    else the number of cores, at most {MOST_WORKERS})"""
+WORKERS_HELP = """processes that read images (default: 0 for fewer than 64 images, 1 for aligned crops on a CPU,
+    else the number of cores, at most 16)"""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score the images of the command line, with the locks of the files that are written; return the exit code."""
-    from faces.listing import expand_inputs
-    from model.files import only_writer
-    from scoring.report import check_report_name
-    from scoring.tables import check_table_name
+    """The work itself; its modules import torch, which waits until the command line is right."""
+    from scoring.run import run
 
-    if args.output:
-        check_table_name(args.output)
-    if args.report:
-        check_report_name(args.report)
-    args.selection = selection_of(args)
-    check_folders(args)
-    paths = expand_inputs(args.images, sys.stdin)
-    with ExitStack() as locks:  # from before the model is loaded to the end of the files
-        for file in filter(None, (args.output, args.report)):
-            locks.enter_context(only_writer(file))
-        return score_images(args, paths)
-
-
-def selection_of(args: argparse.Namespace) -> Selection:
-    """What the flags ask of a row. Raises ValueError for names that do not exist."""
-    from scoring.select import GROUPS, Selection, read_keep
-
-    keep: dict[str, tuple[str, ...]] = {}
-    for factor, levels in map(read_keep, args.keep):
-        keep[factor] = keep.get(factor, ()) + levels
-    best_per = None
-    if args.best_per:
-        group, count = args.best_per
-        if group not in GROUPS or not count.isdecimal() or int(count) < 1:
-            raise ValueError(f"--best-per {group} {count}: {' or '.join(GROUPS)} and a number from 1 were expected")
-        best_per = group, int(count)
-    return Selection(args.min_score, args.min_band, args.min_percentile, keep, args.discard, best_per)
-
-
-def check_folders(args: argparse.Namespace) -> None:
-    """Raises ValueError when a folder that is to be filled lies among the images, or the one for copies is not new."""
-    from scoring.select import check_new, check_outside
-
-    for folder in (args.copy_to, args.map):
-        if folder is not None:
-            check_outside(folder, args.images)
-    if args.copy_to is not None:
-        check_new(args.copy_to)
-
-
-def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> None:
-    """Raises ValueError, before anything is scored, when a flag asks for what the weights do not give."""
-    from scoring.methods import METHODS
-
-    method = METHODS[scorer.method]
-    if selection.min_band and scorer.bands is None:
-        raise ValueError(f"--min-band: {scorer.weights} has no measured bands; give --bands FILE (docs/reasons.md)")
-    if selection.min_percentile is not None and scorer.percentiles is None:
-        raise ValueError(f"--min-percentile: {scorer.weights} holds no percentiles; use --discard or --min-score")
-    if missing := [factor for factor in selection.keep if factor not in method.axes]:
-        raise ValueError(f"--keep {missing[0]}: {scorer.method} gives no factors")
-    if mapped and not method.aligned:
-        raise ValueError(f"--map needs an aligned face, and {scorer.method} scores whole pictures")
-    if mapped not in (None, "quality", *method.axes):
-        raise ValueError(f"--map-of {mapped}: {scorer.method} gives a quality alone")
-
-
-def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
-    """Score the images at these paths; return the exit code."""
-    from scoring import Scorer
-
-    if "-" not in args.images:
-        paths = list(paths)
-    total = len(paths) if isinstance(paths, list) else None  # what standard input lists is not waited for
-    remaining = iter(paths)
-    first = list(islice(remaining, 2))
-    if not first:
-        raise ValueError(f"there are no images in {' '.join(args.images)}")
     if args.threads:
         set_threads(args.threads)
-    settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
-    options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
-    scorer = Scorer(args.method, args.weights, *settings, **options)
-    check_method(scorer, args.selection, args.map_of if args.map else None)
-    if len(first) == 1 and not journal_of(args) and args.faces != "all":
-        return score_one(scorer, first[0], args)
-    if args.workers is None:
-        few = total is not None and total < FEW
-        args.workers = 0 if few else default_workers(scorer, first[0], available_cores())
-    start, remaining, doubtful = time.perf_counter(), chain(first, remaining), Counter[str]()
-    if journal_of(args):
-        statuses = write_files(scorer, remaining, total, args, doubtful)
-    elif args.selection.needs_all or args.copy_to or args.map:
-        statuses = print_finished_table(scorer, remaining, total, args, doubtful)
-    else:
-        statuses = print_table(watched(scorer.stream(remaining, args.workers), doubtful), args.selection)
-    warn_of_doubtful(doubtful.total())
-    counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
-    print(f"{counts} in {time.perf_counter() - start:.1f} s ({scorer})", file=sys.stderr)
-    return int(set(statuses) != {"ok"})
-
-
-def watched(scores: Iterable[Score], doubtful: Counter[str]) -> Iterator[Score]:
-    """The scores as they are; those of crops in which no face is where the template has one are counted."""
-    for score in scores:
-        doubtful[score.aligned_by or ""] += score.aligned_by == "doubtful"
-        yield score
-
-
-def warn_of_doubtful(count: int) -> None:
-    """Say on stderr that some pictures of 112x112 pixels seem to be no aligned crops."""
-    if count:
-        print(
-            f"warning: {count} picture{'s' * (count > 1)} of 112x112 pixels, taken as aligned crops, show no face "
-            "where the template has one (aligned_by: doubtful); --align yes looks for faces in them",
-            file=sys.stderr,
-        )
-
-
-def default_workers(scorer: Scorer, first: str, cores: int) -> int:
-    """How many processes read images: as many as cores where a GPU waits for them, or faces must be found first.
-
-    One reader keeps up with a network on the CPU when the pictures are aligned crops; whether they are, `first` shows.
-    """
-    if scorer.device.type == "cpu" and (scorer.align == "no" or (scorer.align == "auto" and is_crop(first))):
-        return 1
-    return min(MOST_WORKERS, cores)
-
-
-def is_crop(path: str) -> bool:
-    """Whether the file is an image of the size of aligned crops."""
-    from faces.align import is_aligned
-    from faces.reader import ImageError, read_image
-
-    try:
-        return is_aligned(read_image(path))
-    except ImageError:
-        return False
-
-
-def score_one(scorer: Scorer, path: str, args: argparse.Namespace) -> int:
-    """Score one image, print its sentence, copy it and write its map; return the exit code."""
-    from scoring.select import marker
-    from scoring.tables import row_of
-
-    score = scorer.score(path)
-    warn_of_doubtful(int(score.aligned_by == "doubtful"))
-    row = row_of(score)
-    (row,) = marker(args.selection, lambda: iter([row]))([row])
-    code = print_sentence(score, scorer.percentiles, row["selected"] if args.selection else None)
-    if args.copy_to or args.map:
-        use_selected(scorer, lambda: iter([row]), args)
-    return code
-
-
-def print_sentence(score: Score, percentiles: Percentiles | None, selected: bool | None = None) -> int:
-    """Print what the published script prints of one image, and before its last line what else is known; a failure goes
-    to stderr. `selected` is None where nothing was asked for."""
-    if score.status != "ok":
-        from model.files import printable
-
-        print(f"{printable(str(score.path))}: {score.status}", file=sys.stderr)
-    if score.quality is None:
-        return 1
-    if score.sentence:
-        print(score.sentence)
-    if percentiles:
-        print(f"higher than {score.percentile:.0f} % of {percentiles.set} ({percentiles.images} images)")
-    if score.band:
-        print(f"band: {score.band}")
-    for reason in score.reasons or ():
-        print(f"{reason.code} {reason.value:.3g}: {reason.advice}")
-    if selected is not None:
-        print(f"selected: {'yes' if selected else 'no'}")
-    print(f"quality prediction = {score.quality:.4f}")
-    return int(score.status != "ok")
-
-
-def print_table(scores: Iterable[Score], selection: Selection) -> Counter[str]:
-    """Print a line for each score as soon as it is there; return the number of rows of each status."""
-    from scoring.tables import readable_header, readable_row, row_of
-
-    statuses: Counter[str] = Counter()
-    print(readable_header(selected=bool(selection)))
-    for score in scores:
-        statuses[score.status] += 1
-        row = row_of(score)
-        print(readable_row(row | {"selected": selection.passes(row)} if selection else row), flush=True)
-    return statuses
-
-
-def journal_of(args: argparse.Namespace) -> Any:
-    """The file beside which finished rows are kept, a Path: the table, else the report, else None."""
-    return args.output or args.report
-
-
-def print_finished_table(
-    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
-) -> Counter[str]:
-    """Print the table at the end, for what needs all rows; until then they are in a temporary file."""
-    import json
-    import tempfile
-
-    from scoring.tables import readable_header, readable_row
-
-    with tempfile.TemporaryDirectory() as folder:
-        args.output = Path(folder) / "scores.jsonl"
-        statuses = write_files(scorer, paths, total, args, doubtful)
-        print(readable_header(selected=bool(args.selection)))
-        with open(args.output, encoding="utf-8") as lines:
-            for line in lines:
-                print(readable_row(json.loads(line)))
-    args.output = None
-    return statuses
-
-
-def write_files(
-    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
-) -> Counter[str]:
-    """Write the table and the report, with progress on stderr; return the number of rows of each status."""
-    from tqdm import tqdm
-
-    from scoring.tables import Journal
-
-    journal = Journal(journal_of(args), scorer.settings, args.resume, scorer.batch_size)
-    paths = journal.unfinished(paths)
-    scores = watched(scorer.stream(paths, args.workers), doubtful)
-    total = None if args.faces == "all" else total  # an image may then have several rows
-    journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
-    if args.report:
-        write_page(scorer, journal, args)
-    if not (args.selection or args.copy_to or args.map):
-        return journal.finish()
-    from scoring.select import marker
-
-    mark = marker(args.selection, journal.rows)
-    use_selected(scorer, lambda: mark(journal.rows()), args)
-    return journal.finish(mark) if args.selection else journal.finish()
-
-
-def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argparse.Namespace) -> None:
-    """Copy the files of the selected rows, and write their maps; `rows` gives all rows, each time anew."""
-    from scoring.select import copy_files, selected_paths, write_maps
-
-    if args.selection:
-        print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
-    if args.copy_to:
-        count = copy_files(lambda: selected_paths(rows()), args.copy_to)
-        print(f"{count} files -> {args.copy_to}", file=sys.stderr)
-    if args.map:
-        count = write_maps(lambda: selected_paths(rows()), args.map, partial(scorer.region_map, axis=args.map_of))
-        print(f"{count} maps -> {args.map}", file=sys.stderr)
+    args.cores = available_cores()
+    return run(args)
 
 
 def share(text: str) -> float:
@@ -321,24 +68,6 @@ def share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"a share from 0 and below 1 was expected, not {text}")
     return value
-
-
-def write_page(scorer: Scorer, journal: Journal, args: argparse.Namespace) -> None:
-    """Write the report of all rows of the journal."""
-    from tqdm import tqdm
-
-    from scoring.methods import METHODS
-    from scoring.report import write_report
-
-    total = sum(1 for _ in journal.rows())
-    about = {
-        "model": f"{scorer.method}, {scorer.weights.name}",
-        "created": time.strftime("%d %B %Y, %H:%M").lstrip("0"),
-        "range": METHODS[scorer.method].range,
-        "percentile_set": scorer.percentiles and scorer.percentiles.set,
-    }
-    rows = tqdm(journal.rows(), total=total, unit=" pictures", disable=None)
-    write_report(args.report, rows, total, about, args.workers, args.swapped_channels)
 
 
 def method(name: str) -> str:
@@ -365,6 +94,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FILE", help="table to write: .csv, .jsonl, .parquet, or .txt (`path score`)")
     add("--report", type=Path, metavar="FILE.html", help="page to write: who would be refused at a threshold, and why")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output or --report")
+    add_cluster_flags(add)
+    add("--shard", type=shard, metavar="I/N", help=SHARD_HELP)
+    add("--merge", type=positive, metavar="N", help=MERGE_HELP)
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
     add("--faces", choices=("largest", "central", "all"), default="largest", help="which faces of a picture count")
@@ -395,8 +127,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     axes = ("quality", "blur", "occlusion", "pose", "expression", "illumination")
     add("--map-of", choices=axes, default="quality", help="what the map is of (default: quality)")
     args = parser.parse_args(arguments)
-    if args.resume and not journal_of(args):
+    if args.resume and not (args.output or args.report):
         parser.error("--resume continues a file: give its --output or --report")
+    if (args.shard or args.merge) and (not args.output or (args.shard and args.merge)):
+        parser.error("give one of --shard and --merge, and the --output of the whole run")
     return args
 
 
@@ -427,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
-    return exit_code(lambda: run_until_closed(args), "stopped", partial(resume_hint, journal_of(args)))
+    return exit_code(lambda: run_until_closed(args), "stopped", partial(resume_hint, args.output or args.report))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ EXAMPLES = 3
 
 def embed(args: argparse.Namespace) -> int:
     """FR embeddings of images as one .npz."""
-    from evaluation.extract import embed_images
+    from evaluation.extract import embed_images, embed_shard
     from faces.cluster import cluster_of
     from labels.label_table import write_skipped
     from model.device import pick_device
@@ -60,7 +60,11 @@ def embed(args: argparse.Namespace) -> int:
     recognizer = _embedder(args)
     cluster = cluster_of(args.engine, args.address, args.actors, pick_device(args.device).type)
     run = replace(_extraction(args, {**_identity(recognizer), "flip": args.flip}), cluster=cluster)
-    skipped, aligned = embed_images(names, recognizer, run, partial(_embedder, args))
+    if args.shard:
+        run = replace(run, shard=args.shard)
+        print(f"shard is measured: {embed_shard(names, recognizer, run)}; when all are, --merge {args.shard[1]}")
+        return 0
+    skipped, aligned = embed_images(names, recognizer, replace(run, merge=args.merge), partial(_embedder, args))
     side = write_skipped(args.output, skipped)
     print(f"{len(names) - len(skipped)} embeddings -> {args.output}{_aligned_note(aligned)}")
     return _exit_code(len(skipped), side)
@@ -325,9 +329,10 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def _image_names(args: argparse.Namespace) -> list[str]:
+    from faces.containers import with_members
     from faces.listing import expand_inputs
 
-    return list(expand_inputs(args.images, sys.stdin))
+    return list(with_members(expand_inputs(args.images, sys.stdin)))
 
 
 def _recognizer(args: argparse.Namespace) -> Recognizer:

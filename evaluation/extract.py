@@ -22,9 +22,9 @@ from faces.reader import MAX_BYTES
 from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of
 from labels.factors import embed_faces
-from labels.measure import Columns, measure, start_parts
+from labels.measure import Columns, gather, measure, part_of, remove_shards, start_parts
 from labels.recognition import Recognizer
-from model.files import replacing
+from model.files import replacing, shard_path
 from model.preprocessing import Preprocessing
 
 Score = Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # faces (N, S, S, 3) -> quality (N,)
@@ -45,6 +45,8 @@ class Extraction:
     resume: bool
     cluster: Cluster | None = None  # where the work is done; None: here
     max_bytes: int = MAX_BYTES  # of an image file
+    shard: tuple[int, int] | None = None  # measure this part only, number from 1 and count
+    merge: int = 0  # make the output of so many finished shards
 
 
 def with_flip(recognizer: Recognizer) -> Recognizer:
@@ -83,6 +85,13 @@ def embed_images(
     remove_parts(run)
     skipped = [(name, status) for name, status in zip(names, columns["status"].tolist(), strict=True) if status != "ok"]
     return skipped, int(columns["aligned"].sum())
+
+
+def embed_shard(names: Sequence[str], recognizer: Recognizer, run: Extraction) -> Path:
+    """Measure the part of the images that `run.shard` says, for a later `embed_images` with `run.merge`. Returns the
+    folder of what was measured."""
+    _columns(names, recognizer.preprocessing, partial(embed_faces, recognizer), run)
+    return _parts(run)
 
 
 def score_images(
@@ -138,11 +147,15 @@ def from_embeddings(name: str, embeddings: Embeddings) -> list[Row]:
 
 def remove_parts(run: Extraction) -> None:
     """Remove the finished parts, from which an interrupted run would be resumed."""
-    shutil.rmtree(_parts(run))
+    if run.merge:
+        remove_shards(_parts(run), run.merge)
+    else:
+        shutil.rmtree(_parts(run))
 
 
 def _parts(run: Extraction) -> Path:
-    return Path(f"{run.output}.parts")
+    folder = Path(f"{run.output}.parts")
+    return shard_path(folder, run.shard) if run.shard else folder
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,11 @@ def _columns(
 
     settings = {**run.settings, "align": run.align, "batch_size": run.batch_size, "max_bytes": run.max_bytes}
     settings["images"] = listing_sha256(names)
+    if run.merge:
+        return gather(_parts(run), "faces", settings, names, run.merge)
     parts = start_parts(_parts(run), settings, run.resume)
+    if run.shard:
+        names = part_of(names, run.shard, run.batch_size)
     prepare = partial(_prepare, preprocessing, run.align)
     make = partial(_make_with_aligned, make_compute) if make_compute else None
     how = run.batch_size, run.workers, run.max_bytes, run.cluster, make

@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
-from model.files import open_text, replacing, write_csv_rows
+from model.files import open_text, printable, replacing, write_csv_rows
 
 from .detect import CHOICES, MIN_FACE_SIZE, ROTATE, Face, Finder, shows_aligned_face
 from .listing import list_images
@@ -244,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         alignment = Alignment(args.align, finder_of(args), check=True)
         bad = align_folder(args.folder, args.output, alignment, args.workers)
         for path, status in bad.items():
-            print(f"{path}: {status}", file=sys.stderr)
+            print(printable(f"{path}: {status}"), file=sys.stderr)
         return int(bool(bad))
 
     return exit_code(run, stopped="stopped; the crops so far are complete")

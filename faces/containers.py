@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from .listing import IMAGE_SUFFIXES
-from .reader import ImageError
+from .reader import MAX_BYTES, ImageError, read_image
 
 SUFFIXES = (".tar", ".parquet")
 IMAGE_COLUMNS = ("image", "bytes", "jpg", "img")   # of a Parquet file: binary, or a struct with the field `bytes`
@@ -49,14 +51,29 @@ def split(path: str) -> tuple[str, str] | None:
     return None
 
 
-def read_member(container: str, member: str) -> bytes:
-    """The bytes of a picture. Raises ImageError: missing, truncated or unreadable."""
+def with_members(paths: Iterable[str]) -> Iterator[str]:
+    """The paths, those of containers replaced by the paths of their pictures."""
+    for path in paths:
+        yield from members(path) if is_container(path) else [path]
+
+
+def read_picture(path: str, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """`read_image` of a file, or of a picture in a container. Raises ImageError."""
+    if place := split(path):
+        return read_image(read_member(*place, max_bytes), max_bytes=max_bytes)
+    return read_image(path, max_bytes=max_bytes)
+
+
+def read_member(container: str, member: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a picture. Raises ImageError: missing, truncated, too_large or unreadable."""
     name = f"{container}/{member}"
     try:
         version = _version(container)
         if container.lower().endswith(".parquet"):
             return _parquet(container, version).read(int(member), name)
         start, size = _tar_index(container, version)[0][member]
+        if size > max_bytes:   # the header of a damaged archive may say anything
+            raise ImageError("too_large", f"{name} has {size:,} bytes, limit {max_bytes:,}")
         with open(container, "rb") as file:
             file.seek(start)
             content = file.read(size)

@@ -79,7 +79,7 @@ def exif_orientation(image: Image.Image) -> int:
     if tags is not None:
         value = tags.get(_ORIENTATION, 1)
         return value if isinstance(value, int) else 1
-    with suppress(struct.error, ValueError, IndexError):   # damaged metadata does not make the picture unusable
+    with suppress(struct.error, ValueError, IndexError, OverflowError):   # a picture is usable without its metadata
         return _orientation_in(_exif_of(image))
     return 1
 

@@ -7,6 +7,7 @@ the formats), and reports whatever is wrong with a picture as an `ImageError` wi
 from __future__ import annotations
 
 import io
+import logging
 import os
 import signal
 import stat
@@ -28,6 +29,7 @@ MAX_SECONDS = 5.0   # of the processor, not of the clock: a busy machine refuses
 MID_GREY = (128, 128, 128, 255)   # RGBA of the background that shows through transparent pixels
 BLOCK_PIXELS = 1 << 20   # pixels that are converted at once, which bounds the memory of the copies
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())   # else Python prints what it logs of bad pictures
 _MOST_DEEP = 2**32 - 1   # of a sample in the modes I and F
 
 

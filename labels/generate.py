@@ -32,11 +32,20 @@ from labels.factors import (
     prepare_face,
 )
 from labels.label_table import Label, is_storable, write_labels, write_skipped
-from labels.measure import Columns, images_hash, measure, start_parts, write_json
+from labels.measure import (
+    Columns,
+    gather,
+    images_hash,
+    measure,
+    part_of,
+    remove_shards,
+    start_parts,
+    write_json,
+)
 from labels.recognition import Recognizer, load_recognizer
 from model.checkpoint import sha256_of
 from model.device import pick_device
-from model.files import only_writer
+from model.files import only_writer, printable, shard_path
 from model.prompts import AXES, FACTORS
 from model.weights import find_weights
 
@@ -48,7 +57,7 @@ Skipped = dict[Path, str]   # image -> why it has no row
 
 def generate(args: argparse.Namespace) -> int:
     """Write the table args.output and its side files. Returns the exit code: 1 when an image could not be used."""
-    with only_writer(args.output):
+    with only_writer(shard_path(args.output, args.shard) if args.shard else args.output):
         return generate_alone(args)
 
 
@@ -62,23 +71,35 @@ def generate_alone(args: argparse.Namespace) -> int:
         skipped |= {args.data / n: "unknown_identity" for n in chosen if identity_of(n) not in header.classes}
         chosen = [name for name in chosen if args.data / name not in skipped]
     settings = settings_of(args, recognizer, chain((args.data / n for n in chosen), (args.centres / n for n in others)))
-    parts = start_parts(Path(f"{args.output}.parts"), settings, args.resume)
+    folder = Path(f"{args.output}.parts")
+    here = shard_path(folder, args.shard) if args.shard else folder
+    parts = here if args.merge else start_parts(here, settings, args.resume)
 
     cluster = cluster_of(args.engine, args.address, args.actors, device.type)
-    run = partial(
-        measure, batch_size=args.batch_size, workers=args.workers, max_bytes=args.max_file_size, cluster=cluster
-    )
+
+    def run(images: Path, names: Sequence[str], prepare: Any, compute: Any, make_compute: Any, part: str) -> Columns:
+        if args.merge:
+            return gather(folder, part, settings, names, args.merge)
+        names = part_of(names, args.shard, args.batch_size) if args.shard else names
+        how = args.batch_size, args.workers, args.max_file_size, cluster, make_compute
+        return measure(images, names, prepare, compute, parts / part, *how)
+
     networks = recognizer.preprocessing, factors.preprocessing
     prepare = partial(prepare_face, *networks, args.landmarks, only_crops=args.only_crops)
     label = partial(label_faces, recognizer, factors)
-    measured = run(args.data, chosen, prepare, label, parts / "faces", make_compute=partial(make_label, args))
+    measured = run(args.data, chosen, prepare, label, partial(make_label, args), "faces")
+    columns: Columns = {}
+    if others:
+        resize = partial(prepare_embedding, recognizer.preprocessing, only_crops=args.only_crops)
+        embed = partial(embed_faces, recognizer)
+        columns = run(args.centres, others, resize, embed, partial(make_embed, args), "centres")
+    if args.shard:
+        print(f"shard {args.shard[0]}/{args.shard[1]} is measured: {parts}; when all are, --merge {args.shard[1]}")
+        return 0
     warn_of_other_sizes(args, chosen, measured)
     faces = readable(args.data, chosen, measured, skipped)
     galleries = [faces]
     if others:
-        resize = partial(prepare_embedding, recognizer.preprocessing, only_crops=args.only_crops)
-        embed = partial(embed_faces, recognizer)
-        columns = run(args.centres, others, resize, embed, parts / "centres", make_compute=partial(make_embed, args))
         same_folder = [faces] if args.centres == args.data else []
         galleries = [readable(args.centres, others, columns, skipped), *same_folder]
 
@@ -95,7 +116,10 @@ def generate_alone(args: argparse.Namespace) -> int:
     counts = {"rows": len(faces), "skipped": Counter(skipped.values()), "not_aligned": not_aligned(measured)}
     write_json(Path(f"{args.output}.json"), {**settings, **counts})
     report = summary(args, chosen, measured, quality, skipped)
-    shutil.rmtree(parts)
+    if args.merge:
+        remove_shards(folder, args.merge)
+    else:
+        shutil.rmtree(parts)
     print(report)
     return int(any(reason not in NO_FAULT for reason in skipped.values()))
 
@@ -160,7 +184,7 @@ def not_aligned(measured: Columns) -> int:
 def warn_of_other_sizes(args: argparse.Namespace, names: Sequence[str], measured: Columns) -> None:
     """Say on stderr that pictures are no aligned crops: the labels are the published ones, but hardly mean anything."""
     if count := not_aligned(measured):
-        first = args.data / names[int(np.argmin(measured["aligned"]))]
+        first = printable(str(args.data / names[int(np.argmin(measured["aligned"]))]))
         print(
             f"warning: {count} of {len(names)} pictures are no aligned crops of 112x112 pixels, such as {first}; they "
             f"are resized and not aligned, and their labels may be meaningless. `python -m faces.align {args.data} "

@@ -9,26 +9,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from faces.cluster import Cluster
-from faces.reader import MAX_BYTES, read_image
+from faces.containers import read_picture
+from faces.reader import MAX_BYTES
 from faces.workers import Loaded, load_batches, read_and_prepare
-from model.files import read_json, replacing, write_text
+from model.files import read_json, replacing, shard_path, write_text
 
+T = TypeVar("T")
 PART_BATCHES = 32    # the progress is recorded after so many batches: what a killed run loses at most
 START_ANEW = "run without --resume to start anew"
 TEXT_WIDTH = 16      # characters of a text column, such as the status
 
 Columns = dict[str, np.ndarray]   # status (N,) str, embeddings (N, D) float32, labels (N, 5) int8: one row an image
+
+
+def part_of(items: Sequence[T], shard: tuple[int, int], batch_size: int) -> Sequence[T]:
+    """The items of a shard (number from 1, count): whole batches in their order, so that each item is computed with
+    the same others as in a run without shards."""
+    batches = math.ceil(len(items) / batch_size)
+    start, stop = (batches * edge // shard[1] * batch_size for edge in (shard[0] - 1, shard[0]))
+    return items[start:stop]
 
 
 def start_parts(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path:
@@ -41,10 +52,7 @@ def start_parts(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if record.is_file():
-        before = read_json(record, dict, START_ANEW)
-        if changed := [name for name in settings if before.get(name) != json.loads(json.dumps(settings[name]))]:
-            raise ValueError(f"cannot resume: {', '.join(changed)} changed since the interrupted run ({record}); "
-                             "run with the same settings, or without --resume to start anew")
+        _require_same(record, settings, "resume", "run without --resume to start anew, or with the same")
     write_json(record, settings)
     return folder
 
@@ -97,7 +105,7 @@ def measure(
         for file in parts.glob("*.npy"):   # of a run that recorded nothing
             file.unlink()
     paths = (str(folder / name) for name in islice(names, row, None))
-    read = partial(read_image, max_bytes=max_bytes)
+    read = partial(read_picture, max_bytes=max_bytes)
     if cluster and make_compute:
         results = cluster.results(paths, partial(read_and_prepare, read, prepare), make_compute, batch_size)
     else:
@@ -112,7 +120,45 @@ def measure(
                     _record(parts, row)
         finally:
             _record(parts, row)
+    return _columns_in(parts)
+
+
+def gather(folder: Path, name: str, settings: Mapping[str, Any], items: Sequence[str], count: int) -> Columns:
+    """The columns that the shards 1 to `count` of a measurement left in `shard_path(folder)` / `name`, as one run would
+    have made them of these items; `settings` hold its batch size.
+
+    Raises ValueError when a shard is missing, unfinished, or had other settings.
+    """
+    found = []
+    for shard in ((number, count) for number in range(1, count + 1)):
+        parts = shard_path(folder, shard)
+        if not (parts / "settings.json").is_file():
+            raise ValueError(f"there is no {parts}: run --shard {shard[0]}/{count} first")
+        _require_same(parts / "settings.json", settings, "merge", f"run --shard {shard[0]}/{count} with the same")
+        expected = len(part_of(items, shard, int(settings["batch_size"])))
+        if _completed(parts / name) != expected:
+            raise ValueError(f"{parts} is not finished: run --shard {shard[0]}/{count} --resume")
+        if expected:
+            found.append(_columns_in(parts / name))
+    return {key: np.concatenate([columns[key] for columns in found]) for key in found[0]}
+
+
+def remove_shards(folder: Path, count: int) -> None:
+    """Remove what the shards left, after the output has been made of it."""
+    for number in range(1, count + 1):
+        shutil.rmtree(shard_path(folder, (number, count)))
+
+
+def _columns_in(parts: Path) -> Columns:
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(parts.glob("*.npy"))}
+
+
+def _require_same(record: Path, settings: Mapping[str, Any], verb: str, advice: str) -> None:
+    before, now = read_json(record, dict, START_ANEW), json.loads(json.dumps(settings))
+    if changed := [name for name in now if before.get(name) != now[name]]:
+        raise ValueError(
+            f"cannot {verb}: {', '.join(changed)} changed since the earlier run ({record}); {advice} settings"
+        )
 
 
 def _completed(parts: Path) -> int:

@@ -93,6 +93,11 @@ def only_writer(output: str | Path) -> Iterator[None]:
         yield
 
 
+def shard_path(path: str | Path, shard: tuple[int, int]) -> Path:
+    """Where a shard (number from 1, count) of a run keeps what would be at `path` without shards."""
+    return Path(f"{path}.{shard[0]}-of-{shard[1]}")
+
+
 def open_text(path: str | Path, mode: str = "r") -> IO[str]:
     """Open a text file that may hold any file name: UTF-8, other bytes by `surrogateescape`, line ends untouched.
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -16,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from faces.align import ALIGN, Alignment, Placed
+from faces.cluster import Cluster
+from faces.containers import read_picture
 from faces.detect import MIN_FACE_SIZE, Finder
 from faces.reader import MAX_BYTES, ImageError, read_image, to_rgb
 from faces.workers import Loaded, load_batches
@@ -78,6 +81,7 @@ class Scorer:
         max_bytes: int = MAX_BYTES,
         **options: Any,
     ) -> None:
+        self.arguments = {name: value for name, value in locals().items() if name not in ("self", "options")} | options
         if align not in ALIGN:
             raise ValueError(f"align {align!r} is none of {', '.join(ALIGN)}")
         if precision not in ("auto", *PRECISIONS):
@@ -160,9 +164,13 @@ class Scorer:
         scores = list(self._scores(iter([[self._load(images, color, points)]])))
         return scores if several else scores[0]
 
-    def stream(self, paths: Iterable[str], workers: int = 0) -> Iterator[Score]:
-        """A score for each path, in order: for any number of files, read by `workers` processes."""
+    def stream(self, paths: Iterable[str], workers: int = 0, cluster: Cluster | None = None) -> Iterator[Score]:
+        """A score for each path, in order: for any number of files, read by `workers` processes, or read and scored by
+        the processes of a cluster. A picture in a tar archive or Parquet file has the path CONTAINER/MEMBER."""
         read = partial(read_prepared, self.prepare, max_bytes=self.max_bytes)
+        if cluster:
+            make = partial(make_batch_scorer, self.arguments)
+            return chain.from_iterable(cluster.results(paths, read, make, self.batch_size))
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
     def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb") -> RegionMap:
@@ -294,8 +302,10 @@ def pixels(image: Picture, color: str = "rgb", max_bytes: int = MAX_BYTES) -> np
 
     Raises ImageError for a bad image, TypeError or ValueError for something else.
     """
-    if isinstance(image, str | Path | bytes):
+    if isinstance(image, bytes):
         return read_image(image, max_bytes=max_bytes)
+    if isinstance(image, str | Path):
+        return read_picture(os.fspath(image), max_bytes)
     if isinstance(image, Tensor):
         image = image.detach().cpu().numpy()
     if isinstance(image, np.ndarray):
@@ -313,7 +323,12 @@ def read_prepared(
     prepare: Callable[..., Prepared | list[Prepared]], path: str, max_bytes: int = MAX_BYTES
 ) -> Prepared | list[Prepared]:
     """The image at a path, prepared. Raises ImageError."""
-    return prepare(read_image(path, max_bytes=max_bytes), path)
+    return prepare(read_picture(path, max_bytes), path)
+
+
+def make_batch_scorer(arguments: Mapping[str, Any]) -> Callable[[Sequence[Loaded[Any]]], list[Score]]:
+    """`Scorer.score_loaded` of a scorer of its own, for a process of a cluster."""
+    return Scorer(**arguments).score_loaded
 
 
 def as_it_is(prepared: Prepared | list[Prepared]) -> Prepared | list[Prepared]:

@@ -163,6 +163,23 @@ def check_table_name(path: Path) -> None:
         _pyarrow()  # now rather than after hours of scoring
 
 
+def write_table(output: Path, rows: Callable[[], Iterable[Row]]) -> Counter[str]:
+    """Write a table of any of `FORMATS`, atomically, and count the rows by status."""
+    statuses: Counter[str] = Counter()
+
+    def counted() -> Iterator[Row]:
+        for row in rows():
+            statuses[row["status"]] += 1
+            yield row
+
+    suffix = output.suffix.lower()
+    with replacing(output) as temporary:
+        FORMATS[suffix](temporary, counted())
+    if suffix == ".txt":
+        write_skipped(output, ((row["path"], why) for row in rows() if (why := left_out(row))))
+    return statuses
+
+
 class Journal:
     """The rows of a run, on disk as soon as they are finished, so that nothing is lost when the run is interrupted.
 
@@ -226,13 +243,10 @@ class Journal:
     def finish(self, selected: Callable[[Iterator[Row]], Iterator[Row]] = lambda rows: rows) -> Counter[str]:
         """Write the table where the output is one, remove the journal, and count the rows by status. `selected` adds to
         rows whether they are selected."""
-        suffix = self.output.suffix.lower()
-        if suffix in FORMATS:
-            with replacing(self.output) as temporary:
-                FORMATS[suffix](temporary, selected(self.rows()))
-        if suffix == ".txt":
-            write_skipped(self.output, ((row["path"], why) for row in selected(self.rows()) if (why := left_out(row))))
-        statuses = Counter(row["status"] for row in self.rows())
+        if self.output.suffix.lower() in FORMATS:
+            statuses = write_table(self.output, lambda: selected(self.rows()))
+        else:
+            statuses = Counter(row["status"] for row in self.rows())
         self.partial.unlink()
         return statuses
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from model.files import printable
 from training import processes
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ def say(text: str) -> None:
 def say_left_out(files: Iterable[tuple[str, str]]) -> None:
     """A line for each (path, status) of what does not train."""
     for path, status in files:
-        say(f"left out: {path} ({status})")
+        say(printable(f"left out: {path} ({status})"))
 
 
 def progress(items: Iterable[T], title: str, total: int, unit: str) -> tqdm[T]:

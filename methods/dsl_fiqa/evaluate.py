@@ -24,7 +24,7 @@ from methods.dsl_fiqa.evaluation import agreement
 from methods.dsl_fiqa.networks import load_quality_network
 from model.device import pick_device
 from model.fast import PRECISIONS, pick_precision
-from model.files import only_writer, open_text, replacing, write_csv_rows, write_text
+from model.files import only_writer, open_text, printable, replacing, write_csv_rows, write_text
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -41,7 +41,7 @@ def evaluate_alone(args: argparse.Namespace) -> int:
     rated = read_rated_set(args.folder, landmarks=reads)
     pictures, bad = read_pictures(rated, network.shape, "no", args.workers)
     for path, status in bad.items():
-        print(f"left out: {path} ({status})", file=sys.stderr)
+        print(printable(f"left out: {path} ({status})"), file=sys.stderr)
     scores = score_pictures(network, pictures, device, pick_precision(args.precision, device))
     predicted = np.full(len(rated.paths), np.nan)
     predicted[pictures.usable] = scores

@@ -29,7 +29,7 @@ from faces.random_crops import fit
 from faces.reader import read_image
 from faces.workers import load_batches
 from methods.dsl_fiqa.data import photographs
-from model.files import write_text
+from model.files import printable, write_text
 
 PARTS = (("train", 0.7), ("val", 0.15), ("test", 0.15))  # shares of the people
 CHUNK = 16
@@ -117,7 +117,7 @@ def _made(
     loaded = load_batches(map(str, paths), prepare, CHUNK, args.workers, read_image)
     for path, item in zip(paths, chain.from_iterable(loaded), strict=True):
         if item.value is None:
-            print(f"left out: {path} ({item.status})", file=sys.stderr)
+            print(printable(f"left out: {path} ({item.status})"), file=sys.stderr)
         else:
             yield path, item.value
 

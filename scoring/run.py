@@ -1,0 +1,308 @@
+"""What inference.py does: score the images of a command line, and write or print what was asked for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from faces.align import is_aligned
+from faces.cluster import cluster_of
+from faces.containers import read_picture, with_members
+from faces.listing import expand_inputs
+from faces.reader import ImageError
+from labels.measure import part_of
+from model.files import only_writer
+from model.percentiles import Percentiles
+
+from .methods import METHODS
+from .report import check_report_name, write_report
+from .score import Score
+from .scorer import Scorer
+from .select import (
+    GROUPS,
+    Selection,
+    check_new,
+    check_outside,
+    copy_files,
+    marker,
+    read_keep,
+    selected_paths,
+    write_maps,
+)
+from .shards import merge, shard_table, write_settings
+from .tables import Journal, Row, check_table_name, readable_header, readable_row, row_of
+
+FEW = 64  # so few images are read before worker processes would have started
+MOST_WORKERS = 16
+FACE_OPTIONS = ("faces", "min_face_size", "rotate", "detector")
+METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
+OPTIONS = ("faces", "min_face_size", "rotate", "detector", "bands", "max_bytes", *METHOD_OPTIONS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score the images of the command line, with the locks of the files that are written; return the exit code.
+
+    `args` are those of inference.py's parser, and `cores`, how many this process may use.
+    """
+    if args.output:
+        check_table_name(args.output)
+    if args.report:
+        check_report_name(args.report)
+    args.selection = selection_of(args)
+    check_folders(args)
+    if (args.shard or args.merge) and (args.report or args.copy_to or args.map or args.selection):
+        raise ValueError("--shard and --merge write the table alone: select, copy, map and report when it is whole")
+    paths = with_members(expand_inputs(args.images, sys.stdin))
+    if args.merge:
+        with only_writer(args.output):
+            return report(merge(args.output, list(paths), args.merge), f"{args.merge} shards")
+    if args.shard:
+        with only_writer(shard_table(args.output, args.shard)):
+            return score_images(args, list(paths))
+    with ExitStack() as locks:  # from before the model is loaded to the end of the files
+        for file in filter(None, (args.output, args.report)):
+            locks.enter_context(only_writer(file))
+        return score_images(args, paths)
+
+
+def selection_of(args: argparse.Namespace) -> Selection:
+    """What the flags ask of a row. Raises ValueError for names that do not exist."""
+    keep: dict[str, tuple[str, ...]] = {}
+    for factor, levels in map(read_keep, args.keep):
+        keep[factor] = keep.get(factor, ()) + levels
+    best_per = None
+    if args.best_per:
+        group, count = args.best_per
+        if group not in GROUPS or not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"--best-per {group} {count}: {' or '.join(GROUPS)} and a number from 1 were expected")
+        best_per = group, int(count)
+    return Selection(args.min_score, args.min_band, args.min_percentile, keep, args.discard, best_per)
+
+
+def check_folders(args: argparse.Namespace) -> None:
+    """Raises ValueError when a folder that is to be filled lies among the images, or the one for copies is not new."""
+    for folder in (args.copy_to, args.map):
+        if folder is not None:
+            check_outside(folder, args.images)
+    if args.copy_to is not None:
+        check_new(args.copy_to)
+
+
+def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> None:
+    """Raises ValueError, before anything is scored, when a flag asks for what the weights do not give."""
+    method = METHODS[scorer.method]
+    if selection.min_band and scorer.bands is None:
+        raise ValueError(f"--min-band: {scorer.weights} has no measured bands; give --bands FILE (docs/reasons.md)")
+    if selection.min_percentile is not None and scorer.percentiles is None:
+        raise ValueError(f"--min-percentile: {scorer.weights} holds no percentiles; use --discard or --min-score")
+    if missing := [factor for factor in selection.keep if factor not in method.axes]:
+        raise ValueError(f"--keep {missing[0]}: {scorer.method} gives no factors")
+    if mapped and not method.aligned:
+        raise ValueError(f"--map needs an aligned face, and {scorer.method} scores whole pictures")
+    if mapped not in (None, "quality", *method.axes):
+        raise ValueError(f"--map-of {mapped}: {scorer.method} gives a quality alone")
+
+
+def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
+    """Score the images at these paths; return the exit code."""
+    if "-" not in args.images:
+        paths = list(paths)
+    total = len(paths) if isinstance(paths, list) else None  # what standard input lists is not waited for
+    remaining = iter(paths)
+    first = list(islice(remaining, 2))
+    if not first:
+        raise ValueError(f"there are no images in {' '.join(args.images)}")
+    settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
+    options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
+    scorer = Scorer(args.method, args.weights, *settings, **options)
+    check_method(scorer, args.selection, args.map_of if args.map else None)
+    if len(first) == 1 and not journal_of(args) and args.faces != "all":
+        return score_one(scorer, first[0], args)
+    if args.workers is None:
+        few = total is not None and total < FEW
+        args.workers = 0 if few else default_workers(scorer, first[0], args.cores)
+    start, remaining, doubtful = time.perf_counter(), iter(chain(first, remaining)), Counter[str]()
+    if args.shard:
+        part = part_of(list(remaining), args.shard, scorer.batch_size)
+        remaining, total = iter(part), len(part)
+        write_settings(args.output, args.shard, scorer.settings)
+        args.output = shard_table(args.output, args.shard)
+    if journal_of(args):
+        statuses = write_files(scorer, remaining, total, args, doubtful)
+    elif args.selection.needs_all or args.copy_to or args.map:
+        statuses = print_finished_table(scorer, remaining, total, args, doubtful)
+    else:
+        statuses = print_table(watched(scorer.stream(remaining, args.workers), doubtful), args.selection)
+    warn_of_doubtful(doubtful.total())
+    return report(statuses, f"{time.perf_counter() - start:.1f} s ({scorer})")
+
+
+def report(statuses: Counter[str], how: str) -> int:
+    """Say on stderr how many rows have each status; return the exit code."""
+    counts = ", ".join(f"{count} {status}" for status, count in statuses.most_common()) or "no rows"
+    print(f"{counts} in {how}", file=sys.stderr)
+    return int(not set(statuses) <= {"ok"})
+
+
+def watched(scores: Iterable[Score], doubtful: Counter[str]) -> Iterator[Score]:
+    """The scores as they are; those of crops in which no face is where the template has one are counted."""
+    for score in scores:
+        doubtful[score.aligned_by or ""] += score.aligned_by == "doubtful"
+        yield score
+
+
+def warn_of_doubtful(count: int) -> None:
+    """Say on stderr that some pictures of 112x112 pixels seem to be no aligned crops."""
+    if count:
+        print(
+            f"warning: {count} picture{'s' * (count > 1)} of 112x112 pixels, taken as aligned crops, show no face "
+            "where the template has one (aligned_by: doubtful); --align yes looks for faces in them",
+            file=sys.stderr,
+        )
+
+
+def default_workers(scorer: Scorer, first: str, cores: int) -> int:
+    """How many processes read images: as many as cores where a GPU waits for them, or faces must be found first.
+
+    One reader keeps up with a network on the CPU when the pictures are aligned crops; whether they are, `first` shows.
+    """
+    if scorer.device.type == "cpu" and (scorer.align == "no" or (scorer.align == "auto" and is_crop(first))):
+        return 1
+    return min(MOST_WORKERS, cores)
+
+
+def is_crop(path: str) -> bool:
+    """Whether the file is an image of the size of aligned crops."""
+    try:
+        return is_aligned(read_picture(path))
+    except ImageError:
+        return False
+
+
+def score_one(scorer: Scorer, path: str, args: argparse.Namespace) -> int:
+    """Score one image, print its sentence, copy it and write its map; return the exit code."""
+    score = scorer.score(path)
+    warn_of_doubtful(int(score.aligned_by == "doubtful"))
+    row = row_of(score)
+    (row,) = marker(args.selection, lambda: iter([row]))([row])
+    code = print_sentence(score, scorer.percentiles, row["selected"] if args.selection else None)
+    if args.copy_to or args.map:
+        use_selected(scorer, lambda: iter([row]), args)
+    return code
+
+
+def print_sentence(score: Score, percentiles: Percentiles | None, selected: bool | None = None) -> int:
+    """Print what the published script prints of one image, and before its last line what else is known; a failure goes
+    to stderr. `selected` is None where nothing was asked for."""
+    if score.status != "ok":
+        from model.files import printable
+
+        print(f"{printable(str(score.path))}: {score.status}", file=sys.stderr)
+    if score.quality is None:
+        return 1
+    if score.sentence:
+        print(score.sentence)
+    if percentiles:
+        print(f"higher than {score.percentile:.0f} % of {percentiles.set} ({percentiles.images} images)")
+    if score.band:
+        print(f"band: {score.band}")
+    for reason in score.reasons or ():
+        print(f"{reason.code} {reason.value:.3g}: {reason.advice}")
+    if selected is not None:
+        print(f"selected: {'yes' if selected else 'no'}")
+    print(f"quality prediction = {score.quality:.4f}")
+    return int(score.status != "ok")
+
+
+def print_table(scores: Iterable[Score], selection: Selection) -> Counter[str]:
+    """Print a line for each score as soon as it is there; return the number of rows of each status."""
+    statuses: Counter[str] = Counter()
+    print(readable_header(selected=bool(selection)))
+    for score in scores:
+        statuses[score.status] += 1
+        row = row_of(score)
+        print(readable_row(row | {"selected": selection.passes(row)} if selection else row), flush=True)
+    return statuses
+
+
+def journal_of(args: argparse.Namespace) -> Any:
+    """The file beside which finished rows are kept, a Path: the table, else the report, else None."""
+    return args.output or args.report
+
+
+def print_finished_table(
+    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
+) -> Counter[str]:
+    """Print the table at the end, for what needs all rows; until then they are in a temporary file."""
+
+
+    with tempfile.TemporaryDirectory() as folder:
+        args.output = Path(folder) / "scores.jsonl"
+        statuses = write_files(scorer, paths, total, args, doubtful)
+        print(readable_header(selected=bool(args.selection)))
+        with open(args.output, encoding="utf-8") as lines:
+            for line in lines:
+                print(readable_row(json.loads(line)))
+    args.output = None
+    return statuses
+
+
+def write_files(
+    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
+) -> Counter[str]:
+    """Write the table and the report, with progress on stderr; return the number of rows of each status."""
+
+
+    journal = Journal(journal_of(args), scorer.settings, args.resume, scorer.batch_size)
+    paths = journal.unfinished(paths)
+    cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type)
+    scores = watched(scorer.stream(paths, args.workers, cluster), doubtful)
+    total = None if args.faces == "all" else total  # an image may then have several rows
+    journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
+    if args.report:
+        write_page(scorer, journal, args)
+    if not (args.selection or args.copy_to or args.map):
+        return journal.finish()
+
+    mark = marker(args.selection, journal.rows)
+    use_selected(scorer, lambda: mark(journal.rows()), args)
+    return journal.finish(mark) if args.selection else journal.finish()
+
+
+def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argparse.Namespace) -> None:
+    """Copy the files of the selected rows, and write their maps; `rows` gives all rows, each time anew."""
+    if args.selection:
+        print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
+    if args.copy_to:
+        count = copy_files(lambda: selected_paths(rows()), args.copy_to)
+        print(f"{count} files -> {args.copy_to}", file=sys.stderr)
+    if args.map:
+        count = write_maps(lambda: selected_paths(rows()), args.map, partial(scorer.region_map, axis=args.map_of))
+        print(f"{count} maps -> {args.map}", file=sys.stderr)
+
+
+def write_page(scorer: Scorer, journal: Journal, args: argparse.Namespace) -> None:
+    """Write the report of all rows of the journal."""
+
+
+    total = sum(1 for _ in journal.rows())
+    about = {
+        "model": f"{scorer.method}, {scorer.weights.name}",
+        "created": time.strftime("%d %B %Y, %H:%M").lstrip("0"),
+        "range": METHODS[scorer.method].range,
+        "percentile_set": scorer.percentiles and scorer.percentiles.set,
+    }
+    rows = tqdm(journal.rows(), total=total, unit=" pictures", disable=None)
+    write_report(args.report, rows, total, about, args.workers, args.swapped_channels)

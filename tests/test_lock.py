@@ -1,0 +1,39 @@
+"""requirements.lock: a version with hashes for everything that the ranges ask for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+LINE, HASHES = r"^([A-Za-z0-9._-]+)==([^ ;\\]+)([^\n]*)\n", r"((?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)"
+PIN = re.compile(LINE + HASHES, re.MULTILINE)
+
+
+def wanted() -> list[Requirement]:
+    lines = [line.split("#")[0].strip() for name in ("", "-extras") for line in
+             (ROOT / f"requirements{name}.txt").read_text().splitlines()]  # fmt: skip
+    return [Requirement(line) for line in lines if line]
+
+
+def canonical(name: str) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def test_every_requirement_is_pinned_within_its_range() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    pins = {canonical(name): version for name, version, _, _ in PIN.findall(text)}
+    assert len(wanted()) > 10
+    for requirement in wanted():
+        version = pins.get(canonical(requirement.name))
+        assert version is not None, f"{requirement.name} is not in requirements.lock: make lock"
+        assert requirement.specifier.contains(version), f"{requirement} is locked at {version}: make lock"
+
+
+def test_every_pin_has_hashes() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert len(PIN.findall(text)) == len(re.findall(r"^\S+==", text, re.MULTILINE))
+    assert "file://" not in text
+    assert "--index-url" not in text
