@@ -76,7 +76,11 @@ cross-fit: setup-dev             ## score CelebA and CFP with models that never 
 	$(PY) -m recipes.default_model.reports.cross_fit --data $(DATA) --tables $(RECIPE) \
 		--pairs $(DATA)/pairs/celeba_dev.tsv runs/evaluation/cfp_profiles.tsv
 ablation: setup-dev              ## train variants of the recipe and compare them (after `make tables`)
-	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results --noise 0.1 0.3 0.5
+	for anchor in ratio shifted; do $(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz \
+		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv || exit 1; done
+	$(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz --length-share 0 --output $(RECIPE)/ccs.tsv
+	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results
+	$(PY) -m recipes.default_model.reports.ablation --data $(DATA) --tables $(RECIPE) --results results --originals --noise 0.1 0.3 0.5
 
 ediffiqa: setup-dev              ## make the shipped eDifFIQA-T again, and compare it (after benchmarks/evaluation_table.sh)
 	benchmarks/quality_labels.sh $(DATA)

@@ -89,9 +89,9 @@ def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 def run(args: argparse.Namespace) -> int:
     labels = read_labels(args.table)
-    nameless = [label.path for label in labels if label.identity is None]
-    if nameless and (args.anchor != "mixed" or len(nameless) == len(labels)):
-        raise ValueError(f"{args.table}: {nameless[0]} has no identity, which this anchor is made of")
+    known = np.array([label.identity is not None for label in labels])
+    if not known.any():
+        raise ValueError(f"{args.table}: {labels[0].path} has no identity, nor has any other row")
     names = [label.path for label in labels]
     faces = []
     for path in args.embeddings:
@@ -101,12 +101,14 @@ def run(args: argparse.Namespace) -> int:
     if args.anchor == "mixed":
         anchors = mixed_anchors(faces, args.length_share)
     elif len(faces) == 1:
-        anchors = published_anchors(faces[0], args.anchor, args.header)
+        anchors = np.full(len(labels), np.nan)  # without an identity there is none
+        anchors[known] = published_anchors(faces[0].where(known), args.anchor, args.header)
     else:
         raise ValueError(f"--anchor {args.anchor} is of one FR model; {len(faces)} files of embeddings were given")
     if args.damage:
         anchors = anchors * visible_shares(names, args.damage)
-    write_labels(args.output, (replace(label, quality=q) for label, q in zip(labels, anchors.tolist(), strict=True)))
+    qualities = [None if np.isnan(anchor) else anchor for anchor in anchors.tolist()]
+    write_labels(args.output, (replace(label, quality=q) for label, q in zip(labels, qualities, strict=True)))
     print(f"{args.output}: {len(labels)} rows, anchors from {len(faces)} FR models")
     return 0
 
