@@ -3,6 +3,7 @@
     python inference.py face.jpg                                a sentence, and the score
     python inference.py photos                                  a folder, with all folders below it: a table
     python inference.py photos --output scores.csv              into a file; .jsonl and .parquet hold all probabilities
+    python inference.py clip.mp4 --every 5 --output shots.csv --best-per track 3 --copy-to shots     a video
     python inference.py photos --report report.html             a page with the faces, to choose a threshold
     python inference.py 'a/*.png' b.jpg @more.txt               patterns, files, and a list of paths
     find . -name '*.jpg' | python inference.py -                a list on standard input
@@ -62,6 +63,14 @@ def run(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def rate(text: str) -> float:
+    """A number above 0."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"frames a second, above 0, were expected, not {text}")
+    return value
+
+
 def share(text: str) -> float:
     """A number from 0, and below 1."""
     value = float(text)
@@ -94,12 +103,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FILE", help="table to write: .csv, .jsonl, .parquet, or .txt (`path score`)")
     add("--report", type=Path, metavar="FILE.html", help="page to write: who would be refused at a threshold, and why")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output or --report")
+    add("--every", type=positive, default=1, metavar="N", help="of a video look at each N-th frame (default: all)")
+    add("--frames", type=rate, metavar="RATE", help="take each folder as the frames of a video, so many a second")
     add_cluster_flags(add)
     add("--shard", type=shard, metavar="I/N", help=SHARD_HELP)
     add("--merge", type=positive, metavar="N", help=MERGE_HELP)
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
-    add("--faces", choices=("largest", "central", "all"), default="largest", help="which faces of a picture count")
+    add("--faces", choices=("largest", "central", "all"), help="which faces count (default: largest; of a video all)")
     add("--min-face-size", type=positive, metavar="N", help="leave out faces of fewer pixels (default: 24)")
     add("--rotate", choices=("no", "auto"), default="no", help="auto: find faces on a side or upside down too")
     add("--detector", metavar="FILE.onnx", help="a detector of OpenCV's YuNet format (default: in weights/)")

@@ -11,17 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from faces.align import is_aligned
-from faces.cluster import cluster_of
+from faces.cluster import Cluster, cluster_of
 from faces.containers import read_picture, with_members
 from faces.listing import expand_inputs
 from faces.reader import ImageError
+from faces.video import is_video
 from labels.measure import part_of
 from model.files import only_writer
 from model.percentiles import Percentiles
@@ -43,6 +44,7 @@ from .select import (
 )
 from .shards import merge, shard_table, write_settings
 from .tables import Journal, Row, check_table_name, readable_header, readable_row, row_of
+from .video import video_scores, write_shots
 
 FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     check_folders(args)
     if (args.shard or args.merge) and (args.report or args.copy_to or args.map or args.selection):
         raise ValueError("--shard and --merge write the table alone: select, copy, map and report when it is whole")
-    paths = with_members(expand_inputs(args.images, sys.stdin))
+    paths = with_members(inputs_of(args))
     if args.merge:
         with only_writer(args.output):
             return report(merge(args.output, list(paths), args.merge), f"{args.merge} shards")
@@ -75,6 +77,14 @@ def run(args: argparse.Namespace) -> int:
         for file in filter(None, (args.output, args.report)):
             locks.enter_context(only_writer(file))
         return score_images(args, paths)
+
+
+def inputs_of(args: argparse.Namespace) -> Iterator[str]:
+    """The paths of images and videos; with --frames a folder stays one path, a video."""
+    if not args.frames:
+        return expand_inputs(args.images, sys.stdin)
+    groups = groupby(args.images, lambda argument: Path(argument).is_dir())
+    return chain.from_iterable(group if folders else expand_inputs(list(group), sys.stdin) for folders, group in groups)
 
 
 def selection_of(args: argparse.Namespace) -> Selection:
@@ -126,9 +136,12 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
         raise ValueError(f"there are no images in {' '.join(args.images)}")
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
     options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
+    if footage := next((path for path in first if is_footage(path, args.frames)), None):
+        options.setdefault("faces", "all")
+        args.faces = options["faces"]
     scorer = Scorer(args.method, args.weights, *settings, **options)
     check_method(scorer, args.selection, args.map_of if args.map else None)
-    if len(first) == 1 and not journal_of(args) and args.faces != "all":
+    if len(first) == 1 and not journal_of(args) and args.faces != "all" and not footage:
         return score_one(scorer, first[0], args)
     if args.workers is None:
         few = total is not None and total < FEW
@@ -144,7 +157,7 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     elif args.selection.needs_all or args.copy_to or args.map:
         statuses = print_finished_table(scorer, remaining, total, args, doubtful)
     else:
-        statuses = print_table(watched(scorer.stream(remaining, args.workers), doubtful), args.selection)
+        statuses = print_table(watched(scores_of(scorer, remaining, None, args), doubtful), args.selection)
     warn_of_doubtful(doubtful.total())
     return report(statuses, f"{time.perf_counter() - start:.1f} s ({scorer})")
 
@@ -268,7 +281,7 @@ def write_files(
     journal = Journal(journal_of(args), scorer.settings, args.resume, scorer.batch_size)
     paths = journal.unfinished(paths)
     cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type)
-    scores = watched(scorer.stream(paths, args.workers, cluster), doubtful)
+    scores = watched(scores_of(scorer, paths, cluster, args), doubtful)
     total = None if args.faces == "all" else total  # an image may then have several rows
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
     if args.report:
@@ -281,12 +294,31 @@ def write_files(
     return journal.finish(mark) if args.selection else journal.finish()
 
 
+def scores_of(
+    scorer: Scorer, paths: Iterable[str], cluster: Cluster | None, args: argparse.Namespace
+) -> Iterator[Score]:
+    """The scores of images and videos, in their order."""
+    for videos, group in groupby(paths, partial(is_footage, rate=args.frames)):
+        if videos:
+            for path in group:
+                yield from video_scores(scorer, path, args.every, args.frames or 25.0)
+        else:
+            yield from scorer.stream(group, args.workers, cluster)
+
+
+def is_footage(path: str, rate: float | None) -> bool:
+    """Whether a path is a video, or with a rate of --frames a folder of frames."""
+    return is_video(path) or (rate is not None and Path(path).is_dir())
+
+
 def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argparse.Namespace) -> None:
     """Copy the files of the selected rows, and write their maps; `rows` gives all rows, each time anew."""
     if args.selection:
         print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
     if args.copy_to:
         count = copy_files(lambda: selected_paths(rows()), args.copy_to)
+        selected = (row for row in rows() if row["selected"])
+        count += write_shots(selected, args.copy_to, args.every, args.frames or 25.0)
         print(f"{count} files -> {args.copy_to}", file=sys.stderr)
     if args.map:
         count = write_maps(lambda: selected_paths(rows()), args.map, partial(scorer.region_map, axis=args.map_of))

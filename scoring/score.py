@@ -43,6 +43,12 @@ class Score:
     detection: float | None = field(default=None, compare=False)
     aligned_by: str | None = field(default=None, compare=False)
     faces: int | None = field(default=None, compare=False)
+    frame: int | None = field(default=None, compare=False)
+    """Of a video: from 0 on."""
+    time: float | None = field(default=None, compare=False)
+    """Of a video: seconds from its start."""
+    track: int | None = field(default=None, compare=False)
+    """Of a video: the same number for the faces of one person in successive frames."""
 
     def label(self, axis: str) -> str | None:
         """The most probable level of a factor or of "quality", or None where there are no probabilities."""

@@ -26,9 +26,10 @@ from model.prompts import AXES, FACTORS
 from .region_map import RegionMap
 from .tables import Row
 
-GROUPS: dict[str, Callable[[str], str]] = {  # --best-per: what the path of an image belongs to
-    "folder": lambda path: os.path.dirname(path),
-    "identity": lambda path: os.path.basename(os.path.dirname(path)),
+GROUPS: dict[str, Callable[[Row], str]] = {  # --best-per: what a row belongs to
+    "folder": lambda row: os.path.dirname(row["path"]),
+    "identity": lambda row: os.path.basename(os.path.dirname(row["path"])),
+    "track": lambda row: f"{row['track']} {row['path']}",   # of a video
 }
 
 
@@ -90,7 +91,7 @@ def best_rows(rows: Iterable[Row], passes: Callable[[Row], bool], group: str, co
     heaps: dict[str, list[tuple[float, int]]] = {}
     for number, row in enumerate(rows):
         if passes(row):
-            heap = heaps.setdefault(GROUPS[group](row["path"]), [])
+            heap = heaps.setdefault(GROUPS[group](row), [])
             add = heapq.heappush if len(heap) < count else heapq.heappushpop
             add(heap, (row["quality"], -number))
     return {-number for heap in heaps.values() for _, number in heap}
@@ -98,7 +99,7 @@ def best_rows(rows: Iterable[Row], passes: Callable[[Row], bool], group: str, co
 
 def selected_paths(rows: Iterable[Row]) -> Iterator[str]:
     """The path of each selected row; of neighbouring rows with one path, its faces, only the first."""
-    for path, _ in itertools.groupby(row["path"] for row in rows if row["selected"]):
+    for path, _ in itertools.groupby(row["path"] for row in rows if row["selected"] and row.get("frame") is None):
         yield path
 
 

@@ -18,7 +18,7 @@ from .score import Score
 
 Row: TypeAlias = dict[str, Any]
 COLUMNS = ("path", "status", "quality", *FACTORS)
-FACE_COLUMNS = ("face", "box", "points", "detection", "aligned_by", "faces")  # as `faces.align.Placed` has them
+FACE_COLUMNS = ("face", "box", "points", "detection", "aligned_by", "faces", "frame", "time", "track")  # as in `Score`
 ADDED = ("percentile", "band", "reasons", "advice", *FACE_COLUMNS)  # behind COLUMNS in CSV
 PARQUET_GROUP = 8192  # rows
 
@@ -48,6 +48,9 @@ def face_columns(score: Score) -> Row:
         "detection": None if score.detection is None else round(score.detection, 4),
         "aligned_by": score.aligned_by,
         "faces": score.faces,
+        "frame": score.frame,
+        "time": None if score.time is None else round(score.time, 3),
+        "track": score.track,
     }
 
 
@@ -112,7 +115,8 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
         **dict.fromkeys(("box", "points"), pyarrow.list_(probability)),
         "detection": probability,
         "aligned_by": text,
-        "faces": pyarrow.int32(),
+        **dict.fromkeys(("faces", "frame", "track"), pyarrow.int32()),
+        "time": probability,
     }
     first, rows = _peek(rows)
     types |= {"selected": pyarrow.bool_()} if "selected" in first else {}
@@ -215,8 +219,9 @@ class Journal:
         """
         paths, batch = iter(paths), list[str]()  # the paths of the batch in which the earlier run stopped
         kept = 0  # rows
+        path = None
         for number, row in enumerate(self.rows(), 1):
-            if row["face"]:  # a further face of the image before
+            if row["face"] or (row["frame"] is not None and row["path"] == path):  # a further face of the image before
                 continue
             if len(batch) == self.batch_size:
                 batch, self.finished, kept = [], self.finished + len(batch), number - 1

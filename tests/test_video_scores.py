@@ -1,0 +1,74 @@
+"""inference.py on videos: rows with frame, time and track, and the best shots of each track."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_video import write_video
+
+import inference
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+
+
+@pytest.fixture(scope="module")
+def frames() -> list[np.ndarray]:
+    """A sharp face at the left moves right; a blurred one at the right comes after a second."""
+    sharp = Image.open(SAMPLES / "astronaut.png").convert("RGB").resize((160, 160))
+    blurred = Image.open(SAMPLES / "astronaut_blurred.png").convert("RGB").resize((160, 160))
+    pictures = []
+    for number in range(8):
+        canvas = Image.new("RGB", (400, 192), (90, 100, 110))
+        canvas.paste(sharp, (4 * number, 16))
+        if number >= 4:
+            canvas.paste(blurred, (236, 16))
+        pictures.append(np.asarray(canvas))
+    return pictures
+
+
+@pytest.mark.parametrize("form", ["video", "folder"])
+def test_each_face_of_a_video_has_its_rows_and_its_best_shots(
+    frames: list[np.ndarray], tmp_path: Path, form: str
+) -> None:
+    if form == "video":
+        pytest.importorskip("av")
+        source, flags = write_video(tmp_path / "clip.mkv", frames), []
+    else:
+        source, flags = tmp_path / "clip", ["--frames", "25"]
+        source.mkdir()
+        for number, picture in enumerate(frames):
+            Image.fromarray(picture).save(source / f"{number}.png")
+    table, shots = tmp_path / "scores.jsonl", tmp_path / "shots"
+    call = [str(source), *flags, "--every", "2", "--output", str(table), "--min-face-size", "60"]
+    assert inference.main([*call, "--best-per", "track", "1", "--copy-to", str(shots)]) == 0
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    assert {row["path"] for row in rows} == {str(source)}
+    assert [row["frame"] for row in rows] == [0, 2, 4, 4, 6, 6]
+    assert [row["time"] for row in rows] == pytest.approx([row["frame"] / 25 for row in rows], abs=2e-3)
+    left, right = ([row for row in rows if row["track"] == track] for track in (0, 1))
+    assert [row["frame"] for row in left] == [0, 2, 4, 6]
+    assert [row["frame"] for row in right] == [4, 6]
+    assert all(row["box"][0] < 150 for row in left)
+    assert min(row["quality"] for row in left) > max(row["quality"] for row in right)
+    best = [max(track, key=lambda row: row["quality"]) for track in (left, right)]
+    assert [row for row in rows if row["selected"]] == sorted(best, key=lambda row: (row["frame"], row["face"]))
+    names = {f"{source.name}_track{row['track']}_frame{row['frame']}_face{row['face']}.png" for row in best}
+    assert {path.name for path in shots.iterdir()} == names
+    assert {Image.open(path).size for path in shots.iterdir()} == {(112, 112)}
+
+
+def test_bad_and_faceless_videos_have_a_row(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    write_video(tmp_path / "empty.mkv", [np.full((64, 64, 3), 90, np.uint8)] * 3)
+    (tmp_path / "text.mp4").write_text("no video")
+    table = tmp_path / "scores.csv"
+    videos = [str(tmp_path / name) for name in ("empty.mkv", "text.mp4", "none.mp4")]
+    assert inference.main([*videos, "--output", str(table)]) == 1
+    with open(table, newline="") as file:
+        rows = [(row["path"], row["status"], row["frame"]) for row in csv.DictReader(file)]
+    assert rows == list(zip(videos, ["no_face", "not_a_video", "missing"], [""] * 3, strict=True))
