@@ -178,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
         set_threads(args.threads)
     if getattr(args, "output", None) is None:
         return args.function(args)
-    if args.function in (embed, baseline, pairs):
+    if args.function in (embed, baseline, bands, pairs):
         part = getattr(args, "shard", None)
         if part and args.merge:
             raise ValueError("--shard measures a part, --merge joins the parts: give one")

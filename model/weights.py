@@ -70,7 +70,7 @@ WEIGHTS = (
         "clib_fiqa_tiny.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="bdb7e454771d110d845beee882374119a2ec7ebfe3c215bb3b21095a7c41dafe",
+        sha256="40afd3a5b1e47550ed109c40d17c49ce2bfd039ec429534487fb9eb9b2020d5c",
         system="clib-fiqa",
         image_size=112,
     ),

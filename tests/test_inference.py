@@ -22,6 +22,7 @@ from PIL import Image
 from recipe_tensors import save_tiny_clib_fiqa
 
 import inference
+import scoring.run
 from faces.align import ALIGN
 from model.fast import PRECISIONS
 from model.files import only_run, open_text
@@ -76,7 +77,7 @@ def test_one_image_prints_the_sentence_and_the_score(
     assert sentence in joint_prompts()
     assert quality.startswith("quality prediction = 0.")
     assert len(quality) == len("quality prediction = 0.1234")
-    assert err == ""
+    assert err.startswith("warning: 1 picture"), "the picture is no face, and of the size of a crop"
 
 
 def test_one_bad_image_says_why_on_stderr(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -193,7 +194,9 @@ def test_stdout_has_the_table_and_stderr_the_rest(faces: Path, weights: Path) ->
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) == 6
     assert "it/s" not in done.stderr, "no progress bar where nobody watches"
-    assert len(done.stderr.splitlines()) == 1
+    warning, counts = done.stderr.splitlines()
+    assert "show no face" in warning
+    assert " ok, " in counts
 
 
 def test_scoring_leaves_heavy_packages_alone(faces: Path, weights: Path) -> None:
@@ -321,8 +324,8 @@ def test_readers_by_device_and_by_what_is_read(faces: Path, tmp_path: Path) -> N
         ("cuda", "no", crop, 8),
     ]:
         scorer: Any = SimpleNamespace(device=torch.device(device), align=align)
-        assert inference.default_workers(scorer, first, cores=8) == expected
-    assert inference.default_workers(scorer, crop, cores=64) == inference.MOST_WORKERS
+        assert scoring.run.default_workers(scorer, first, cores=8) == expected
+    assert scoring.run.default_workers(scorer, crop, cores=64) == scoring.run.MOST_WORKERS
 
 
 def test_threads_are_bounded_and_sleep(faces: Path, weights: Path) -> None:

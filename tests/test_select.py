@@ -271,8 +271,8 @@ def test_one_image_says_whether_it_is_selected(
         (["--min-band", "high"], "has no measured bands; give --bands FILE"),
         (["--min-percentile", "10"], "holds no percentiles"),
         (["--keep", "pose=backwards"], "pose has no level 'backwards'"),
-        (["--best-per", "planet", "3"], "folder or identity and a number from 1"),
-        (["--best-per", "folder", "0"], "folder or identity and a number from 1"),
+        (["--best-per", "planet", "3"], "one of folder, identity, track, and a number from 1"),
+        (["--best-per", "folder", "0"], "one of folder, identity, track, and a number from 1"),
         (["--bands", "nowhere.json"], "nowhere.json"),
     ],
 )
@@ -296,7 +296,7 @@ def test_a_file_that_vanished_loses_no_rows(
         raise RuntimeError("a.png was scored, and is not there any more: nothing was copied")
 
     with monkeypatch.context() as patch:
-        patch.setattr("scoring.select.copy_files", gone)
+        patch.setattr("scoring.run.copy_files", gone)
         assert run(faces, "--output", output, "--copy-to", best, weights=weights) == 1
     assert "the same command with --resume goes on" in capsys.readouterr().err
     assert run(faces, "--output", output, "--copy-to", best, "--resume", weights=weights) == 1
