@@ -127,7 +127,7 @@ report() {
 report "quality_labels_celeba=$output/celeba_dev" "quality_labels_lfw=$output/lfw_test" \
     "quality_labels_lfw_unseen=$output/lfw_unseen"
 sets=$output/celeba_dev,$output/lfw_test,$output/lfw_unseen
-for method in ediffiqa-t-head ediffiqa-t; do
+for method in ediffiqa-t-head ediffiqa-t diffiqa-r-optimised faceqan-r-optimised; do
     report "quality_labels_differences_$method=$sets" --against "$method@foamliu"
 done
 "$python" -m docs.render_tables
