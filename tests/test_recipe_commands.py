@@ -18,6 +18,8 @@ from recipes.default_model.reports import (
     subgroups,
     unseen,
 )
+from recipes.dsl_fiqa import ablation as dsl_ablation
+from recipes.dsl_fiqa import disagreement, encoders, strength
 
 CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (train_factors.main, ["--data", "nothing"]),
@@ -32,6 +34,13 @@ CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (cross_fit.main, ["--data", "nothing", "--tables", "nothing"]),
     (ablation.main, ["--data", "nothing", "--tables", "nothing", "--start", "start.safetensors", "--output", "out"]),
     (unseen.main, ["--data", "nothing", "--output", "out"]),
+    (strength.main, ["nothing"]),
+    (disagreement.main, ["--data", "nothing"]),
+    (dsl_ablation.main, ["nothing", "--encoder", "encoder.safetensors"]),
+    (
+        encoders.main,
+        ["photos", "--set", "nothing", "--encoder", "a", "--classifier", "b", "--recognizer", "fr.safetensors"],
+    ),
     (edc_tables.main, ["edc_lfw=nothing"]),
 ]
 

@@ -24,19 +24,21 @@ from methods.dsl_fiqa.evaluation import agreement
 from methods.dsl_fiqa.networks import load_quality_network
 from model.device import pick_device
 from model.fast import PRECISIONS, pick_precision
+from model.fast_dsl_fiqa import accelerate_dsl_fiqa
 from model.files import only_run, open_text, replacing, write_csv_rows, write_text
 
 
 def evaluate(args: argparse.Namespace) -> int:
     """Exit code 0, or 1 when a picture could not be read; its row is empty then."""
     device = pick_device(args.device)
-    network = load_quality_network(args.weights, args.degradation_encoder).to(device)
+    dtype = pick_precision(args.precision, device)
+    network = accelerate_dsl_fiqa(load_quality_network(args.weights, args.degradation_encoder).to(device), dtype)
     reads = network.shape.landmarks != "none" and args.landmarks == "yes"
     rated = read_rated_set(args.folder, landmarks=reads)
     pictures, bad = read_pictures(rated, network.shape, "no", args.workers)
     for path, status in bad.items():
         print(f"left out: {path} ({status})", file=sys.stderr)
-    scores = score_pictures(network, pictures, device, pick_precision(args.precision, device))
+    scores = score_pictures(network, pictures, device, dtype)
     predicted = np.full(len(rated.paths), np.nan)
     predicted[pictures.usable] = scores
     with only_run(args.output):
