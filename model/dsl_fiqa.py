@@ -145,7 +145,7 @@ class DslFiqa(nn.Module):
                 f"the degradation encoder gives {encoder.width} channels and the quality network reads "
                 f"{self.shape.query_width}: take the DE.pt that belongs to this IQA.pt"
             )
-        self.encoder = encoder
+        self.encoder = encoder.to(memory_format=torch.channels_last)  # its convolutions are twice as fast on a CPU
 
     def forward(self, crops: Tensor, landmarks: Tensor | None = None) -> Tensor:
         if self.encoder is None:
@@ -154,7 +154,8 @@ class DslFiqa(nn.Module):
 
     def score(self, crops: Tensor, degradation: Tensor, landmarks: Tensor | None = None) -> Tensor:
         """The scores (N,) of crops of which the degradation features (N, 8, 12, Q) are known."""
-        scores, weights = self.token_scores(self.decoded(crops, degradation), landmarks)
+        tokens = self.decoded(crops, degradation)
+        scores, weights = (values.float() for values in self.token_scores(tokens, landmarks))  # under autocast too
         return (scores * weights).sum(1) / weights.sum(1)
 
     def decoded(self, crops: Tensor, degradation: Tensor) -> Tensor:

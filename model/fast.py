@@ -77,7 +77,7 @@ class FusedConv(nn.Module):
         super().__init__()
         self.weight, self.bias, self.activation = conv.weight.detach(), conv.bias, activation
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        self.onednn, self.packed = _onednn_fuses(self.weight), False
+        self.onednn, self.packed = onednn_fuses(self.weight), False
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, D, H', W'), in the memory of `shortcut` when there is one."""
@@ -221,7 +221,7 @@ def without_onednn(network: nn.Module) -> nn.Module:
     return network
 
 
-def _onednn_fuses(weight: Tensor) -> bool:
+def onednn_fuses(weight: Tensor) -> bool:
     """Whether oneDNN has fused convolutions for this device and type."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False

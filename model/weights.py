@@ -144,7 +144,16 @@ WEIGHTS = (
     KnownWeights("ediffiqa-m", "ediffiqaM.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
     KnownWeights("ediffiqa-s", "ediffiqaS.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
     KnownWeights("ediffiqa-t", "ediffiqaT.pth", EDIFFIQA, "none stated", system="ediffiqa", image_size=112),
-    KnownWeights("dsl-fiqa", "IQA.pt", DSL_FIQA, "none stated", system="dsl-fiqa", image_size=384),
+    KnownWeights(
+        "dsl-fiqa",
+        "dsl_fiqa_small.safetensors",
+        SHIPPED,
+        SHIPPED_LICENCE,
+        sha256="dbe5cadb0c21927940669d0e4839c53c16d92562e3a4c68668103e4d0fb819ae",
+        system="dsl-fiqa",
+        image_size=128,
+    ),
+    KnownWeights("dsl-fiqa-vit-b", "IQA.pt", DSL_FIQA, "none stated", system="dsl-fiqa", image_size=384),
     KnownWeights("dsl-fiqa-de", "DE.pt", DSL_FIQA, "none stated", system="dsl-fiqa-de", image_size=384),
 )
 

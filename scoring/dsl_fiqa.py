@@ -13,6 +13,7 @@ from faces.dlib_models import largest_face
 from faces.random_crops import CROPS, crops_for, face_square, fit, read_landmarks
 from faces.reader import ImageError
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
+from model.fast_dsl_fiqa import accelerate_dsl_fiqa
 from model.loading import load
 
 from .contract import Batch, Columns, Prepared
@@ -47,7 +48,8 @@ class DslFiqaScoring:
             raise ValueError(f"crops {crops} is too small: at least 1 was expected")
         if landmark_folder and not Path(landmark_folder).is_dir():
             raise ValueError(f"there is no landmark folder {landmark_folder}; a folder of .npy files was expected")
-        self.network, self.dtype, self.device = network.to(device).eval(), dtype, device
+        self.network = accelerate_dsl_fiqa(network.to(device).eval(), dtype)
+        self.dtype, self.device = dtype, device
         self.prepare = partial(prepare_file, network.shape, alignment.align, crops, landmark_folder)
 
     def predict(self, batch: Batch) -> Columns:
@@ -60,7 +62,7 @@ class DslFiqaScoring:
         images = self.network.preprocessing.normalise(different)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             scores = self.network(images, torch.from_numpy(landmarks).to(self.device))
-        return scores.float().mean()
+        return scores.mean()
 
 
 def prepare_file(

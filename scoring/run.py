@@ -96,7 +96,7 @@ def selection_of(args: argparse.Namespace) -> Selection:
     if args.best_per:
         group, count = args.best_per
         if group not in GROUPS or not count.isdecimal() or int(count) < 1:
-            raise ValueError(f"--best-per {group} {count}: one of {', '.join(GROUPS)}, and a number from 1 were expected")
+            raise ValueError(f"--best-per {group} {count}: one of {', '.join(GROUPS)}, and a number from 1, expected")
         best_per = group, int(count)
     return Selection(args.min_score, args.min_band, args.min_percentile, keep, args.discard, best_per)
 

@@ -9,11 +9,14 @@ import numpy as np
 import recipe
 import torch
 from PIL import Image
+from recipe_tensors import golden_shapes, recipe_fill, shapes_of
+from torch import Tensor
 
 from model.degradation_encoder import DegradationEncoder
 from model.dsl_fiqa import DslFiqa, DslFiqaShape, Landmarks
 
 SIZE = 64  # side of a crop
+KEPT = ("attn_mask", "relative_position_index")  # constructed, not of the recipe
 
 
 def small_shape(landmarks: Landmarks = "light", spare: bool = False) -> DslFiqaShape:
@@ -72,3 +75,29 @@ def write_set(folder: Path, count: int, size: int = 80) -> Path:
     labels = {"Image": names, "MOS": rng.uniform(0, 1, count).round(4).tolist()}
     (folder / "label.json").write_text(json.dumps(labels))
     return folder
+
+
+def published_shapes(golden: Path) -> dict[str, tuple[int, ...]]:
+    folder = golden / "dsl_fiqa"
+    return golden_shapes(folder / "dslfiqa_iqa_keys.json") | golden_shapes(folder / "dslfiqa_vit_keys.json")
+
+
+def published_tensors(golden: Path) -> dict[str, Tensor]:
+    """The recipe's weights with the deviations that golden/README.md names."""
+    shapes = published_shapes(golden)
+    tensors = recipe_fill({key: shape for key, shape in shapes.items() if not key.endswith(KEPT)})
+    for key, tensor in tensors.items():
+        if key.startswith("tablock") and tensor.ndim == 2:
+            tensors[key] = tensor * np.float32(0.4)
+    tensors["fc_score.3.bias"] = tensors["fc_score.3.bias"] + 3
+    with torch.device("meta"):
+        assert shapes_of(DslFiqa()) == shapes
+    swins = DslFiqa(small_published()).state_dict()
+    return tensors | {key: swins[key] for key in shapes if key.endswith(KEPT)}
+
+
+def small_published() -> DslFiqaShape:
+    """A network whose Swin stacks have the published masks and little else."""
+    return DslFiqaShape(
+        trunk_width=64, widths=(32, 32), swin_mlp=32, decoder_width=32, decoder_mlp=32, landmarks="none", spare=False
+    )

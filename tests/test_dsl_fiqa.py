@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,42 +12,23 @@ import numpy as np
 import pytest
 import recipe
 import torch
-from dsl_fiqa_parts import SIZE, landmarks_for, small_encoder, small_network, small_shape
-from recipe_tensors import golden_shapes, recipe_fill, recipe_tensors, relative_error, shapes_of
+from dsl_fiqa_parts import (
+    SIZE,
+    landmarks_for,
+    published_shapes,
+    published_tensors,
+    small_encoder,
+    small_network,
+    small_shape,
+)
+from recipe_tensors import golden_shapes, recipe_tensors, relative_error, shapes_of
 from torch import Tensor
 
 from model import CheckpointError, load
 from model.checkpoint import save_checkpoint
 from model.degradation_encoder import DegradationEncoder
 from model.dsl_fiqa import DslFiqa, DslFiqaShape, positional_encoding
-
-KEPT = ("attn_mask", "relative_position_index")  # constructed, not of the recipe
-
-
-def published_shapes(golden: Path) -> dict[str, tuple[int, ...]]:
-    folder = golden / "dsl_fiqa"
-    return golden_shapes(folder / "dslfiqa_iqa_keys.json") | golden_shapes(folder / "dslfiqa_vit_keys.json")
-
-
-def published_tensors(golden: Path) -> dict[str, Tensor]:
-    """The recipe's weights with the deviations that golden/README.md names."""
-    shapes = published_shapes(golden)
-    tensors = recipe_fill({key: shape for key, shape in shapes.items() if not key.endswith(KEPT)})
-    for key, tensor in tensors.items():
-        if key.startswith("tablock") and tensor.ndim == 2:
-            tensors[key] = tensor * np.float32(0.4)
-    tensors["fc_score.3.bias"] = tensors["fc_score.3.bias"] + 3
-    with torch.device("meta"):
-        assert shapes_of(DslFiqa()) == shapes
-    swins = DslFiqa(small_published()).state_dict()
-    return tensors | {key: swins[key] for key in shapes if key.endswith(KEPT)}
-
-
-def small_published() -> DslFiqaShape:
-    """A network whose Swin stacks have the published masks and little else."""
-    return DslFiqaShape(
-        trunk_width=64, widths=(32, 32), swin_mlp=32, decoder_width=32, decoder_mlp=32, landmarks="none", spare=False
-    )
+from model.fast_dsl_fiqa import accelerate_dsl_fiqa
 
 
 class Published(NamedTuple):
@@ -232,3 +214,28 @@ def test_missing_timm_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm.models.vision_transformer", None)
     with pytest.raises(ImportError, match="pip install timm"):
         DslFiqa(small_shape())
+
+
+@pytest.mark.parametrize("landmarks", ["full", "light", "none"])
+@torch.inference_mode()
+def test_the_fast_form_is_the_same_function(landmarks: str) -> None:
+    network = small_network(landmarks)  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(4)
+    crops = torch.randn(3, 3, SIZE, SIZE, generator=generator)
+    given = None if landmarks == "none" else landmarks_for(network, 3)
+    expected = network(crops, given)
+    fast = accelerate_dsl_fiqa(deepcopy(network), torch.float32)
+    for _ in range(2):  # the second time the weights are laid out already
+        torch.testing.assert_close(fast(crops, given), expected, rtol=1e-5, atol=1e-6)
+    half = accelerate_dsl_fiqa(deepcopy(network), torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = half(crops, given)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.01)
+
+
+def test_on_other_devices_the_network_stays_as_it_is() -> None:
+    network = small_network().to("meta")
+    names = [type(module) for module in network.modules()]
+    assert accelerate_dsl_fiqa(network, torch.float32) is network
+    assert [type(module) for module in network.modules()] == names

@@ -68,7 +68,7 @@ def test_command(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)["encoders"]
     assert list(found) == encoders[1:]
-    assert found["untrained"].keys() == {"top1", "map", "kind_accuracy", "strength_srcc"}
+    assert found["untrained"].keys() == {"top1", "map", "content_top1", "kind_accuracy", "strength_srcc"}
     command += ["--encoders", "untrained"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)

@@ -19,12 +19,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from training_parts import ROOT, interrupted, read_log
 
+from faces.degradations import gaussian_blur
+from faces.reader import read_image
 from methods.dsl_fiqa import train as script
 from methods.dsl_fiqa import train_degradation as degradation_script
 from methods.dsl_fiqa.config import QualityConfig, parse_degradation, parse_quality
 from methods.dsl_fiqa.degradation import crop_of, label_of, plan
 from methods.dsl_fiqa.loop import learning_rate
-from methods.dsl_fiqa.make_set import part_of
+from methods.dsl_fiqa.make_set import ends_of, part_of, score_of, similarity
+from methods.dsl_fiqa.networks import start_with_cosines
 from methods.dsl_fiqa.train import start_run, train
 from methods.dsl_fiqa.train_degradation import train as train_degradation
 from model import CheckpointError, load
@@ -241,8 +244,52 @@ def test_labels_hold_kind_and_strength() -> None:
 def test_people_are_in_one_part_each() -> None:
     parts = [part_of(f"person {index}", seed=1) for index in range(2000)]
     assert parts == [part_of(f"person {index}", seed=1) for index in range(2000)]
-    assert abs(parts.count("train") / 2000 - 0.7) < 0.05
+    assert abs(parts.count("train") / 2000 - 0.8) < 0.05
     assert abs(parts.count("test") / 2000 - 0.15) < 0.04
+
+
+def test_scores_of_different_kinds_are_comparable(tmp_path: Path) -> None:
+    """SSIM of the mean photograph at both ends of the strength, a straight line between them, and 1 for undamaged."""
+    paths = sorted(write_photographs(tmp_path / "photographs").rglob("*.png"))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    ends = ends_of(["gaussian_blur", "noise"], [tmp_path / "bad.png", *paths], 64, seed=3)
+    assert all(1 > first > last > 0 for first, last in ends.values())
+    assert score_of(ends, "none", 0.0) == 1
+    assert score_of(ends, "noise", 0.25) == pytest.approx(0.75 * ends["noise"][0] + 0.25 * ends["noise"][1])
+    with pytest.raises(ValueError, match="no photograph of the training part"):
+        ends_of(["noise"], [tmp_path / "bad.png"], 64, seed=3)
+
+
+def test_structural_similarity() -> None:
+    from skimage.metrics import structural_similarity
+
+    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
+    other = np.clip(image * 0.6 + 30, 0, 255).astype(np.uint8)
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255, "full": True}
+    _, expected = structural_similarity(image, other, channel_axis=2, **settings)
+    assert similarity(image, image) == pytest.approx(1)
+    assert similarity(image, other) == pytest.approx(expected.mean(), abs=0.003)  # borders are repeated differently
+
+
+def test_filters_that_answer_to_pictures_about_equally() -> None:
+    """Of cosines the strongest answer is a few times the weakest, of random filters none sees blur."""
+    face = read_image(ROOT / "samples" / "astronaut.png")
+    pictures = np.stack([face, gaussian_blur(face, 0.3, np.random.default_rng(0))])
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+    answers = {}
+    for name in ("random", "cosines"):
+        torch.manual_seed(0)
+        layer = torch.nn.Conv2d(3, 64, 16, 16)
+        if name == "cosines":
+            start_with_cosines(layer, seed=1)
+        answers[name] = layer(images).detach().flatten(2).std(2)  # (2, 64)
+    spread = answers["cosines"][0].quantile(0.9) / answers["cosines"][0].quantile(0.1)
+    assert spread < 12
+    kept = {name: (blurred / sharp).median() for name, (sharp, blurred) in answers.items()}
+    assert kept["cosines"] < 0.6 < 0.9 < kept["random"]
+    again = torch.nn.Conv2d(3, 64, 16, 16)
+    start_with_cosines(again, seed=1)
+    assert torch.equal(again.weight, layer.weight)
 
 
 def run_module(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -263,6 +310,8 @@ def test_commands_from_photographs_to_predictions(tmp_path: Path) -> None:
     made_of = ["--versions", 2, "--size", 64, "--workers", 0, "--held-out", "jpeg"]
     made = run_module("make_set", people, "--output", tmp_path / "set", *made_of)
     assert made.returncode == 0, made.stderr
+    unseen = (tmp_path / "set" / "unseen.txt").read_text().split()
+    assert unseen == sorted(f"person{index}" for index in chosen if parts[index] != "train")
     damage = {part: (tmp_path / "set" / part / "damage.tsv").read_text() for part in ("train", "val", "test")}
     assert "jpeg" in damage["test"]
     assert "jpeg" not in damage["train"] + damage["val"]

@@ -27,6 +27,8 @@ from recipes.default_model.reports import (
     subgroups,
     unseen,
 )
+from recipes.dsl_fiqa import ablation as dsl_ablation
+from recipes.dsl_fiqa import disagreement, encoders, strength
 from recipes.ediffiqa_t import fit_head, mean_ranks
 from recipes.ediffiqa_t import make_faces as make_quality_faces
 
@@ -46,6 +48,13 @@ CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (cross_fit.main, ["--data", "nothing", "--tables", "nothing"]),
     (ablation.main, ["--data", "nothing", "--tables", "nothing", "--start", "start.safetensors", "--output", "out"]),
     (unseen.main, ["--data", "nothing", "--output", "out"]),
+    (strength.main, ["nothing"]),
+    (disagreement.main, ["--data", "nothing"]),
+    (dsl_ablation.main, ["nothing", "--encoder", "encoder.safetensors"]),
+    (
+        encoders.main,
+        ["photos", "--set", "nothing", "--encoder", "a", "--classifier", "b", "--recognizer", "fr.safetensors"],
+    ),
     (edc_tables.main, ["edc_lfw=nothing"]),
     (make_quality_faces.main, ["--data", "nothing", "--output", "out"]),
     (mean_ranks.main, ["nothing", "--output", "out.csv"]),

@@ -288,12 +288,13 @@ def test_a_batch_has_images(weights: Path, size: int) -> None:
 def test_listed_models_are_as_they_are() -> None:
     models = {model.name: model for model in list_models()}
     shipped, others = ["clib-fiqa", "ediffiqa"], ["clib-fiqa-r50", "cr-fiqa-l", "cr-fiqa-s"]
-    assert list(models) == [*shipped, *others, *(f"ediffiqa-{size}" for size in "lmst"), "dsl-fiqa"]
+    dsl = ["dsl-fiqa", "dsl-fiqa-vit-b"]
+    assert list(models) == [*shipped, *others, *(f"ediffiqa-{size}" for size in "lmst"), *dsl]
     licences = {known.name: known.licence for known in WEIGHTS}
     for name, model in models.items():
         assert model.licence == licences[name]
         assert model.higher_is_better
-        assert model.aligned == (name != "dsl-fiqa")
+        assert model.aligned == (name not in dsl)
         if not model.present:
             assert model.bytes is None
             continue

@@ -28,8 +28,8 @@ class DegradationConfig:
     data: tuple[str, ...] = ()
     # folders of photographs whose degradations are unknown; none: those of --data, as they are
     real: tuple[str, ...] = ()
-    # leave out every picture whose folder is named in this file, one name a line
-    without: str = ""
+    # files that name folders (people) whose pictures are left out, one a line, separated by commas
+    without: tuple[str, ...] = ()
     # degradations, separated by commas; none: all PHOTOGRAPHIC ones of faces/degradations.py
     kinds: tuple[str, ...] = ()
     # bins of strength that count as degradations of their own
@@ -122,6 +122,8 @@ class QualityConfig:
     start_weights: str = ""
     # state dict of a vision transformer of timm, to start the trunk with; none: random
     trunk: str = ""
+    # filters with which the first layer of a new trunk begins: random, or cosines of random frequencies
+    filters: Literal["random", "cosines"] = "random"
     # landmark layer: full, the published one of 116 million parameters; light, ours of 2,241; none
     landmarks: Literal["full", "light", "none"] = "full"
     # side of the crops
@@ -218,30 +220,30 @@ class QualityConfig:
 DEGRADATION_PRESETS: dict[str, dict[str, Any]] = {  # what differs from the defaults
     "published": {"loss": "queue", "representation": "all"},
     "proximity": {},
-    "small": {"image_size": 192, "widths": (16, 32, 64), "epochs": 20, "lr": 1e-3},
+    "small": {"image_size": 96, "widths": (16, 32, 64), "epochs": 3, "lr": 2e-3},
 }
 QUALITY_PRESETS: dict[str, dict[str, Any]] = {
     "published": {},
     "small": {
+        "filters": "cosines",
         "landmarks": "light",
-        "image_size": 192,
-        "trunk_width": 192,
+        "image_size": 128,
+        "trunk_width": 128,
         "trunk_depth": 4,
         "levels": 2,
         "tab_blocks": 1,
-        "widths": (128, 64),
+        "widths": (96, 48),
         "depths": (2,),
         "swin_mlp": 128,
         "decoder_width": 64,
-        "decoder_blocks": 1,
+        "decoder_blocks": 2,
         "batch_size": 32,
-        "epochs": 20,
-        "lr": 5e-4,
-        "period": 20,
-        "schedule": "epoch",
+        "epochs": 3,
+        "lr": 1e-3,
+        "period": 1257,
         "clip_norm": 1.0,
         "flip": 0.5,
-        "validation_crops": 4,
+        "validation_crops": 2,
     },
 }
 

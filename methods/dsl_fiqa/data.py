@@ -63,13 +63,19 @@ class Picture(NamedTuple):
     points: np.ndarray | None
 
 
-def photographs(folders: Sequence[str], without: str = "") -> list[str]:
-    """All images below the folders, but for those whose own folder is named in the file `without`."""
-    left_out: set[str] = set()
-    if without:
-        with open_text(without) as lines:
-            left_out = {line.strip() for line in lines}
-    return [str(path) for folder in folders for path in list_images(folder) if path.parent.name not in left_out]
+def photographs(folders: Sequence[str], without: Sequence[str] = ()) -> list[str]:
+    """All images below the folders, but for those whose own folder is named in one of the files `without`."""
+    names = left_out(without)
+    return [str(path) for folder in folders for path in list_images(folder) if path.parent.name not in names]
+
+
+def left_out(files: Sequence[str]) -> set[str]:
+    """The names in these files, one a line."""
+    names: set[str] = set()
+    for file in files:
+        with open_text(file) as lines:
+            names |= {line.strip() for line in lines}
+    return names
 
 
 def read_rated_set(folder: str | Path, landmarks: bool) -> RatedSet:

@@ -84,7 +84,8 @@ class DegradationRun:
 def plan(
     config: DegradationConfig, kinds: Sequence[str], paths: Sequence[str], real: Sequence[str], epoch: int
 ) -> list[tuple[list[Sample], list[Sample]]]:
-    """For each step of an epoch the damaged crops, and as many real ones. Each of `paths` is damaged twice."""
+    """For each step of an epoch the damaged crops, and as many real ones for the loss that compares both. Each of
+    `paths` is damaged twice."""
     rng = np.random.default_rng((config.seed, epoch))
     steps = min(math.ceil(2 * len(paths) / config.batch_size), len(paths) // max(2, processes.count()))
     batches = []
@@ -98,7 +99,8 @@ def plan(
             for pictures in (contents, turned)
             for path, degradation in zip(pictures, drawn, strict=True)
         ]
-        others = [real[row] for row in rng.integers(0, len(real), len(synthetic))]
+        count = len(synthetic) if config.loss == "proximity" else 0
+        others = [real[row] for row in rng.integers(0, len(real), count)]
         batches.append((synthetic, [Sample(path, next(seeds), "", 0.0) for path in others]))
     return batches
 

@@ -24,6 +24,7 @@ from methods.dsl_fiqa.evaluation import agreement
 from methods.dsl_fiqa.networks import load_quality_network
 from model.device import pick_device
 from model.fast import PRECISIONS, pick_precision
+from model.fast_dsl_fiqa import accelerate_dsl_fiqa
 from model.files import only_writer, open_text, printable, replacing, write_csv_rows, write_text
 
 
@@ -36,13 +37,14 @@ def evaluate(args: argparse.Namespace) -> int:
 def evaluate_alone(args: argparse.Namespace) -> int:
     """`evaluate`, in the only run that writes this table."""
     device = pick_device(args.device)
-    network = load_quality_network(args.weights, args.degradation_encoder).to(device)
+    dtype = pick_precision(args.precision, device)
+    network = accelerate_dsl_fiqa(load_quality_network(args.weights, args.degradation_encoder).to(device), dtype)
     reads = network.shape.landmarks != "none" and args.landmarks == "yes"
     rated = read_rated_set(args.folder, landmarks=reads)
     pictures, bad = read_pictures(rated, network.shape, "no", args.workers)
     for path, status in bad.items():
         print(printable(f"left out: {path} ({status})"), file=sys.stderr)
-    scores = score_pictures(network, pictures, device, pick_precision(args.precision, device))
+    scores = score_pictures(network, pictures, device, dtype)
     predicted = np.full(len(rated.paths), np.nan)
     predicted[pictures.usable] = scores
     write_predictions(Path(args.output), rated, predicted)

@@ -84,28 +84,51 @@ def encode(encoder: DegradationEncoder, crops: Sequence[np.ndarray], device: tor
     return np.concatenate(projected), np.concatenate(features)
 
 
-def measure(args: argparse.Namespace) -> int:
-    """Print the figures of each encoder as JSON."""
-    device, kinds = pick_device(args.device), require_photographic(tuple(args.kinds))
-    encoders = load_encoders(args.encoders)
-    paths = photographs([args.photos], args.without)
-    rng = np.random.default_rng(args.seed)
-    paths = [paths[row] for row in rng.permutation(len(paths))[: args.limit]]
-    if len(paths) < 4:
-        raise ValueError(f"{args.photos} holds {len(paths)} photographs; at least four were expected")
+def damaged_crops(
+    paths: Sequence[str], kinds: Sequence[str], size: int, seed: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """A crop of each photograph for each kind and strength, and of each crop the numbers of kind, strength and content,
+    three of (N,). Raises ImageError for a photograph that cannot be read."""
+    rng = np.random.default_rng(seed)
     crops, facts = [], []
     for content, path in enumerate(paths):
         image = read_image(path)
         for number, kind in enumerate(kinds):
             for level, strength in enumerate(STRENGTHS):
-                crops.append(crop_of(image, Sample(path, int(rng.integers(2**62)), kind, strength), args.size))
+                crops.append(crop_of(image, Sample(path, int(rng.integers(2**62)), kind, strength), size))
                 facts.append((number, level, content))
     numbers, levels, contents = np.array(facts).T
+    return crops, numbers, levels, contents
+
+
+def figures_of(
+    vectors: np.ndarray, features: np.ndarray, kinds: np.ndarray, levels: np.ndarray, contents: np.ndarray
+) -> dict[str, float]:
+    """Retrieval by unit vectors (N, D) of the same kind and strength, and of the same photograph (`content_top1`, the
+    mistake that the distractor invites); and probes of features (N, F). The others are numbers (N,)."""
+    found = retrieval(vectors, kinds * len(STRENGTHS) + levels)
+    found["content_top1"] = retrieval(vectors, contents)["top1"]
+    return found | probes(features, kinds, np.array(STRENGTHS)[levels], contents)
+
+
+def drawn(paths: Sequence[str], limit: int, seed: int) -> list[str]:
+    """At most `limit` of the paths. Raises ValueError for fewer than four."""
+    chosen = [paths[row] for row in np.random.default_rng(seed).permutation(len(paths))[:limit]]
+    if len(chosen) < 4:
+        raise ValueError(f"{len(chosen)} photographs were found; at least four were expected")
+    return chosen
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Print the figures of each encoder as JSON."""
+    device, kinds = pick_device(args.device), require_photographic(tuple(args.kinds))
+    encoders = load_encoders(args.encoders)
+    paths = drawn(photographs([args.photos], args.without), args.limit, args.seed)
+    crops, *facts = damaged_crops(paths, kinds, args.size, args.seed)
     results = {}
     for name, encoder in encoders.items():
         vectors, features = encode(encoder.to(device).eval(), crops, device)
-        figures = retrieval(vectors, numbers * len(STRENGTHS) + levels)
-        results[name] = figures | probes(features, numbers, np.array(STRENGTHS)[levels], contents)
+        results[name] = figures_of(vectors, features, *facts)
     print(json.dumps({"photographs": len(paths), "kinds": list(kinds), "encoders": results}, indent=1))
     return 0
 
@@ -130,9 +153,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("photos", help="a folder of photographs that no encoder was trained on")
     parser.add_argument("--encoders", nargs="+", required=True, metavar="FILE", help=f"files, or {UNTRAINED}")
     parser.add_argument("--kinds", nargs="*", default=[], help="degradations; default: all")
-    parser.add_argument("--without", default="", help="a file that names folders to leave out, one a line")
+    parser.add_argument("--without", nargs="*", default=[], help="files that name folders to leave out, one a line")
     parser.add_argument("--limit", type=positive, default=40, help="photographs (default: 40)")
-    parser.add_argument("--size", type=positive, default=192, help="side of the crops (default: 192)")
+    parser.add_argument("--size", type=positive, default=128, help="side of the crops (default: 128)")
     parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--device", default="auto")
     return parser.parse_args(arguments)

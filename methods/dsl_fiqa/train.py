@@ -16,7 +16,7 @@ from command_line import training_exit_code
 from methods.dsl_fiqa.config import QualityConfig, parse_quality
 from methods.dsl_fiqa.data import RatedSet, normalised, read_pictures, read_rated_set
 from methods.dsl_fiqa.loop import QualityRun, freeze_encoder, train_epoch, trained_parts, validate
-from methods.dsl_fiqa.networks import load_encoder, load_quality_network
+from methods.dsl_fiqa.networks import load_encoder, load_quality_network, start_with_cosines
 from methods.dsl_fiqa.run import FREE, OTHER_DATA, state_of
 from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
 from model.dsl_fiqa import DslFiqa
@@ -87,6 +87,8 @@ def make_network(config: QualityConfig) -> DslFiqa:
         return load_quality_network(config.start_weights, config.encoder or None)
     encoder = load_encoder(config.encoder)
     network = DslFiqa(config.shape(encoder.width), encoder)
+    if config.filters == "cosines":
+        start_with_cosines(network.vit.patch_embed.proj, config.seed)
     if config.trunk:
         tensors, _ = read_checkpoint(config.trunk)
         own = {key: tensor for key, tensor in tensors.items() if not key.startswith("head.")}

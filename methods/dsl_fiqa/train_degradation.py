@@ -65,7 +65,7 @@ def start_run(config: DegradationConfig, kinds: int, device: torch.device) -> De
     """A run at its random start weights, for so many kinds of degradation."""
     torch.manual_seed(config.seed)
     first, second, last = config.widths
-    encoder = DegradationEncoder((first, second, last)).to(device)
+    encoder = DegradationEncoder((first, second, last)).to(device).to(memory_format=torch.channels_last)
     width = last * (GRID[0] * GRID[1] if config.representation == "all" else 1)
     queue = classifier = None
     if config.loss == "queue":
