@@ -46,6 +46,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 SETS = {"celeba_dev": "CelebA", "lfw_test": "LFW"}
 FMRS, LIMIT = (1e-2, 1e-3), 0.3
 LOWEST_RANK_CORRELATION, LARGEST_PAUC_CHANGE, LOWEST_GAIN = 0.99, 0.005, 1.5
+AUTOMATIC = "in bf16 where the processor has it"
 Rows = Sequence[Sequence[Any]]
 Score = Callable[[np.ndarray], np.ndarray]  # crops (N, S, S, 3) uint8 -> qualities (N,)
 
@@ -80,7 +81,7 @@ def in_onnxruntime(folder: Path) -> Score:
 
 
 def in_openvino(folder: Path, precision: str) -> Score:
-    """fp16 graphs may compute in fp16 where the processor has it; the others in fp32 and int8."""
+    """fp16 graphs compute in the precision that OpenVINO chooses by default, such as bf16; the others as they say."""
     from openvino import Core
 
     hints: dict[str, Any] = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -133,8 +134,10 @@ def bundles(args: argparse.Namespace) -> None:
     faces = Faces(calibration_faces(args.data, args.work / "calibration", args.calibration), args.calibration)
     for weights in args.weights:
         for precision in PRECISIONS:
-            own = faces if precision == "int8" else Faces(None, 64)
-            check = export(weights, None, args.work / f"{weights}-{precision}", precision, "uint8", own)
+            folder, own = args.work / f"{weights}-{precision}", faces if precision == "int8" else Faces(None, 64)
+            if args.keep and folder.is_dir():
+                continue
+            check = export(weights, None, folder, precision, "uint8", own)
             print(f"{weights}, {precision}: {check}", file=sys.stderr, flush=True)
 
 
@@ -151,7 +154,8 @@ def speeds(args: argparse.Namespace, crops: np.ndarray) -> Iterator[list[Cell]]:
         for (engine, precision), score in functions.items():
             size = None if engine == "torch" else (args.work / f"{weights}-{precision}" / MODEL).stat().st_size / 1e6
             found = qualities(score, crops)
-            row: list[Cell] = [weights, engine, precision, size, rates[engine, precision]]
+            label = f"{precision}, by default {AUTOMATIC}" if (engine, precision) == ("OpenVINO", "fp16") else precision
+            row: list[Cell] = [weights, engine, label, size, rates[engine, precision]]
             row.append(rates[engine, precision] / rates["torch", "fp32"])
             row += [float(np.abs(found - expected).max()), rank_correlation(found, expected)]
             yield row
@@ -193,6 +197,7 @@ def main() -> int:
     add("--calibration", type=positive, default=1024, metavar="N", help="faces, half of them for the check (1024)")
     add("--images", type=positive, default=400, metavar="N", help="whose scoring is timed (400)")
     add("--rounds", type=positive, default=5, metavar="N", help="(5)")
+    add("--keep", action="store_true", help="take bundles of an earlier run that are there")
     add("--few", type=positive, metavar="N", help="only the pairs of so many images of a set: to try it")
     add("--threads", type=positive, metavar="N", default=1, help="of torch and of both engines (1)")
     add_results_option(parser)

@@ -71,7 +71,7 @@ def quantise(model: Any, crops: np.ndarray) -> Any:
 
     Only the inputs and the weights of convolutions and fully connected layers are quantised. Quantised outputs as well
     lowered the rank correlation of the default model from 0.997 to 0.986. OpenVINO computes such layers in int8.
-    onnxruntime would need quantised outputs for that, and computes them in fp32; there int8 saves memory alone.
+    onnxruntime would need quantised outputs to do so throughout; there int8 saves memory more than time.
     Attention, the cosines and the softmax stay in fp32 everywhere.
     """
     import onnx
