@@ -9,6 +9,9 @@
 from __future__ import annotations
 
 import threading
+import warnings
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -70,14 +73,21 @@ ACTIVATIONS = {  # name -> how oneDNN calls it
 }
 
 
-class FusedConv(nn.Module):
-    """A convolution, then one of `ACTIVATIONS`; with a shortcut its addition, and then ReLU or none."""
+FUSIONS = [("none", False), ("relu", False), ("relu6", False), ("none", True), ("relu", True)]  # activation, shortcut
+CLOSE = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}  # as a share of the largest result
 
-    def __init__(self, conv: Any, activation: str = "none") -> None:
+
+class FusedConv(nn.Module):
+    """A convolution, then one of `ACTIVATIONS`; with a shortcut its addition, and then ReLU or none.
+
+    `onednn` says whether oneDNN's fused convolutions compute it; the default is to use them where they work.
+    """
+
+    def __init__(self, conv: Any, activation: str = "none", onednn: bool | None = None) -> None:
         super().__init__()
         self.weight, self.bias, self.activation = conv.weight.detach(), conv.bias, activation
         self.geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        self.onednn, self.packed = onednn_fuses(self.weight), False
+        self.onednn, self.packed = onednn_fuses(self.weight) if onednn is None else onednn, False
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, D, H', W'), in the memory of `shortcut` when there is one."""
@@ -223,10 +233,43 @@ def without_onednn(network: nn.Module) -> nn.Module:
 
 def onednn_fuses(weight: Tensor) -> bool:
     """Whether oneDNN has fused convolutions for this device and type."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    here = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return here and weight.dtype in CLOSE and _fused_convolutions_work(weight.dtype)
+
+
+@cache
+def _fused_convolutions_work(dtype: torch.dtype) -> bool:
+    """Whether they compute what plain convolutions do, tried once for each type.
+
+    They are private functions of torch: another release may have changed or removed them, and then plain convolutions
+    do the same more slowly, which a warning says.
+    """
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    if weight.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if weight.dtype == torch.float16:
-        return torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    return True
+    if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        return False
+    try:
+        work = all(_agrees(dtype, activation, has_shortcut) for activation, has_shortcut in FUSIONS)
+    except Exception as error:  # of whatever kind
+        work, reason = False, f"they end in an error ({error})"
+    else:
+        reason = "their results differ from those of plain convolutions"
+    if not work:
+        warnings.warn(f"torch {torch.__version__}: no fused convolutions of {dtype}, {reason}", stacklevel=2)
+    return work
+
+
+def _agrees(dtype: torch.dtype, activation: str, has_shortcut: bool) -> bool:
+    """Whether one kind of fused convolution agrees with the plain one on numbers from -8 to 8."""
+    place = {"padding": (1, 1), "stride": (1, 1), "dilation": (1, 1), "groups": 1}
+    weight = torch.linspace(-1, 1, 16 * 16 * 9).sin().reshape(16, 16, 3, 3).to(dtype)
+    conv = SimpleNamespace(weight=weight, bias=torch.linspace(-1, 1, 16).to(dtype), **place)
+    x, shortcut = (torch.linspace(-end, end, 2 * 16 * 25).cos().reshape(2, 16, 5, 5).to(dtype) for end in (90, 70))
+    found, expected = (
+        FusedConv(conv, activation, onednn)(
+            x.contiguous(memory_format=torch.channels_last),
+            shortcut.clone(memory_format=torch.channels_last) if has_shortcut else None,
+        ).float()
+        for onednn in (True, False)
+    )
+    return bool((found - expected).abs().max() <= CLOSE[dtype] * expected.abs().max())
