@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--encoder", type=Path, required=True, help="degradation_encoder.safetensors")
     parser.add_argument("--classifier", type=Path, required=True, help="that of --loss classifier")
     parser.add_argument("--recognizer", type=Path, required=True, help="a face recognition network")
-    parser.add_argument("--limit", type=positive, default=40, help="photographs (default: 40)")
+    parser.add_argument("--limit", type=positive, default=20, help="photographs (default: 20)")
     parser.add_argument("--seed", type=natural, default=0)
     add_results_option(parser)
     args = parser.parse_args(arguments)
