@@ -1,6 +1,6 @@
 """Store the quantiles of a checkpoint's qualities on a named set of images in that checkpoint (model/percentiles.py).
 
-    python -m recipes.default_model.percentiles weights/clib_fiqa_small.safetensors @runs/lfw_test.txt \\
+    python -m recipes.default_model.percentiles weights/clib_fiqa_tiny.safetensors @runs/lfw_test.txt \\
         --set "LFW test identities"
 
 The file is written again with the same tensors. The set should be well known. None of its images should have been used

@@ -4,8 +4,7 @@ Prints for each labelled set: how often the bad and the good side of the factor 
 expected calibration error, and the confusion matrix. Draws reliability diagrams: among the faces whose good level has a
 probability near p, is a share near p good?
 
-    python -m recipes.default_model.reports.reliability --beside clib-fiqa-tiny \\
-        --figure docs/reliability.png --results results
+    python -m recipes.default_model.reports.reliability --figure docs/reliability.png --results results
 """
 
 from __future__ import annotations
