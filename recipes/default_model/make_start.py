@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--trunk", default="../shared/data/fr/mobilefacenet_foamliu.safetensors")
     parser.add_argument("--output", default="runs/default/tiny.safetensors")
-    parser.add_argument("--factor-trunk", default="", help="MFN whose trunk is read too (the small size)")
+    parser.add_argument("--factor-trunk", default="", help="MFN whose trunk is read too (none)")
     parser.add_argument("--hidden", type=positive, default=1024, help="width of the layer that reads the trunks (1024)")
     parser.add_argument("--shared", type=positive, default=128, help="dimensions of the shared space (128)")
     parser.add_argument("--width", type=positive, default=64, help="width of the text transformer (64)")
