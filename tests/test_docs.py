@@ -215,6 +215,7 @@ class Links(HTMLParser):
                 self.names.add(value)
 
 
+@pytest.mark.timeout(900)
 def test_the_site_is_complete(tmp_path: Path) -> None:
     """It builds without a warning, no link leads nowhere, and nothing is fetched from elsewhere."""
     pytest.importorskip("sphinx")

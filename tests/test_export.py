@@ -36,6 +36,7 @@ from scoring.tables import row_of
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.timeout(900)  # the exporter alone takes seconds to import, and minutes on a busy machine
 
 NARROW = {"layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "embedding": 16}
 
