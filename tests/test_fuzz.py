@@ -5,9 +5,13 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -63,3 +67,38 @@ def test_files_of_other_kinds(reader: Reader, tmp_path: Path) -> None:
     others = {other.files[0] for other in READERS} | {b"", b"\0" * 100, b"text\n", b"[" * 100_000, b"\x80\x04N."}
     for content in others:
         attempt(reader, tmp_path / f"other{reader.suffix}", content)
+
+
+def packed(**arrays: object) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+FOUND = [  # inputs that once ended in a traceback, or filled the memory
+    ("pairs", b"a.jpg b.jpg 99999999999999999999\n", "line 1: expected two names and 1"),
+    ("pairs", b"a.jpg b.jpg " + b"9" * 5000 + b"\n", "line 1: expected two names and 1"),
+    ("pairs", "a.jpg b.jpg ²\n".encode(), "line 1: expected two names and 1"),
+    ("scores as JSONL", b'{"path": ["a"], "quality": 1}\n', "line 1: expected an object with path and quality"),
+    ("scores as JSONL", b"[" * 100_000, "line 1: expected an object with path and quality"),
+    ("index of a RecordIO", b"0\t99999999999999999999\n", "expected lines `number<TAB>byte`"),
+    ("index of a RecordIO", b"0\t-8\n", "a number or a byte is negative"),
+    ("embeddings", packed(names=np.zeros(70_000_000, "S1"), embeddings=np.ones((1, 1))), "unpacks from"),
+    ("embeddings", packed(names=np.array(["a"]), embeddings=np.ones((1, 0))), "numbers (names, D) were expected"),
+    ("bin", pickle.dumps(([{}, 3], [True])), "an image is of type dict"),
+    ("bin", pickle.dumps(([b"a", b"b"], ["x"])), "the labels of the pairs are not True and False"),
+    ("labels of DSL-FIQA", b"[" * 100_000, "is no JSON"),
+    ("labels of DSL-FIQA", b"\xff\xfe", "is no JSON"),
+    ("list of paths", b"\0" * 100_000, "has more than 32,767 characters"),
+    ("landmarks", packed(a=np.ones(3)), "an array (points, 2) was expected"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), FOUND, ids=range(len(FOUND)))
+def test_what_was_found(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    reader = next(reader for reader in READERS if reader.name == name)
+    path = tmp_path / f"found{reader.suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        reader.read(path)
+    assert path.name in str(caught.value)

@@ -173,3 +173,16 @@ def test_the_hash_of_images_notices_changes(images: Path) -> None:
     os.utime(images / NAMES[0], (1, 1))   # the same size, another time of change
     assert images_hash(paths) != before
     assert images_hash([link]) != linked
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, '{"rows": "x"}', '{"rows": 3}'])
+def test_a_damaged_record_says_what_to_do(images: Path, tmp_path: Path, content: str) -> None:
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "progress.json").write_text(content)
+    with pytest.raises(ValueError, match=r"progress\.json is damaged; run without --resume to start anew"):
+        measure(images, NAMES, mean_of, describe, parts, BATCH, 0)
+    (parts / "settings.json").write_text(content)
+    if content != '{"rows": 3}' and content != '{"rows": "x"}':
+        with pytest.raises(ValueError, match=r"settings\.json is damaged; run without --resume to start anew"):
+            start_parts(parts, {}, resume=True)

@@ -211,10 +211,10 @@ def damaged() -> Iterator[tuple[str, bytes, set[str]]]:
                         content[:place],
                         CUT_SHORT if place < 16 else CUT | ({"ok"} if place > len(content) - 16 else set()),
                     )
-    for step in range(24):
+    for step in range(10):
         for kind, suffix in SUFFIXES.items():
             content = bytearray(encode(kind))
-            place = 20 + step * (len(content) - 21) // 24
+            place = 20 + step * (len(content) - 21) // 10
             content[place] ^= 0xFF
             yield f"{kind}-changed-{place}{suffix}", bytes(content), DAMAGED | LARGE
 
