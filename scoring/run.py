@@ -259,8 +259,6 @@ def print_finished_table(
     scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
 ) -> Counter[str]:
     """Print the table at the end, for what needs all rows; until then they are in a temporary file."""
-
-
     with tempfile.TemporaryDirectory() as folder:
         args.output = Path(folder) / "scores.jsonl"
         statuses = write_files(scorer, paths, total, args, doubtful)
@@ -276,20 +274,18 @@ def write_files(
     scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
 ) -> Counter[str]:
     """Write the table and the report, with progress on stderr; return the number of rows of each status."""
-
-
     journal = Journal(journal_of(args), scorer.settings, args.resume, scorer.batch_size)
     paths = journal.unfinished(paths)
     cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type)
     scores = watched(scores_of(scorer, paths, cluster, args), doubtful)
     total = None if args.faces == "all" else total  # an image may then have several rows
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
-    if args.report:
-        write_page(scorer, journal, args)
-    if not (args.selection or args.copy_to or args.map):
+    if not (args.selection or args.copy_to or args.map or args.report):
         return journal.finish()
-
     mark = marker(args.selection, journal.rows)
+    if args.report:
+        rows = mark(journal.rows()) if args.selection else journal.rows()
+        write_page(scorer, rows, sum(1 for _ in journal.rows()), args)
     use_selected(scorer, lambda: mark(journal.rows()), args)
     return journal.finish(mark) if args.selection else journal.finish()
 
@@ -325,16 +321,13 @@ def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argpar
         print(f"{count} maps -> {args.map}", file=sys.stderr)
 
 
-def write_page(scorer: Scorer, journal: Journal, args: argparse.Namespace) -> None:
-    """Write the report of all rows of the journal."""
-
-
-    total = sum(1 for _ in journal.rows())
+def write_page(scorer: Scorer, rows: Iterator[Row], total: int, args: argparse.Namespace) -> None:
+    """Write the report of `total` rows."""
     about = {
         "model": f"{scorer.method}, {scorer.weights.name}",
         "created": time.strftime("%d %B %Y, %H:%M").lstrip("0"),
         "range": METHODS[scorer.method].range,
         "percentile_set": scorer.percentiles and scorer.percentiles.set,
     }
-    rows = tqdm(journal.rows(), total=total, unit=" pictures", disable=None)
-    write_report(args.report, rows, total, about, args.workers, args.swapped_channels)
+    shown = tqdm(rows, total=total, unit=" pictures", disable=None)
+    write_report(args.report, shown, total, about, args.workers, args.swapped_channels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -25,6 +25,7 @@ from faces.reader import ImageError
 from faces.workers import Loaded
 from scoring import Score, Scorer, list_models
 from scoring.contract import Prepared
+from scoring.methods import METHODS
 from scoring.report import PAGES
 from scoring.tables import row_of
 
@@ -137,7 +138,6 @@ class Service:
         self.name = f"{scorer.method}, {scorer.weights.name}"
         self.readers = ThreadPoolExecutor(readers, thread_name_prefix="reader")
         self.batcher: Batcher[Item, list[Score]] = Batcher(self._score_batch, scorer.batch_size, limits.waiting)
-        self.maps: Callable[..., Any] | None = getattr(scorer, "region_map", None)
         self.metrics.watch_waiting(lambda: self.batcher.taken)
 
     def _score_batch(self, items: list[Item]) -> list[list[Score]]:
@@ -259,11 +259,9 @@ def add_interface(app: FastAPI, service: Service) -> None:
         axis: Axis = "quality",
     ) -> Map:
         """Show which parts of the face lower its quality, or the probability of a factor's best level."""
-        if service.maps is None:
-            raise HTTPException(404, "this service has no maps")
         service.reserve(1)
         try:
-            make = partial(service.maps, await image.read(), axis)
+            make = partial(service.scorer.region_map, await image.read(), axis)
             found = await asyncio.get_running_loop().run_in_executor(service.readers, make)
         except ImageError as error:
             return Map(axis=axis, status=error.status)
@@ -286,7 +284,7 @@ def add_interface(app: FastAPI, service: Service) -> None:
             weights=service.scorer.weights.name,
             levels={axis: list(levels) for axis, levels in AXES.items()},
             percentile_set=percentiles.set if percentiles else None,
-            maps=service.maps is not None,
+            maps=METHODS[service.scorer.method].aligned,
             known=known,
         )
 

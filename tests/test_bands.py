@@ -146,7 +146,7 @@ def test_a_table_is_refused_for_other_weights(
     assert "band=" in repr(score)
     capsys.readouterr()
     face = str(SAMPLES / "astronaut.png")
-    assert inference.main([face, "--bands", str(file), "--weights", "clib-fiqa"]) == 2
+    assert inference.main([face, "--bands", str(file), "--weights", "ediffiqa"]) == 2
     assert "was measured with the weights" in capsys.readouterr().err
     assert inference.main([face, "--bands", str(tmp_path / "nowhere.json")]) == 2
     (tmp_path / "broken.json").write_text('{"measured": []}')

@@ -122,7 +122,7 @@ def run_python(
     words: list[str], command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The program takes these flags. A command that is shown in part may lack some."""
-    words = [word for word in words if word.strip("…. ")]
+    words = [word for word in words if word == "." or word.strip("…. ")]
     if words[:2] in (["-m"], ["-m", "venv"], ["-m", "pytest"]) or any(re.search(r"\bNAME$", word) for word in words):
         return
     ended = start(words, monkeypatch)

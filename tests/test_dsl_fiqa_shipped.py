@@ -12,7 +12,7 @@ import pytest
 from faces.degradations import PHOTOGRAPHIC, degrade
 from faces.listing import list_images
 from faces.reader import read_image
-from model.weights import FOLDER, find_weights
+from model.weights import find_weights
 from scoring import Scorer
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ def scorer() -> Scorer:
 
 def test_it_is_small_and_its_card_says_what_it_learned_from() -> None:
     assert find_weights("dsl-fiqa").stat().st_size < 12_000_000
-    first = (FOLDER / "dsl_fiqa_small.md").read_text(encoding="utf-8").splitlines()[0]
+    first = (ROOT / "docs" / "dsl_fiqa_small.md").read_text(encoding="utf-8").splitlines()[0]
     assert first == "This network learned from synthetic degradations, not from people's opinions."
 
 

@@ -237,7 +237,7 @@ def test_a_score_with_a_remark_is_kept(tmp_path: Path) -> None:
         journal.keep(scores)
         assert journal.finish() == {"no_landmarks": 1, "no_face": 1}
     rows = (tmp_path / "scores.csv").read_text().splitlines()[1:]
-    assert rows == ["a.png,no_landmarks,0.5" + "," * 15, "b.png,no_face" + "," * 16]
+    assert rows == ["a.png,no_landmarks,0.5" + "," * 18, "b.png,no_face" + "," * 19]
     assert (tmp_path / "scores.txt").read_text() == "a.png 0.5\n"
     assert (tmp_path / "scores.txt.skipped.tsv").read_text() == "path\tstatus\nb.png\tno_face\n"
 
