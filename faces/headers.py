@@ -6,13 +6,15 @@ bytes cost them minutes or gigabytes. And some repair what is damaged without a 
 
 from __future__ import annotations
 
+import importlib
 import re
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
+from typing import Any
 
-import simplejpeg
 from PIL import Image
 
 MAX_SCANS = 100   # of a JPEG; the usual progressive ones have about 10
@@ -62,15 +64,26 @@ def require_undamaged(content: bytes) -> None:
     It says so in warnings, which Pillow drops. An eighth of the picture in grey takes its Huffman decoder through all
     of the data.
     """
-    if not content.startswith(b"\xff\xd8"):
+    libjpeg = _libjpeg()
+    if libjpeg is None or not content.startswith(b"\xff\xd8"):
         return
     try:
-        in_ink = simplejpeg.decode_jpeg_header(content, strict=False)[2] == "CMYK"
+        in_ink = libjpeg.decode_jpeg_header(content, strict=False)[2] == "CMYK"
         colours = "CMYK" if in_ink else "GRAY"
-        simplejpeg.decode_jpeg(content, colorspace=colours, min_height=1, min_width=1, min_factor=8)
+        libjpeg.decode_jpeg(content, colorspace=colours, min_height=1, min_width=1, min_factor=8)
     except ValueError as error:   # what it cannot decode at all, Pillow decides
         if str(error).startswith(_REPAIRED):
             raise HeaderError(str(error)) from error
+
+
+@cache
+def _libjpeg() -> Any:
+    """The package simplejpeg; None where it is not installed, as beside an exported scorer, where what libjpeg repairs
+    counts as whole."""
+    try:
+        return importlib.import_module("simplejpeg")
+    except ImportError:
+        return None
 
 
 def exif_orientation(image: Image.Image) -> int:

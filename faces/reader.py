@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,6 @@ MAX_SECONDS = 5.0   # of the processor, not of the clock: a busy machine refuses
 MID_GREY = (128, 128, 128, 255)   # RGBA of the background that shows through transparent pixels
 BLOCK_PIXELS = 1 << 20   # pixels that are converted at once, which bounds the memory of the copies
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())   # else Python prints what it logs of bad pictures
 _MOST_DEEP = 2**32 - 1   # of a sample in the modes I and F
 
 
@@ -150,9 +150,16 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+@cache
+def _quiet_pillow() -> None:
+    """Give Pillow's log a place: else Python prints what it logs of bad pictures."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
     """Turn everything that Pillow raises for a bad picture into an ImageError."""
+    _quiet_pillow()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
