@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from faces.detect import (
     CHOICES,
@@ -196,10 +197,17 @@ def test_wrong_wishes_are_refused(wrong: dict[str, object], message: str) -> Non
         Finder(**wrong)  # type: ignore[arg-type]
 
 
-def test_the_network_of_points_loads_with_any_width() -> None:
-    network = FacePoints(hidden=5).eval()
+def test_the_network_of_points_loads_again() -> None:
+    network = FacePoints().eval()
     again = FacePoints.from_tensors(network.state_dict())
-    assert again.hidden.out_features == 5
+    windows = torch.randint(0, 256, (2, 192, 192, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.inference_mode():
+        points, logits = network(windows)
+        assert points.shape == (2, 5, 2)
+        assert torch.equal(logits, again(windows)[1])
+    tensors = {**network.state_dict(), "linear.bias": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match="misshapen"):
+        FacePoints.from_tensors(tensors)
 
 
 def test_another_onnx_file_is_no_center_face(tmp_path: Path) -> None:
