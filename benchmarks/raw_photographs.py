@@ -6,7 +6,8 @@
 The 1,200 originals of DATA/raw are searched as they are, turned by quarters (`--rotate auto`) and turned by 30 degrees.
 Their points are compared with the reference points, and the default model's scores with those of the reference crops.
 With `--folds A B`, networks of points that `recipes/raw_photographs/train_points.py --leave-out 0` and `1` made, each
-original is measured with the one that did not learn its identity. Small faces, large pictures and the speed follow.
+original is measured with the one that did not learn its identity. Small faces, large pictures, pictures of 112x112
+pixels that show an aligned face or not, and the speed follow.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import argparse
 import resource
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from command_line import positive  # noqa: E402
 from faces import detect as detector  # noqa: E402
-from faces.detect import Face, detect  # noqa: E402
+from faces.detect import Face, detect, shows_aligned_face  # noqa: E402
 from faces.reader import read_image  # noqa: E402
 from faces.template import ARCFACE_POINTS, SIZE, mapped, warp  # noqa: E402
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
@@ -47,8 +47,15 @@ COLUMNS = [
     Column("rank correlation with the crops' scores", "{:.4f}"),
 ]
 FOUND_COLUMNS = [Column("pictures"), Column("faces"), Column("found, %", "{:.1f}")]
-SPEED_COLUMNS = [Column("640x480"), Column("processor ms a photograph", "{:.0f}"), Column("photographs/s", "{:.1f}")]
+CROP_COLUMNS = [Column("112x112"), Column("pictures"), Column("doubtful, %", "{:.1f}")]
+SPEED_COLUMNS = [
+    Column("640x480"),
+    Column("processor ms a photograph", "{:.0f}"),
+    Column("photographs/s that two free cores allow", "{:.0f}"),
+]
 TURNS = ((0, "no"), (90, "auto"), (180, "auto"), (270, "auto"), (30, "no"), (-30, "no"))  # degrees, --rotate
+CROPS = 1200  # of each set, with --every 1
+BESIDE = 12.0  # mean distance in pixels of the points from the template's, from which on a picture is not aligned
 PLACED = 0.5  # mean point error, in eye distances, from which on another face or none was found
 
 
@@ -63,21 +70,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the data folder of docs/data.md")
     add("--every", type=positive, default=1, metavar="N", help="take every N-th original (default: all)")
+    add("--turned-every", type=positive, default=1, metavar="N", help="turn every N-th of these only (default: all)")
     add("--folds", nargs=2, metavar="FILE", help="networks of points that left out one half of the identities each")
-    add("--only", choices=("turns", "sizes", "speed"), nargs="+", default=["turns", "sizes", "speed"])
+    parts = ("turns", "sizes", "crops", "speed")
+    add("--only", choices=parts, nargs="+", default=parts)
     add_results_option(parser)
     args = parser.parse_args(arguments)
     command = f"python benchmarks/raw_photographs.py{f' --every {args.every}' if args.every > 1 else ''}"
+    command += f" --turned-every {args.turned_every}" if args.turned_every > 1 else ""
     command += " --folds LEFT_OUT_0 LEFT_OUT_1" if args.folds else ""
     output = Output(args.results, command, ("clib-fiqa", "center-face", "face-points"))
     folds = folds_of(args.data)
     chosen = [Original(path, points, folds[path.split("/")[1]]) for path, points in originals(args.data)][:: args.every]
     if "turns" in args.only:
-        rows = turned_rows(args.data, chosen, args.folds)
+        rows = turned_rows(args.data, chosen, args.turned_every, args.folds)
         output.add("raw_photographs", "Photographs against their reference points and crops", COLUMNS, rows)
     if "sizes" in args.only:
-        rows = size_rows(args.data, chosen)
+        rows = size_rows(args.data, chosen, args.every)
         output.add("raw_photographs_sizes", "Small faces, and faces in large pictures", FOUND_COLUMNS, rows)
+    if "crops" in args.only:
+        rows = crop_rows(args.data, chosen, CROPS // args.every)
+        output.add("raw_photographs_crops", "Pictures of 112x112 pixels: no aligned face", CROP_COLUMNS, rows)
     if "speed" in args.only:
         rows = speed_rows(args.data, chosen)
         output.add("raw_photographs_speed", "From photograph files to scores", SPEED_COLUMNS, rows)
@@ -86,11 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # ---- turned originals -----------------------------------------------------------------------------------------------
 
 
-def turned_rows(data: Path, chosen: Sequence[Original], folds: Sequence[str] | None) -> Iterator[list[Cell]]:
+def turned_rows(
+    data: Path, chosen: Sequence[Original], turned_every: int, folds: Sequence[str] | None
+) -> Iterator[list[Cell]]:
     scorer = Scorer("clib-fiqa", device="cpu")
     reference = qualities(scorer, [read_image(data / "faces" / original.path) for original in chosen])
     yield crops_row(data, chosen, scorer, reference)
     for degrees, rotate in TURNS:
+        if degrees:
+            chosen, reference, turned_every = chosen[::turned_every], reference[::turned_every], 1
         found: dict[int, tuple[float, np.ndarray]] = {}
         missing = 0
         for fold in (0, 1) if folds else (None,):
@@ -156,13 +173,14 @@ def qualities(scorer: Scorer, crops: Sequence[np.ndarray]) -> np.ndarray:
 # ---- small faces, large pictures ------------------------------------------------------------------------------------
 
 
-def size_rows(data: Path, chosen: Sequence[Original]) -> Iterator[list[Cell]]:
+def size_rows(data: Path, chosen: Sequence[Original], every: int) -> Iterator[list[Cell]]:
     for name, side, canvas, count in (
         ("640x480, faces of 80 pixels", 80, (480, 640), 200),
         ("640x480, faces of 40 pixels", 40, (480, 640), 200),
         ("640x480, faces of 32 pixels", 32, (480, 640), 200),
         ("4000x3000, faces of 112 pixels", 112, (3000, 4000), 24),
     ):
+        count = max(8, count // every)
         some = chosen[:: max(1, len(chosen) // count)][:count]
         rng = np.random.default_rng(0)
         right = [is_found_in(canvas, side, read_image(data / "raw" / one.path), one.points, rng) for one in some]
@@ -192,11 +210,62 @@ def pasted(
     return picture, (points + 0.5) * scale - 0.5 + (left, top)
 
 
+# ---- aligned crops --------------------------------------------------------------------------------------------------
+
+
+def crop_rows(data: Path, chosen: Sequence[Original], count: int) -> Iterator[list[Cell]]:
+    """How many crops, and how many pictures that are none, `shows_aligned_face` doubts."""
+    for name, folder in (("aligned crops of LFW", "lfw"), ("aligned crops of CelebA", "celeba")):
+        paths = sorted((data / "faces" / folder).glob("*/*.jpg"))
+        yield doubtful_row(name, (read_image(path) for path in paths[:: max(1, len(paths) // count)]))
+    rng = np.random.default_rng(0)
+    crops = [read_image(data / "faces" / one.path) for one in chosen]
+    yield doubtful_row("aligned crops, upside down", (np.ascontiguousarray(np.rot90(crop, 2)) for crop in crops))
+    yield doubtful_row("aligned crops, moved by half their side", (np.roll(crop, 56, axis=1) for crop in crops))
+    yield doubtful_row("photographs reduced to 112x112", reduced(data, chosen))
+    yield doubtful_row("parts of photographs beside the face", beside_faces(data, chosen, rng))
+    yield doubtful_row("noise", (rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) for _ in range(count // 4)))
+    yield doubtful_row("smooth colours", (smooth(rng) for _ in range(count // 4)))
+
+
+def doubtful_row(name: str, pictures: Iterable[np.ndarray]) -> list[Cell]:
+    doubted = [not shows_aligned_face(picture) for picture in pictures]
+    return [name, len(doubted), 100 * float(np.mean(doubted))]
+
+
+def reduced(data: Path, chosen: Sequence[Original]) -> Iterator[np.ndarray]:
+    """Whole photographs, without those in which the face lies by chance where the template has it."""
+    for one in chosen:
+        rgb = read_image(data / "raw" / one.path)
+        points = (one.points + 0.5) * SIZE / np.array(rgb.shape[1::-1]) - 0.5
+        if np.linalg.norm(points - ARCFACE_POINTS, axis=1).mean() > BESIDE:
+            yield cv2.resize(rgb, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+
+
+def beside_faces(data: Path, chosen: Sequence[Original], rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """A square of each photograph that has room for one beside the face: clothes, hair, walls, landscapes."""
+    for one in chosen:
+        rgb = read_image(data / "raw" / one.path)
+        left, right = one.points[:, 0].min(), one.points[:, 0].max()
+        reach = 0.6 * (right - left)
+        room = max((0, int(left - reach)), (int(right + reach), rgb.shape[1]), key=lambda ends: ends[1] - ends[0])
+        side = min(room[1] - room[0], rgb.shape[0])
+        if side >= 40:
+            top = int(rng.integers(0, rgb.shape[0] - side + 1))
+            yield cv2.resize(rgb[top : top + side, room[0] : room[0] + side], (SIZE, SIZE))
+
+
+def smooth(rng: np.random.Generator) -> np.ndarray:
+    noise = cv2.GaussianBlur(rng.normal(0, 60, (SIZE, SIZE, 3)), (0, 0), rng.uniform(2, 20))
+    return np.clip(noise * rng.uniform(1, 12) + rng.integers(0, 256, 3), 0, 255).astype(np.uint8)
+
+
 # ---- speed ----------------------------------------------------------------------------------------------------------
 
 
 def speed_rows(data: Path, chosen: Sequence[Original], count: int = 64) -> Iterator[list[Cell]]:
-    """Wall and processor time of `Scorer.stream` over JPEG files, with two reading processes."""
+    """Processor time of `Scorer.stream` over JPEG files, with two reading processes. The rate is two seconds of
+    processors divided by it, so that other work on the machine does not count."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         rng, paths = np.random.default_rng(0), []
@@ -208,10 +277,10 @@ def speed_rows(data: Path, chosen: Sequence[Original], count: int = 64) -> Itera
             scorer = Scorer("clib-fiqa", device="cpu", rotate=rotate)
             for _ in scorer.stream(paths[:4], workers=0):  # everything is loaded before the clock starts
                 pass
-            start, before = time.perf_counter(), processor_seconds()
+            before = processor_seconds()
             done = sum(1 for _ in scorer.stream(paths, workers=2))
-            seconds, used = time.perf_counter() - start, processor_seconds() - before
-            yield [f"`--rotate {rotate}`", 1000 * used / done, done / seconds]
+            used = processor_seconds() - before
+            yield [f"`--rotate {rotate}`", 1000 * used / done, 2 * done / used]
 
 
 def processor_seconds() -> float:

@@ -17,11 +17,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 SECTIONS = {  # the menu
-    "Use": ["start", "which_method", "scores", "thresholds", "inference", "export", "faq"],
+    "Use": ["start", "which_method", "scores", "thresholds", "inference", "reasons", "report", "service", "export",
+            "scale", "faq"],
     "Train and measure": ["labels", "training", "evaluation", "reproduce", "anchors", "log"],
     "Methods": [f"../methods/{name}/README" for name in
                 ("clib_fiqa", "cr_fiqa", "ediffiqa", "diffiqa", "label_optimization", "dsl_fiqa")],
-    "Models, data, licences": ["model_cards", "default_model", "../weights/README", "data", "licences",
+    "Models, data, licences": ["model_cards", "default_model", "ediffiqa_t", "perceptual", "dsl_fiqa_small",
+                               "../weights/README", "data", "licences",
                                "../samples/README"],
     "Develop": ["api", "design", "adding_a_method", "../CONTRIBUTING", "../CHANGELOG", "../README"],
 }

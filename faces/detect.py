@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from model.center_face import LARGEST_STRIDE, CenterFace
-from model.face_points import CENTRE, FacePoints
+from model.face_points import CENTRE, SPAN, FacePoints
 from model.face_points import SIZE as WINDOW
 from model.loading import load
 
@@ -323,11 +323,12 @@ def shows_aligned_face(crop: np.ndarray) -> bool:
 
 
 def window(rgb: np.ndarray, matrix: np.ndarray, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
-    """What the network of points looks at: the part (72, 72, 3) of the template that a similarity (2, 3) fills from an
-    image. `border` of OpenCV says what lies beyond the image: by default its last pixels are repeated."""
+    """What the network of points looks at: the part (192, 192, 3) of the template that a similarity (2, 3) fills from
+    an image. `border` of OpenCV says what lies beyond the image: by default its last pixels are repeated."""
+    zoom = WINDOW / SPAN
+    matrix = zoom * matrix
+    matrix[:, 2] += (WINDOW - 1) / 2 - zoom * np.array(CENTRE)
     scale = scale_of(matrix)
-    corner = np.array(CENTRE) - (WINDOW - 1) / 2
-    matrix = matrix - np.array([[0, 0, corner[0]], [0, 0, corner[1]]])
     if scale < 0.5:
         rgb = resized(rgb, scale)
         linear = matrix[:, :2] / scale

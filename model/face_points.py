@@ -1,98 +1,89 @@
 """The five points of a roughly aligned face, and whether there is a face at all.
 
-The network looks at a window of 72x72 pixels of the ArcFace template. Two kinds of features are read: those of the last
-network (O-Net) of MTCNN (Zhang et al., 2016, arXiv 1604.02878) as facenet-pytorch published it, and histograms of
-oriented gradients. Two layers, trained by `recipes/raw_photographs/train_points.py`, make of them where the points lie.
+The network looks at a part of the ArcFace template. Its trunk is that of MediaPipe's face mesh (Kartynnik et al., 2019,
+arXiv 1907.06724), whose published weights were trained on the 468 points of a face's surface. One linear layer, fitted
+by `recipes/raw_photographs/train_points.py`, reads from the trunk's features where our five points lie.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checkpoint import build, size_of
+from .checkpoint import build
 
-SIZE = 72  # pixels
-CENTRE = (56.0, 66.0)  # x, y in the 112x112 template of the window's centre
+SIZE = 192  # pixels of a window
+SPAN = 120.0  # pixels of the 112x112 template that a window shows
+CENTRE = (56.0, 66.0)  # x, y in the template of the window's centre
 POINTS = 5
-TRUNK_SIZE = 48
-DIRECTIONS, CELL = 8, 8
-CELLS = 2 * SIZE // CELL - 1  # cells overlap by half
-FEATURES = 1152 + 256 + DIRECTIONS * CELLS**2
+FEATURES = 128 * 6 * 6 + 32 * 3 * 3
 
 
-class OutputNet(nn.Module):
-    """The layers of MTCNN's O-Net up to the last but one: pictures (N, 3, 48, 48) in about [-1, 1] -> (N, 1408)."""
+class Block(nn.Module):
+    """A depthwise and a pointwise convolution beside a shortcut; new channels of the shortcut are 0."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride, self.added = stride, out_channels - channels
+        self.depthwise = nn.Conv2d(channels, channels, 3, stride, padding=2 - stride, groups=channels)
+        self.pointwise = nn.Conv2d(channels, out_channels, 1)
+        self.prelu = nn.PReLU(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            y = x
+        else:
+            y, x = F.pad(x, (0, 1, 0, 1)), F.max_pool2d(x, 2)  # padded at the right and below only, as TensorFlow does
+        y = self.pointwise(self.depthwise(y))
+        return self.prelu(y + F.pad(x, (0, 0, 0, 0, 0, self.added)))
+
+
+class FaceMeshTrunk(nn.Module):
+    """Pictures (N, 3, 192, 192) in [0, 1] -> features of 6x6 and of 3x3 cells: (N, 128, 6, 6) and (N, 32, 3, 3)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.prelu1 = nn.Conv2d(3, 32, 3), nn.PReLU(32)
-        self.conv2, self.prelu2 = nn.Conv2d(32, 64, 3), nn.PReLU(64)
-        self.conv3, self.prelu3 = nn.Conv2d(64, 64, 3), nn.PReLU(64)
-        self.conv4, self.prelu4 = nn.Conv2d(64, 128, 2), nn.PReLU(128)
-        self.dense5, self.prelu5 = nn.Linear(1152, 256), nn.PReLU(256)
+        self.stem, self.prelu = nn.Conv2d(3, 16, 3, 2), nn.PReLU(16)
+        blocks = [Block(16, 16), Block(16, 16)]
+        for channels, out_channels in ((16, 32), (32, 64), (64, 128), (128, 128)):
+            blocks += [Block(channels, out_channels, 2), Block(out_channels, out_channels)]
+            blocks += [Block(out_channels, out_channels)]
+        self.blocks = nn.Sequential(*blocks)
+        self.last = nn.Sequential(
+            Block(128, 128, 2), Block(128, 128), Block(128, 128), nn.Conv2d(128, 32, 1), nn.PReLU(32), Block(32, 32)
+        )
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(self.prelu1(self.conv1(x)), 3, 2, ceil_mode=True)
-        x = F.max_pool2d(self.prelu2(self.conv2(x)), 3, 2, ceil_mode=True)
-        x = F.max_pool2d(self.prelu3(self.conv3(x)), 2, 2, ceil_mode=True)
-        x = self.prelu4(self.conv4(x)).permute(0, 3, 2, 1).flatten(1)
-        return torch.cat([x, self.prelu5(self.dense5(x))], dim=1)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.blocks(self.prelu(self.stem(F.pad(x, (0, 1, 0, 1)))))
+        return x, self.last(x)
 
 
 class FacePoints(nn.Module):
-    """Windows, RGB (N, 72, 72, 3), uint8 or float in [0, 255] -> points (N, 5, 2) and logits (N,).
+    """Windows, RGB (N, 192, 192, 3), uint8 or float in [0, 255] -> points (N, 5, 2) and logits (N,).
 
     The points are x and y in pixels of the 112x112 template, in which the window's centre is `CENTRE`. A logit above 0
     says that there is a face, roughly where the template has one.
     """
 
     metadata: Mapping[str, str] = {}
-    mean: Tensor
-    std: Tensor
 
-    def __init__(self, hidden: int = 256) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.trunk = OutputNet()
-        self.register_buffer("mean", torch.zeros(FEATURES))
-        self.register_buffer("std", torch.ones(FEATURES))
+        self.trunk = FaceMeshTrunk()
         self.linear = nn.Linear(FEATURES, 2 * POINTS + 1)
-        self.hidden = nn.Linear(FEATURES, hidden)
-        self.output = nn.Linear(hidden, 2 * POINTS + 1, bias=False)
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor]:
-        return self.read(self.features(windows))
+        y = self.linear(self.features(windows))
+        return y[:, :-1].unflatten(1, (POINTS, 2)), y[:, -1]
 
     def features(self, windows: Tensor) -> Tensor:
-        """What the trained layers read: (N, FEATURES)."""
-        x = windows.permute(0, 3, 1, 2).float()
-        small = F.interpolate(x, size=(TRUNK_SIZE, TRUNK_SIZE), mode="bilinear", antialias=True)
-        return torch.cat([self.trunk((small - 127.5) / 128), oriented_gradients(x)], dim=1)
-
-    def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Points and logits of features."""
-        x = (features - self.mean) / self.std
-        y = self.linear(x) + self.output(F.relu(self.hidden(x)))
-        return y[:, :-1].unflatten(1, (POINTS, 2)), y[:, -1]
+        """What the linear layer reads: (N, FEATURES)."""
+        return torch.cat([x.flatten(1) for x in self.trunk(windows.permute(0, 3, 1, 2).float() / 255)], dim=1)
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> FacePoints:
         """From a state dict, in eval mode. Raises CheckpointError when it does not fit."""
-        return build(lambda: cls(size_of(tensors, "hidden.weight")), tensors)
-
-
-def oriented_gradients(x: Tensor) -> Tensor:
-    """How strong the gradients are in each of 8 directions in overlapping cells of 8x8 pixels, relative to the
-    neighbourhood: pictures (N, 3, 72, 72) in [0, 255] -> (N, 8 * 17 * 17)."""
-    grey = 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
-    grey = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    dx = grey[:, :, 1:-1, 2:] - grey[:, :, 1:-1, :-2]
-    dy = grey[:, :, 2:, 1:-1] - grey[:, :, :-2, 1:-1]
-    angle = torch.arange(DIRECTIONS, device=x.device).view(1, -1, 1, 1) * (2 * math.pi / DIRECTIONS)
-    cells = F.avg_pool2d(F.relu(dx * angle.cos() + dy * angle.sin()), CELL, CELL // 2)
-    energy = F.avg_pool2d(cells.square().sum(dim=1, keepdim=True), 5, 1, 2, count_include_pad=False)
-    return (cells / (energy + 4).sqrt()).flatten(1)
+        return build(cls, tensors)

@@ -96,9 +96,9 @@ WEIGHTS = (
         "face_points.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="639340430cecc2c4a13e85dd8a54a90c646a84fe216e21a3bf37adfae160d0f1",
+        sha256="5998c2485dc903926c8ce7b46789dbe08b6a7abf6fdd50d13556478442ceffc9",
         system="face-points",
-        image_size=72,
+        image_size=192,
     ),
     KnownWeights(
         "ediffiqa",

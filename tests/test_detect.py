@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from faces.detect import (
     CHOICES,
@@ -24,7 +25,7 @@ from faces.detect import (
     shows_aligned_face,
 )
 from faces.reader import read_image
-from faces.template import ARCFACE_POINTS, mapped
+from faces.template import ARCFACE_POINTS, mapped, mapped_back, similarity_transform
 from model.checkpoint import CheckpointError
 from model.face_points import FacePoints
 from recipes.raw_photographs.center_face import read_center_face
@@ -51,8 +52,9 @@ def grey(height: int, width: int) -> np.ndarray:
 
 
 def error(face: Face, points: np.ndarray) -> float:
-    """Mean distance of the points in eye distances."""
-    return float(np.linalg.norm(face.points - points, axis=1).mean() / np.linalg.norm(points[0] - points[1]))
+    """How far beside `points` alignment brings the template's points, in eye distances, on average."""
+    found = mapped_back(ARCFACE_POINTS, similarity_transform(face.points, ARCFACE_POINTS))
+    return float(np.linalg.norm(found - points, axis=1).mean() / np.linalg.norm(points[0] - points[1]))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_a_face_is_found_with_its_points(scale: float, degrees: float, height: i
     points = put(picture, FACE, scale, width / 2, height / 2, degrees)
     (face,) = detect(picture)
     assert face.score > 0.5
-    assert error(face, points) < 0.12
+    assert error(face, points) < 0.08
     left, top, right, bottom = face.box
     assert ((face.points > (left, top)) & (face.points < (right, bottom))).all()
 
@@ -76,12 +78,12 @@ def test_a_crowd_is_found_once_each_largest_first() -> None:
     faces = detect(picture)
     assert len(faces) == 5
     assert [face.size for face in faces] == sorted((face.size for face in faces), reverse=True)
-    assert all(error(face, points) < 0.15 for face, points in zip(faces, places, strict=True))
+    assert all(error(face, points) < 0.1 for face, points in zip(faces, places, strict=True))
     assert len(detect(picture, min_face_size=90)) < 5
     (largest,), _ = Finder("largest").find(picture)
     (central,), count = Finder("central").find(picture)
-    assert error(largest, places[0]) < 0.15
-    assert error(central, places[2]) < 0.15
+    assert error(largest, places[0]) < 0.1
+    assert error(central, places[2]) < 0.1
     assert count == 5
     assert len(Finder("all").find(picture)[0]) == 5
 
@@ -99,7 +101,7 @@ def test_a_turned_picture_is_searched_in_every_direction(turns: int) -> None:
     points = put(picture, FACE, 1.5, 180, 150)
     (found,) = detect(np.ascontiguousarray(np.rot90(picture, turns)), rotate="auto")
     back = _turned_back(found, turns, 300, 400)
-    assert error(back, points) < 0.12
+    assert error(back, points) < 0.08
     left, top, right, bottom = back.box
     assert left < points[:, 0].min() < points[:, 0].max() < right
     assert top < points[:, 1].min() < points[:, 1].max() < bottom
@@ -120,14 +122,14 @@ def test_a_small_face_in_a_large_picture_is_found() -> None:
     picture = grey(3000, 4000)
     points = put(picture, FACE, 1.2, 3100, 2200)
     (face,) = detect(picture, min_face_size=60, only_largest=True)
-    assert error(face, points) < 0.15
+    assert error(face, points) < 0.1
 
 
 def test_thirty_megapixels_need_no_more_time_than_their_faces() -> None:
     picture = grey(5000, 6000)
     points = put(picture, FACE, 25, 3000, 2500)
     (face,) = detect(picture, only_largest=True)
-    assert error(face, points) < 0.12
+    assert error(face, points) < 0.08
 
 
 def test_tiles_cover_a_picture_and_overlap() -> None:
@@ -195,10 +197,17 @@ def test_wrong_wishes_are_refused(wrong: dict[str, object], message: str) -> Non
         Finder(**wrong)  # type: ignore[arg-type]
 
 
-def test_the_network_of_points_loads_with_any_width() -> None:
-    network = FacePoints(hidden=5).eval()
+def test_the_network_of_points_loads_again() -> None:
+    network = FacePoints().eval()
     again = FacePoints.from_tensors(network.state_dict())
-    assert again.hidden.out_features == 5
+    windows = torch.randint(0, 256, (2, 192, 192, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.inference_mode():
+        points, logits = network(windows)
+        assert points.shape == (2, 5, 2)
+        assert torch.equal(logits, again(windows)[1])
+    tensors = {**network.state_dict(), "linear.bias": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match="misshapen"):
+        FacePoints.from_tensors(tensors)
 
 
 def test_another_onnx_file_is_no_center_face(tmp_path: Path) -> None:
