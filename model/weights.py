@@ -96,7 +96,7 @@ WEIGHTS = (
         "face_points.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="5998c2485dc903926c8ce7b46789dbe08b6a7abf6fdd50d13556478442ceffc9",
+        sha256="bf784eced2d804b6251896c4e21a755142f677c2f24a28680d3819c5d2df260b",
         system="face-points",
         image_size=192,
     ),
