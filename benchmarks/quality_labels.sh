@@ -17,7 +17,7 @@ evaluation=${EVALUATION:-runs/evaluation}
 fr=$data/fr/mobilefacenet_foamliu.safetensors
 networks="ediffiqa-t-head ediffiqa-t ediffiqa-t-epsilon-0 ediffiqa-t-published-norms ediffiqa-t-mean"
 networks="$networks diffiqa-r diffiqa-r-optimised faceqan-r faceqan-r-optimised"
-default=clib-fiqa-small@foamliu
+default=clib-fiqa@foamliu
 mkdir -p "$output"
 
 made() { [ -e "$output/$1" ]; }
@@ -100,7 +100,9 @@ for set in celeba_dev lfw_test lfw_unseen; do
     folder=$output/$set
     mkdir -p "$folder/scores"
     for name in $default norm@foamliu lightqnet scrfd sobel; do
-        [ ! -f "$evaluation/$set/scores/$name.csv" ] || cp "$evaluation/$set/scores/$name.csv" "$folder/scores/$name.csv"
+        # The cross-fitted scores are of CFP too, which these sets leave out.
+        [ ! -f "$evaluation/$set/scores/$name.csv" ] || grep -v 'faces/cfp/' "$evaluation/$set/scores/$name.csv" \
+            > "$folder/scores/$name.csv"
     done
     for network in $networks; do
         weights=$output/$network/ediffiqa.safetensors
@@ -110,7 +112,7 @@ for set in celeba_dev lfw_test lfw_unseen; do
     done
     for network in ediffiqa-t-head ediffiqa-t; do  # the averages with the default model, where its scores are
         [ ! -f "$folder/scores/$default.csv" ] || "$python" -m recipes.ediffiqa_t.mean_ranks "$folder/scores/$default.csv" \
-            "$folder/scores/$network@foamliu.csv" --output "$folder/scores/$network+clib-fiqa-small@foamliu.csv"
+            "$folder/scores/$network@foamliu.csv" --output "$folder/scores/$network+clib-fiqa@foamliu.csv"
     done
     scores=""
     for file in "$folder"/scores/*.csv; do scores="$scores $(basename "$file" .csv)=$file"; done
@@ -122,7 +124,7 @@ for set in celeba_dev lfw_test lfw_unseen; do
 done
 report() {
     "$python" -m recipes.default_model.reports.edc_tables --results results --command benchmarks/quality_labels.sh \
-        --weights ediffiqa clib-fiqa "$@"
+        "$@" --weights ediffiqa clib-fiqa
 }
 report "quality_labels_celeba=$output/celeba_dev" "quality_labels_lfw=$output/lfw_test" \
     "quality_labels_lfw_unseen=$output/lfw_unseen"

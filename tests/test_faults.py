@@ -105,9 +105,9 @@ def test_a_damaged_journal(folder: Path, damage: str, capsys: pytest.CaptureFixt
 
 
 def test_a_picture_that_vanishes_and_one_that_changes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import scoring.scorer
+    import faces.containers
 
-    read = scoring.scorer.read_image
+    read = faces.containers.read_image
 
     def read_and_remove(path: str, **limits: int) -> np.ndarray:
         if path.endswith("00.png"):
@@ -115,7 +115,7 @@ def test_a_picture_that_vanishes_and_one_that_changes(folder: Path, monkeypatch:
             (folder / "faces" / "08.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         return read(path, **limits)
 
-    monkeypatch.setattr(scoring.scorer, "read_image", read_and_remove)
+    monkeypatch.setattr(faces.containers, "read_image", read_and_remove)
     assert inference.main(["faces", *FLAGS, "--workers", "0", "--output", "a.jsonl"]) == 1
     statuses = [row["status"] for row in rows(folder / "a.jsonl")]
     assert statuses[7:9] == ["missing", "truncated"]
