@@ -10,6 +10,7 @@ import recipe
 import torch
 from dsl_fiqa_parts import SIZE, landmarks_for, small_network
 
+from faces.align import Alignment
 from faces.random_crops import landmark_vector
 from faces.reader import ImageError, read_image
 from model.weights import WeightsError
@@ -21,7 +22,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def scoring_of(landmarks: str = "light", align: str = "auto") -> DslFiqaScoring:
-    return DslFiqaScoring(small_network(landmarks), torch.float32, CPU, align)  # type: ignore[arg-type]
+    return DslFiqaScoring(small_network(landmarks), torch.float32, CPU, Alignment(align))  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
@@ -84,7 +85,7 @@ def test_landmarks_change_the_score() -> None:
 
 def test_the_published_encoder_is_asked_for() -> None:
     with pytest.raises(WeightsError, match=r"DE.pt is needed: get it from"):
-        DslFiqaScoring(small_network(encoder=False), torch.float32, CPU, "auto")
+        DslFiqaScoring(small_network(encoder=False), torch.float32, CPU, Alignment("auto"))
 
 
 def test_landmarks_of_a_folder(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_landmarks_of_a_folder(tmp_path: Path) -> None:
     network, image = small_network("full"), recipe.mirror_image(5, SIZE)
     np.save(tmp_path / "face.npy", np.full((68, 2), 10.0))
     np.save(tmp_path / "other.npy", np.full((68, 2), 1000.0))
-    scoring = DslFiqaScoring(network, torch.float32, CPU, "auto", crops=3, landmark_folder=tmp_path)
+    scoring = DslFiqaScoring(network, torch.float32, CPU, Alignment("auto"), crops=3, landmark_folder=tmp_path)
     prepared = scoring.prepare(image, "photos/face.png")
     assert prepared.status == "ok"
     assert prepared.crops.shape == (3, SIZE, SIZE, 3)
