@@ -13,9 +13,9 @@ PIN = re.compile(LINE + HASHES, re.MULTILINE)
 
 
 def wanted() -> list[Requirement]:
-    lines = [line.split("#")[0].strip() for name in ("", "-extras") for line in
+    lines = [line.split("#")[0].strip() for name in ("", "-extras", "-service") for line in
              (ROOT / f"requirements{name}.txt").read_text().splitlines()]  # fmt: skip
-    return [Requirement(line) for line in lines if line]
+    return [Requirement(line) for line in lines if line and not line.startswith("-r ")]
 
 
 def canonical(name: str) -> str:
