@@ -70,7 +70,7 @@ def quantise(model: Any, crops: np.ndarray) -> Any:
     """An fp32 `onnx.ModelProto` -> the same network in int8, its ranges seen on crops (N, S, S, 3) uint8.
 
     Only the inputs and the weights of convolutions and fully connected layers are quantised. Quantised outputs as well
-    lowered the rank correlation of the default model from 0.997 to 0.986. OpenVINO computes such layers in int8.
+    lowered the rank correlation of an earlier default model from 0.997 to 0.986. OpenVINO computes such layers in int8.
     onnxruntime would need quantised outputs to do so throughout; there int8 saves memory more than time.
     Attention, the cosines and the softmax stay in fp32 everywhere.
     """
