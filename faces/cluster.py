@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -121,7 +123,10 @@ def connect(address: str) -> Any:
         root = str(Path(__file__).resolve().parent.parent)
         settings: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
         environment = {"env_vars": {"PYTHONPATH": root}}
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR, **settings)
+        if threading.current_thread() is threading.main_thread():   # Ray has put its own handler in the place of ours
+            signal.signal(signal.SIGTERM, before)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True

@@ -140,6 +140,7 @@ def test_the_same_in_openvino(bundle: tuple[str, Path]) -> None:
         crops = np.random.default_rng(count).integers(0, 256, (count, side, side, 3), np.uint8)
         for found, expected in zip(compiled(crops).values(), graph.torch_outputs(reference, crops), strict=True):
             assert difference(found, expected) < 1e-4
+    torch.set_flush_denormal(False)  # OpenVINO leaves this thread with denormal numbers as 0; hypothesis refuses that
 
 
 def test_the_graph_is_folded_and_holds_nothing_else(bundle: tuple[str, Path]) -> None:

@@ -25,7 +25,7 @@ from model.files import only_writer
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 24
-FLAGS = ["--align", "no", "--device", "cpu", "--batch-size", "2"]
+FLAGS = ["--align", "no", "--device", "cpu", "--batch-size", "2", "--threads", "1"]
 RESUME = "the same command with --resume goes on"
 
 
