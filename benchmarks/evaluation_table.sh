@@ -34,18 +34,22 @@ tables() {  # folder; its score tables as NAME=FILE
     for file in "$1"/scores/*.csv; do echo "$(basename "$file" .csv)=$file"; done
 }
 
-methods() {  # what can score any image, for the images of $folder
+judges() {  # embeddings of each FR model, and what needs no more, for the images of $folder
     embed foamliu "$foamliu.onnx"
     embed faceplugin "$faceplugin.onnx"
     embed dlib dlib
-    for name in random sobel brightness; do
-        baseline $name $name
-    done
     for model in foamliu faceplugin dlib; do
         for name in norm oracle; do
             scores=$folder/scores/$name@$model.csv
             [ -f "$scores" ] || "$python" evaluate.py baseline $name --embeddings "$folder/$model.npz" --output "$scores"
         done
+    done
+}
+
+methods() {  # what can score any image, for the images of $folder
+    judges
+    for name in random sobel brightness; do
+        baseline $name $name
     done
     baseline flip@foamliu flip --fr "$foamliu.safetensors"
     [ -f "$folder/scores/cr-fiqa@foamliu.csv" ] || "$python" inference.py "@$folder/images.txt" --align no \
@@ -79,15 +83,7 @@ mkdir -p "$folder/scores"
 ls "$data"/faces/cfp/*/*.jpg > "$folder/images.txt"
 cp "$data/peer_scores/lightqnet_dm100_cfp.csv" "$folder/scores/lightqnet.csv"
 cp "$cross_fit" "$folder/scores/clib-fiqa@foamliu.csv"
-embed foamliu "$foamliu.onnx"
-embed faceplugin "$faceplugin.onnx"
-embed dlib dlib
-for model in foamliu faceplugin dlib; do
-    for name in norm oracle; do
-        scores=$folder/scores/$name@$model.csv
-        [ -f "$scores" ] || "$python" evaluate.py baseline $name --embeddings "$folder/$model.npz" --output "$scores"
-    done
-done
+judges
 # shellcheck disable=SC2046
 judge "$output/cfp_profiles.tsv" "$folder" $(tables "$folder")
 

@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .workers import Loaded, load_all
+from .workers import Loaded, in_lists, load_all
 
 R = TypeVar("R")
 WINDOW = 20_000   # batches that are planned at a time: a list of paths may be endless
@@ -62,8 +62,8 @@ class Cluster:
         ImportError without Ray, ConnectionError when there is no cluster at the address.
         """
         ray = connect(self.address)
-        paths = iter(paths)
-        while window := list(islice(_lists(paths, batch_size), WINDOW)):
+        batches = in_lists(paths, batch_size)
+        while window := list(islice(batches, WINDOW)):
             yield from self._window(ray, window, load, make_compute)
 
     def _window(self, ray: Any, batches: list[list[str]], load: Any, make_compute: Any) -> Iterator[Any]:
@@ -153,7 +153,3 @@ class _Compute:
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         result = self.compute(pickle.loads(batch["loaded"][0]))
         return {"batch": [batch["batch"][0]], "result": [pickle.dumps(result, protocol=5)]}
-
-
-def _lists(items: Iterator[str], size: int) -> Iterator[list[str]]:
-    return iter(lambda: list(islice(items, size)), [])

@@ -52,9 +52,13 @@ def split(path: str) -> tuple[str, str] | None:
 
 
 def with_members(paths: Iterable[str]) -> Iterator[str]:
-    """The paths, those of containers replaced by the paths of their pictures."""
+    """The paths, those of containers replaced by the paths of their pictures. A damaged container keeps its own path,
+    which is no picture, so that it has a row and stops nothing."""
     for path in paths:
-        yield from members(path) if is_container(path) else [path]
+        try:
+            yield from members(path) if is_container(path) else [path]
+        except ValueError:
+            yield path
 
 
 def read_picture(path: str, max_bytes: int = MAX_BYTES) -> np.ndarray:

@@ -80,9 +80,9 @@ class Readers(Generic[T]):
 
     def batches(self, paths: Iterable[str], batch_size: int) -> Iterator[list[Loaded[T]]]:
         """As `load_batches`."""
-        chunks = _lists(paths, min(CHUNK, batch_size))
+        chunks = in_lists(paths, min(CHUNK, batch_size))
         loaded = self._in_workers(chunks) if self.workers else map(partial(load_all, self.load), chunks)
-        return _lists(chain.from_iterable(loaded), batch_size)
+        return in_lists(chain.from_iterable(loaded), batch_size)
 
     def close(self) -> None:
         """End the worker processes. Later batches start new ones."""
@@ -215,6 +215,7 @@ def read_and_prepare(read: Callable[[str], Any], prepare: Callable[[Any], T], pa
     return prepare(read(path))
 
 
-def _lists(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def in_lists(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items, `size` at a time."""
     iterator = iter(items)
     return iter(lambda: list(islice(iterator, size)), [])

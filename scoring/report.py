@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from faces.reader import read_image
+from faces.containers import read_picture
 from faces.workers import as_it_is, load_batches
 from model.files import open_text, replacing
 from model.prompts import AXES, FACTORS
@@ -107,7 +107,7 @@ def _with_pictures(
 def _picture(key: str, side: int, swapped_channels: bool) -> str:
     """A small WebP, as base64, of the image at a path: of the face when its box is known. Raises ImageError."""
     path, box = json.loads(key)
-    rgb = read_image(path)
+    rgb = read_picture(path)
     image = Image.fromarray(_around(rgb, box) if box else rgb)
     image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     if swapped_channels:

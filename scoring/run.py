@@ -24,7 +24,7 @@ from faces.listing import expand_inputs
 from faces.reader import ImageError
 from faces.video import is_video
 from labels.measure import part_of
-from model.files import only_writer
+from model.files import only_writer, printable
 from model.percentiles import Percentiles
 
 from .methods import METHODS
@@ -50,7 +50,7 @@ FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
 FACE_OPTIONS = ("faces", "min_face_size", "rotate", "detector")
 METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
-OPTIONS = ("faces", "min_face_size", "rotate", "detector", "bands", "max_bytes", *METHOD_OPTIONS)
+OPTIONS = (*FACE_OPTIONS, *METHOD_OPTIONS, "bands", "max_bytes")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,10 +136,11 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
         raise ValueError(f"there are no images in {' '.join(args.images)}")
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
     options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
-    if footage := next((path for path in first if is_footage(path, args.frames)), None):
-        options.setdefault("faces", "all")
-        args.faces = options["faces"]
+    footage = any(is_footage(path, args.frames) for path in (paths if isinstance(paths, list) else first))
+    if footage:
+        args.faces = options.setdefault("faces", "all")
     scorer = Scorer(args.method, args.weights, *settings, **options)
+    cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type)
     check_method(scorer, args.selection, args.map_of if args.map else None)
     if len(first) == 1 and not journal_of(args) and args.faces != "all" and not footage:
         return score_one(scorer, first[0], args)
@@ -150,16 +151,21 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     if args.shard:
         part = part_of(list(remaining), args.shard, scorer.batch_size)
         remaining, total = iter(part), len(part)
-        write_settings(args.output, args.shard, scorer.settings)
+        write_settings(args.output, args.shard, settings_of(scorer, args))
         args.output = shard_table(args.output, args.shard)
     if journal_of(args):
-        statuses = write_files(scorer, remaining, total, args, doubtful)
+        statuses = write_files(scorer, cluster, remaining, total, args, doubtful)
     elif args.selection.needs_all or args.copy_to or args.map:
-        statuses = print_finished_table(scorer, remaining, total, args, doubtful)
+        statuses = print_finished_table(scorer, cluster, remaining, total, args, doubtful)
     else:
-        statuses = print_table(watched(scores_of(scorer, remaining, None, args), doubtful), args.selection)
+        statuses = print_table(watched(scores_of(scorer, cluster, remaining, args), doubtful), args.selection)
     warn_of_doubtful(doubtful.total())
     return report(statuses, f"{time.perf_counter() - start:.1f} s ({scorer})")
+
+
+def settings_of(scorer: Scorer, args: argparse.Namespace) -> dict[str, Any]:
+    """What the rows depend on besides the images."""
+    return {**scorer.settings, "every": args.every, "frames": args.frames}
 
 
 def report(statuses: Counter[str], how: str) -> int:
@@ -220,8 +226,6 @@ def print_sentence(score: Score, percentiles: Percentiles | None, selected: bool
     """Print what the published script prints of one image, and before its last line what else is known; a failure goes
     to stderr. `selected` is None where nothing was asked for."""
     if score.status != "ok":
-        from model.files import printable
-
         print(f"{printable(str(score.path))}: {score.status}", file=sys.stderr)
     if score.quality is None:
         return 1
@@ -256,12 +260,17 @@ def journal_of(args: argparse.Namespace) -> Any:
 
 
 def print_finished_table(
-    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
+    scorer: Scorer,
+    cluster: Cluster | None,
+    paths: Iterable[str],
+    total: int | None,
+    args: argparse.Namespace,
+    doubtful: Counter[str],
 ) -> Counter[str]:
     """Print the table at the end, for what needs all rows; until then they are in a temporary file."""
     with tempfile.TemporaryDirectory() as folder:
         args.output = Path(folder) / "scores.jsonl"
-        statuses = write_files(scorer, paths, total, args, doubtful)
+        statuses = write_files(scorer, cluster, paths, total, args, doubtful)
         print(readable_header(selected=bool(args.selection)))
         with open(args.output, encoding="utf-8") as lines:
             for line in lines:
@@ -271,13 +280,16 @@ def print_finished_table(
 
 
 def write_files(
-    scorer: Scorer, paths: Iterable[str], total: int | None, args: argparse.Namespace, doubtful: Counter[str]
+    scorer: Scorer,
+    cluster: Cluster | None,
+    paths: Iterable[str],
+    total: int | None,
+    args: argparse.Namespace,
+    doubtful: Counter[str],
 ) -> Counter[str]:
     """Write the table and the report, with progress on stderr; return the number of rows of each status."""
-    journal = Journal(journal_of(args), scorer.settings, args.resume, scorer.batch_size)
-    paths = journal.unfinished(paths)
-    cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type)
-    scores = watched(scores_of(scorer, paths, cluster, args), doubtful)
+    journal = Journal(journal_of(args), settings_of(scorer, args), args.resume, scorer.batch_size)
+    scores = watched(scores_of(scorer, cluster, journal.unfinished(paths), args), doubtful)
     total = None if args.faces == "all" else total  # an image may then have several rows
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
     if not (args.selection or args.copy_to or args.map or args.report):
@@ -291,7 +303,7 @@ def write_files(
 
 
 def scores_of(
-    scorer: Scorer, paths: Iterable[str], cluster: Cluster | None, args: argparse.Namespace
+    scorer: Scorer, cluster: Cluster | None, paths: Iterable[str], args: argparse.Namespace
 ) -> Iterator[Score]:
     """The scores of images and videos, in their order."""
     for videos, group in groupby(paths, partial(is_footage, rate=args.frames)):

@@ -18,6 +18,8 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from faces.containers import read_member, split
+from faces.reader import ImageError
 from model.bands import BANDS
 from model.files import filling_folder
 from model.percentiles import discard_threshold
@@ -127,8 +129,11 @@ def copy_files(read: Callable[[], Iterator[str]], folder: Path) -> int:
     with filling_folder(folder) as temporary:
         for path, target in places(read, temporary):
             try:
-                shutil.copyfile(path, target)
-            except FileNotFoundError as error:
+                if place := split(path):   # a picture in an archive
+                    target.write_bytes(read_member(*place))
+                else:
+                    shutil.copyfile(path, target)
+            except (FileNotFoundError, ImageError) as error:
                 raise RuntimeError(f"{path} was scored, and is not there any more: nothing was copied") from error
             count += 1
     return count

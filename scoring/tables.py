@@ -231,7 +231,8 @@ class Journal:
                     f"{path}; run with the same images, or without --resume to start anew"
                 )
             batch.append(row["path"])
-        if len(batch) == self.batch_size and not self.several_faces:  # else the last image may have further faces
+        may_go_on = self.several_faces or (batch and row["frame"] is not None)  # the last image may have further faces
+        if len(batch) == self.batch_size and not may_go_on:
             batch, self.finished, kept = [], self.finished + len(batch), number
         _keep_lines(self.partial, 1 + kept)
         return itertools.chain(batch, paths)

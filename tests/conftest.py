@@ -20,6 +20,14 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
+    """A CLIB-FIQA of width 8 with its text features, 224 pixels."""
+    from recipe_tensors import save_tiny_clib_fiqa
+
+    return save_tiny_clib_fiqa(tmp_path_factory.mktemp("weights") / "tiny.safetensors", golden)
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Real faces and face recognition models, which are not in the repository; the test is skipped without them."""
     folder = TESTS.parents[1] / "shared"

@@ -17,6 +17,7 @@ from PIL import Image
 
 import evaluate
 import generate_labels
+import inference
 from faces.cluster import Cluster, cluster_of
 from faces.reader import read_image
 from faces.workers import Loaded, read_and_prepare
@@ -121,6 +122,27 @@ def test_embeddings_are_those_of_one_machine(ray: Any, faces: Path, tmp_path: Pa
     here, there = np.load(tmp_path / "here.npz"), np.load(tmp_path / "ray.npz")
     assert here["names"].tolist() == there["names"].tolist()
     np.testing.assert_allclose(here["embeddings"], there["embeddings"], atol=1e-6)
+
+
+@pytest.mark.parametrize("output", [True, False])
+def test_scores_are_those_of_one_machine(
+    ray: Any, faces: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], output: bool
+) -> None:
+    """A table in a file, and one that is printed."""
+    call = [str(faces), "--weights", str(weights), "--align", "no", "--batch-size", "4", "--threads", "1"]
+    tables = []
+    for engine in ("local", "ray"):
+        file = tmp_path / f"{engine}.csv"
+        assert inference.main([*call, "--engine", engine, *(["--output", str(file)] if output else [])]) == 0
+        printed = capsys.readouterr().out
+        tables.append(file.read_text() if output else printed)
+    assert len(tables[0].splitlines()) == 7
+    assert tables[0] == tables[1]
+
+
+def test_the_cluster_s_flags_need_it(faces: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert inference.main([str(faces), "--weights", str(weights), "--actors", "2"]) == 2
+    assert "--engine ray" in capsys.readouterr().err
 
 
 def test_labels_are_those_of_one_machine(ray: Any, faces: Path, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
 
+import inference
 from faces.containers import is_container, members, read_member, split
 from faces.reader import ImageError
 
@@ -73,6 +75,17 @@ def test_a_file_that_is_no_archive_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ImageError) as error:
         read_member(str(path), "1.png")
     assert error.value.status == "truncated"
+
+
+def test_a_damaged_archive_is_a_row_and_its_neighbours_are_scored(tmp_path: Path, weights: Path) -> None:
+    """The pictures of an archive through inference.py: scored, and copied out of it."""
+    good, bad = write_tar(tmp_path / "a.tar", [("x/1.png", FACE)]), tmp_path / "b.tar"
+    bad.write_bytes(b"no archive" * 100)
+    call = [good, str(bad), "--weights", str(weights), "--align", "no", "--output", str(tmp_path / "t.jsonl")]
+    assert inference.main([*call, "--copy-to", str(tmp_path / "copies")]) == 1
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [(row["path"], row["status"]) for row in rows] == [(f"{good}/x/1.png", "ok"), (str(bad), "not_an_image")]
+    assert [path.read_bytes() for path in (tmp_path / "copies").rglob("*.png")] == [FACE]
 
 
 def test_a_changed_archive_is_read_anew(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ import pytest
 import recipe
 import torch
 from PIL import Image
-from recipe_tensors import save_tiny_clib_fiqa
 
 import inference
 import scoring.run
@@ -32,11 +31,6 @@ from scoring.methods import METHODS
 from scoring.tables import ADDED, COLUMNS
 
 ROOT = Path(inference.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
-    return save_tiny_clib_fiqa(tmp_path_factory.mktemp("weights") / "tiny.safetensors", golden)
 
 
 @pytest.fixture(scope="module")

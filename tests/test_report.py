@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import recipe
 from PIL import Image
-from recipe_tensors import save_tiny_clib_fiqa
 
 import inference
 from model.files import only_run, open_text
@@ -150,11 +149,6 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
 
 def fake_picture(key: str, side: int, swapped_channels: bool) -> str:
     return "UklGRg" * 150
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
-    return save_tiny_clib_fiqa(tmp_path_factory.mktemp("weights") / "tiny.safetensors", golden)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 import recipe
 import torch
 from PIL import Image
-from recipe_tensors import golden_shapes, recipe_fill, recipe_tensors, relative_error, save_tiny_clib_fiqa
+from recipe_tensors import golden_shapes, recipe_fill, recipe_tensors, relative_error
 
 import scoring.text_cache
 from faces.reader import read_image
@@ -29,12 +29,6 @@ from model.prompts import AXES, FACTORS, joint_prompts
 from model.weights import WEIGHTS
 from scoring import Score, Scorer, list_models
 from scoring.contract import Batch, Columns
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
-    """A CLIB-FIQA of width 8 with its text features, 224 pixels."""
-    return save_tiny_clib_fiqa(tmp_path_factory.mktemp("weights") / "tiny.safetensors", golden)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import recipe
 from PIL import Image
-from recipe_tensors import save_tiny_clib_fiqa
 
 import inference
 from evaluation.threshold import pick_threshold
@@ -171,11 +170,6 @@ def test_a_folder_that_is_filled_is_new_and_outside(tmp_path: Path) -> None:
     for folder in (tmp_path / "in", tmp_path / "in" / "x"):
         with pytest.raises(ValueError, match="is not empty"):
             check_new(folder)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
-    return save_tiny_clib_fiqa(tmp_path_factory.mktemp("weights") / "tiny.safetensors", golden)
 
 
 @pytest.fixture(scope="module")

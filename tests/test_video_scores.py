@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from PIL import Image
 from test_video import write_video
 
 import inference
+from scoring import Score
+from scoring.video import video_scores
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -60,6 +65,34 @@ def test_each_face_of_a_video_has_its_rows_and_its_best_shots(
     names = {f"{source.name}_track{row['track']}_frame{row['frame']}_face{row['face']}.png" for row in best}
     assert {path.name for path in shots.iterdir()} == names
     assert {Image.open(path).size for path in shots.iterdir()} == {(112, 112)}
+
+
+def test_a_video_behind_pictures_goes_on_where_it_was_stopped(
+    frames: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    clip = str(write_video(tmp_path / "clip.mkv", frames))
+    samples = [str(SAMPLES / name) for name in ("astronaut.png", "hopper_dark.png")]
+    call = [*samples, clip, "--every", "2", "--min-face-size", "60", "--batch-size", "1", "--output"]
+    assert inference.main([*call, str(tmp_path / "whole.jsonl")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("scoring.run.video_scores", stopped_after(3))
+        assert inference.main([*call, str(tmp_path / "part.jsonl")]) == 130
+    partial = (tmp_path / "part.jsonl.partial").read_text().splitlines()
+    assert json.loads(partial[-1])["frame"] is not None
+    assert inference.main([*call[:3], "--every", "4", *call[5:], str(tmp_path / "part.jsonl"), "--resume"]) == 2
+    assert inference.main([*call, str(tmp_path / "part.jsonl"), "--resume"]) == 0
+    assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def stopped_after(count: int) -> Callable[..., Iterator[Score]]:
+    """`video_scores` that ends by Ctrl-C after so many rows."""
+
+    def scores(*arguments: Any) -> Iterator[Score]:
+        yield from islice(video_scores(*arguments), count)
+        raise KeyboardInterrupt
+
+    return scores
 
 
 def test_bad_and_faceless_videos_have_a_row(tmp_path: Path) -> None:

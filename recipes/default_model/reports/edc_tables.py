@@ -130,8 +130,10 @@ def report(args: argparse.Namespace) -> int:
         for title in (f"cross-model cells of at least {ENOUGH_ERRORS} errors", "all their cross-model cells"):
             columns += [Column(title, number), Column("lower in", share)]
         for name, folders in named.items():
-            rows = difference_rows([Path(folder) for folder in folders.split(",")], args.against)
-            output.add(name, f"{WHAT}: paired differences, pooled over {folders}", columns, rows)
+            paths = [Path(folder) for folder in folders.split(",")]
+            sets = ", ".join(path.name for path in paths)
+            rows = difference_rows(paths, args.against)
+            output.add(name, f"{WHAT}: paired differences, pooled over {sets}", columns, rows)
         return 0
     found = {name: read_edc(Path(folder)) for name, folder in named.items()}
     for name, results in found.items():
