@@ -157,12 +157,15 @@ def aligned(rgb: np.ndarray, align: str) -> np.ndarray:
     return align_face(rgb)
 
 
-def align_folder(folder: Path, output: Path, alignment: Alignment, workers: int) -> dict[Path, str]:
+def align_folder(
+    folder: Path, output: Path, alignment: Alignment, workers: int, suffix: str = ".jpg"
+) -> dict[Path, str]:
     """Write the aligned crops of all images below a folder to `output`, in the same sub-folders, and the table
     OUTPUT.faces.csv. Returns the status of the images that could not be read or show no face.
 
-    An image that is taken as it is (`crops_of`) is copied; other crops are JPEG files of quality 95. A crop that is
-    there already is written anew. Raises ValueError when `output` lies in the folder, or there are no images.
+    An image that is taken as it is (`crops_of`) is copied; other crops are JPEG files of quality 95, or with the suffix
+    .png files without loss. A crop that is there already is written anew. Raises ValueError when `output` lies in the
+    folder, or there are no images.
     """
     if output.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"the crops in {output} would be images of {folder}; choose an --output outside")
@@ -183,18 +186,17 @@ def align_folder(folder: Path, output: Path, alignment: Alignment, workers: int)
                 write_csv_rows(file, [[str(name), crops.status, *[None] * 7]])
                 continue
             for pixels, placed in crops.value:
-                target = _target_of(name, pixels is None, stems[path.with_suffix("")] == 1, placed.face or 0)
+                alone = stems[path.with_suffix("")] == 1
+                target = name if pixels is None else _target_of(name, alone, placed.face or 0, suffix)
                 write_crop(output / target, pixels, path)
                 write_csv_rows(file, [_table_row(name, target, placed)])
     return bad
 
 
-def _target_of(name: Path, copied: bool, alone: bool, face: int) -> Path:
+def _target_of(name: Path, alone: bool, face: int, suffix: str) -> Path:
     """The crop of an image: a.png and a.jpg become a.png.jpg and a.jpg.jpg, the second face of b.png b_face1.jpg."""
-    if copied:
-        return name
     base = name.with_suffix("") if alone else name
-    return Path(f"{base}_face{face}.jpg" if face else f"{base}.jpg")
+    return Path(f"{base}_face{face}{suffix}" if face else f"{base}{suffix}")
 
 
 def _table_row(name: Path, target: Path, placed: Placed) -> list[str | float | int | None]:
@@ -214,13 +216,14 @@ def load_crops(images: Sequence[Path], align: str, workers: int) -> Iterator[Loa
 
 
 def write_crop(target: Path, crop: np.ndarray | None, original: Path) -> None:
-    """Write a crop as JPEG of quality 95, or copy the original file, atomically."""
+    """Write a crop as PNG, or as JPEG of quality 95, or copy the original file, atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as temporary:
         if crop is None:
             shutil.copyfile(original, temporary)
         else:
-            Image.fromarray(crop).save(temporary, "JPEG", quality=95, subsampling=0)
+            kind = "PNG" if target.suffix == ".png" else "JPEG"
+            Image.fromarray(crop).save(temporary, kind, quality=95, subsampling=0)  # PNG has no such options
 
 
 def _crop_or_nothing(rgb: np.ndarray, align: str) -> np.ndarray | None:
@@ -235,6 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, metavar="CROPS", help="the folder for the crops")
     align = "auto: all but those of 112x112 (default); yes: all; no: copy them as they are"
     parser.add_argument("--align", choices=ALIGN, default="auto", help=align)
+    lossless = "png: crops without loss (default: jpg)"
+    parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help=lossless)
     add_finder_options(parser)
     workers = "processes (default: one a CPU)"
     parser.add_argument("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help=workers)
@@ -242,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         alignment = Alignment(args.align, finder_of(args), check=True)
-        bad = align_folder(args.folder, args.output, alignment, args.workers)
+        bad = align_folder(args.folder, args.output, alignment, args.workers, f".{args.format}")
         for path, status in bad.items():
             print(printable(f"{path}: {status}"), file=sys.stderr)
         return int(bool(bad))

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
+import torch
 from fastapi import FastAPI, File, HTTPException, Query, Response, UploadFile
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
@@ -136,12 +137,15 @@ class Service:
     def __init__(self, scorer: Scorer, limits: Limits, readers: int) -> None:
         self.scorer, self.limits, self.metrics = scorer, limits, Metrics()
         self.name = f"{scorer.method}, {scorer.weights.name}"
-        self.readers = ThreadPoolExecutor(readers, thread_name_prefix="reader")
+        self.threads = torch.get_num_threads()
+        # A reader with threads of its own for each operation would take the cores from the thread that scores.
+        self.readers = ThreadPoolExecutor(readers, "reader", torch.set_num_threads, (1,))
         self.batcher: Batcher[Item, list[Score]] = Batcher(self._score_batch, scorer.batch_size, limits.waiting)
         self.metrics.watch_waiting(lambda: self.batcher.taken)
 
     def _score_batch(self, items: list[Item]) -> list[list[Score]]:
         """The scores of each item: one for each of its faces."""
+        torch.set_num_threads(self.threads)  # of this thread; the readers have set 1 for all that came after them
         self.metrics.batches.observe(len(items))
         found: list[list[Score]] = [[] for _ in items]
         for score in self.scorer.score_loaded([replace(item, path=str(i)) for i, item in enumerate(items)]):

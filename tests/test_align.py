@@ -215,3 +215,13 @@ def test_all_faces_of_a_folder_are_in_its_table(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "crops").iterdir()} == {"crop.png", "two.jpg", "two_face1.jpg"}
     assert len(rows[2]["points"].split()) == 10
     assert main([*arguments, "--rotate", "auto", "--detector", "absent.onnx"]) == 2
+
+
+def test_crops_without_loss(tmp_path: Path) -> None:
+    picture = place(FACE, 1.6, 8, 150, 140, 320, 300)
+    (tmp_path / "photographs").mkdir()
+    Image.fromarray(picture).save(tmp_path / "photographs" / "a.png")
+    assert main([str(tmp_path / "photographs"), "--output", str(tmp_path / "crops"), "--format", "png"]) == 0
+    assert [path.name for path in (tmp_path / "crops").iterdir()] == ["a.png"]
+    crop, expected = (x.astype(int) for x in (read_image(tmp_path / "crops" / "a.png"), align_face(picture)))
+    assert np.abs(crop - expected).max() <= 1, "the number of threads may change the rounding of a pixel, JPEG far more"

@@ -164,7 +164,7 @@ RUN = [  # in this order, in a folder with a few photographs
     "python evaluate.py threshold --weights clib-fiqa --discard 0.05",
     "python inference.py photos --output runs/scores.csv",
     "python evaluate.py pairs faces --output runs/pairs.tsv",
-    "python -m faces.align photos --output crops",
+    "python -m faces.align photos --output crops --format png",
 ]
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import recipe
 import schemathesis
+import torch
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
@@ -202,6 +203,23 @@ def test_scores_that_take_too_long_are_given_up(scorer: Scorer, monkeypatch: pyt
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
         assert client.get("/health").json()["waiting"] == 0
         go.set()
+
+
+def test_readers_leave_the_cores_to_the_thread_that_scores(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, int] = {}
+    load, score_loaded = scorer.load, scorer.score_loaded
+    monkeypatch.setattr(scorer, "load", lambda image: [seen.update(reader=torch.get_num_threads()), load(image)][1])
+    monkeypatch.setattr(
+        scorer, "score_loaded", lambda batch: [seen.update(scorer=torch.get_num_threads()), score_loaded(batch)][1]
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with TestClient(create_app(scorer, LIMITS, readers=2), base_url="http://127.0.0.1") as client:
+            assert client.post("/score", files=upload(png(1), png(2))).status_code == 200
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"reader": 1, "scorer": 3}
 
 
 def test_the_end_of_the_service_is_said(scorer: Scorer) -> None:
