@@ -44,6 +44,13 @@ def make_faces(folder: Path) -> None:
         shutil.copy(path, folder)
 
 
+def photograph(folder: Path) -> Path:
+    """The photograph of the sample "astronaut" (NASA, in the public domain), which scikit-image carries."""
+    import skimage
+
+    return shutil.copy(Path(skimage.__file__).parent / "data" / "astronaut.png", folder)
+
+
 def save(page: Any, path: Path) -> None:
     """The visible part of a page as a PNG of few colours."""
     image = Image.open(io.BytesIO(page.screenshot())).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
@@ -88,10 +95,14 @@ def main() -> None:
         page.wait_for_timeout(500)
         save(page, ROOT / "docs" / "report.png")
         page.goto(address)
-        page.set_input_files("#files", [SAMPLES / "astronaut.png", SAMPLES / "astronaut_occluded.png"])
+        page.set_input_files("#files", [photograph(Path(scratch)), SAMPLES / "astronaut_occluded.png"])
         page.wait_for_selector("text=2 faces scored.")
         page.wait_for_timeout(500)
         save(page, ROOT / "docs" / "service.png")
+        page.locator(".face").last.get_by_text("Map").click()
+        page.wait_for_selector("dialog .map")
+        page.wait_for_timeout(500)
+        save(page, ROOT / "docs" / "service_map.png")
         browser.close()
 
 

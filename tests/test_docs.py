@@ -20,6 +20,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
+from model.weights import WEIGHTS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "weights/README.md", "samples/README.md")),
          *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("methods/*/README.md"))]
@@ -99,6 +101,13 @@ def test_a_command_of_the_docs_is_taken(
     else:
         others = ("git clone ", "source .venv/bin/activate", "sphinx-build -W -c docs . site")
         assert command.startswith(others), command
+
+
+def test_weights_that_are_named_exist() -> None:
+    """`--weights NAME` in the docs: a name in small letters, without the suffix of a file."""
+    named = {value for _, command in FOUND for value in re.findall(r"--weights ([a-z\d-]+)(?= |$)", command)}
+    assert "clib-fiqa" in named
+    assert named <= {known.name for known in WEIGHTS}
 
 
 def assert_make(words: list[str]) -> None:

@@ -112,7 +112,7 @@ function drawBoxes(photo, results) {
     for (const { box: [left, top, right, bottom], points } of boxes) {
       svg.append(node("rect", { x: left, y: top, width: right - left, height: bottom - top, rx: (right - left) / 20 }));
       const flat = (points || []).flat();
-      for (let k = 0; k + 1 < flat.length; k += 2) svg.append(node("circle", { cx: flat[k], cy: flat[k + 1], r: (right - left) / 40 }));
+      for (let k = 0; k + 1 < flat.length; k += 2) svg.append(node("circle", { cx: flat[k], cy: flat[k + 1], r: (right - left) / 24 }));
     }
     const frame = photo.querySelector(".frame");
     frame.style.position = "relative";
