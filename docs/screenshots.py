@@ -48,7 +48,7 @@ def photograph(folder: Path) -> Path:
     """The photograph of the sample "astronaut" (NASA, in the public domain), which scikit-image carries."""
     import skimage
 
-    return shutil.copy(Path(skimage.__file__).parent / "data" / "astronaut.png", folder)
+    return Path(shutil.copy(Path(skimage.__file__).parent / "data" / "astronaut.png", folder))
 
 
 def save(page: Any, path: Path) -> None:
