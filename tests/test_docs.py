@@ -8,6 +8,7 @@ import io
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from faces.degradations import degrade
 from model.weights import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
@@ -172,26 +175,60 @@ RUN = [  # in this order, in a folder with a few photographs
     "python evaluate.py threshold runs/good.csv --discard 0.05",
     "python evaluate.py threshold --weights clib-fiqa --discard 0.05",
     "python inference.py photos --output runs/scores.csv",
-    "python evaluate.py pairs faces --output runs/pairs.tsv",
+    "python inference.py photos --output runs/scores.csv --resume",
+    "python inference.py photos --output scores.csv --best-per identity 3 --copy-to best",
+    "python inference.py photos --report report.html",
+    "python inference.py photos --map maps",
+    "python inference.py photos --map maps --map-of occlusion",
+    "python inference.py photos --method ediffiqa",
+    "python inference.py photo.jpg --method dsl-fiqa",
+    "python inference.py scans --rotate auto --output scores.csv",
+    "python inference.py groups --faces all --min-face-size 40 --output scores.csv",
+    "python inference.py @list.txt --output scores.parquet --shard 1/16",
     "python -m faces.align photos --output crops --format png",
+    "python generate_labels.py --data faces --output runs/labels.tsv",
+    "python inference.py faces --output runs/mine.csv",
+    "python evaluate.py pairs faces --output runs/pairs.tsv",
+    "python evaluate.py baseline sobel faces --output runs/sobel.csv",
+    "python evaluate.py embed faces --fr dlib --output runs/dlib.npz",
+    "python evaluate.py edc --pairs pairs.tsv --scores mine=runs/mine.csv sobel=runs/sobel.csv "
+    "--embeddings dlib=runs/dlib.npz --output runs/results --images faces",
+    "python export.py --output runs/bundle",
 ]
 
 
+def make_photographs(folder: Path) -> None:
+    """The folders that the commands above name: crops, photographs, and identities with damaged versions of them."""
+    crops = {name: Image.open(ROOT / "samples" / f"{name}.png").convert("RGB") for name in ("astronaut", "hopper_dark")}
+    (folder / "samples").symlink_to(ROOT / "samples")
+    for name, crop in crops.items():
+        photograph = ImageOps.expand(crop.resize((224, 224)), 60, "grey")
+        for place in ("photos", "good_captures", "scans", "groups"):
+            (folder / place).mkdir(exist_ok=True)
+            photograph.save(folder / place / f"{name}.png")
+        (folder / "faces" / name).mkdir(parents=True)
+        for kind in ("noise", "jpeg", "gaussian_blur"):
+            damaged = degrade(np.array(crop), kind, 0.2, np.random.default_rng(0))
+            Image.fromarray(damaged).save(folder / "faces" / name / f"{kind}.png")
+    photograph.save(folder / "photo.jpg")
+    (folder / "list.txt").write_text("photo.jpg\n")
+
+
 def test_fast_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    shown = {command for _, command in FOUND}
-    (tmp_path / "samples").symlink_to(ROOT / "samples")
-    for folder in ("photos", "good_captures", "faces/a", "faces/b"):
-        (tmp_path / folder).mkdir(parents=True)
-        for name in ("astronaut", "cameraman_turned"):
-            Image.open(ROOT / "samples" / f"{name}.png").save(tmp_path / folder / f"{name}.png")
+    shown = {" ".join(command.split()) for _, command in FOUND}
+    make_photographs(tmp_path)
     monkeypatch.chdir(tmp_path)
     for command in RUN:
         assert command in shown
+        if "--pairs pairs.tsv" in command:
+            shutil.copy("runs/pairs.tsv", "pairs.tsv")
         ended = start(shlex.split(command)[1:], monkeypatch)
         assert isinstance(ended, SystemExit)
         assert ended.code in (0, None), (command, capsys.readouterr().err)
     assert "threshold = " in capsys.readouterr().out
-    assert len((tmp_path / "runs" / "scores.csv").read_text().splitlines()) == 1 + 2
+    assert len((tmp_path / "runs" / "mine.csv").read_text().splitlines()) == 1 + 6
+    for made in ("report.html", "best", "maps", "crops", "runs/labels.tsv", "runs/results", "runs/bundle/model.onnx"):
+        assert (tmp_path / made).exists(), made
 
 
 def test_python_of_the_docs_is_python(monkeypatch: pytest.MonkeyPatch) -> None:
