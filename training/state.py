@@ -98,6 +98,15 @@ def require_same_settings(path: Path, before: Mapping[str, Any], settings: Any, 
             raise ValueError(f"--resume: {path} was begun with {asked}, not {now[name]}; give {asked}")
 
 
+def require_same_steps(before: int, steps: int) -> None:
+    """Raise ValueError when the epoch in whose middle a state was saved had another number of steps than it has now."""
+    if before != steps:
+        raise ValueError(
+            f"--resume: the state was saved in the middle of an epoch of {before} steps, which has {steps} now; go on "
+            "with the number of processes that the run had, until the epoch has ended"
+        )
+
+
 def fingerprint(lines: Iterable[str]) -> str:
     """The SHA-256 of lines that say what a run trains on."""
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
