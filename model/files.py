@@ -42,17 +42,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def filling_folder(path: str | Path) -> Iterator[Path]:
+def filling_folder(path: str | Path, replaced: bool = False) -> Iterator[Path]:
     """A new folder beside `path`, to be filled in the block; at its end it becomes `path`, which is absent or empty.
 
-    After an error nothing is left of it. Raises OSError where nothing can be written, or when `path` has been filled.
+    After an error nothing is left of it. Raises OSError where nothing can be written, or when `path` has been filled,
+    unless it is to be `replaced`.
     """
     target = Path(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".partial", dir=target.parent))
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's folders are for their owner only
-        os.replace(temporary, target)
+        if replaced:
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".old", dir=target.parent))
+            os.replace(target, old)
+            os.replace(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
