@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import load_strict, read_checkpoint, save_checkpoint
+from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
 from model.files import only_run, parse_json, write_text
 from training import processes
 from training.settings import flag, recorded
@@ -72,8 +72,11 @@ def load_state(
     """
     if not run.path.is_file():
         raise ValueError(f"--resume: there is no {run.path}; leave --resume out to begin, or check {folder_flag}")
-    tensors, metadata = read_checkpoint(run.path)
     damaged = f"--resume: {run.path} is no state of this training, or damaged; leave --resume out to begin anew"
+    try:
+        tensors, metadata = read_checkpoint(run.path)
+    except CheckpointError as error:
+        raise ValueError(damaged) from error
     facts = parse_json(metadata.get("run", ""), dict, damaged)
     if not {"data", "settings", "scaler"} <= facts.keys():
         raise ValueError(damaged)

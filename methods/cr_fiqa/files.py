@@ -68,7 +68,12 @@ def _fingerprint(identities: Identities) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a flat state dict as others read it (torch.save), atomically."""
+    """Write a flat state dict as others read it (torch.save), atomically. Raises OSError, as for a full disk."""
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary, open(temporary, "wb") as file:  # given a name, torch would store it
-        torch.save(on_cpu, file)
+        try:
+            torch.save(on_cpu, file)
+        except RuntimeError as error:  # torch's own, of a position in its archive
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
