@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
-from model.files import only_run, parse_json, write_text
+from model.files import only_run, parse_json, remove_leftovers, write_text
 from training import processes
 from training.settings import flag, recorded
 
@@ -25,6 +25,7 @@ from training.settings import flag, recorded
 @contextmanager
 def sole_run(folder: str | Path) -> Iterator[None]:
     """Make the folder of a run and hold it, so that no second run writes into it; of several processes the first does.
+    Temporary files of a killed run in it are removed.
 
     Raises BlockingIOError when another run holds it.
     """
@@ -33,6 +34,7 @@ def sole_run(folder: str | Path) -> Iterator[None]:
         yield
         return
     with only_run(folder):
+        remove_leftovers(Path(folder))
         yield
 
 
