@@ -102,7 +102,9 @@ class TrainConfig:
     compile: bool = False
     # epochs from one saved state to the next
     save_every: int = 1
-    # continue the run in --checkpoints after its last saved epoch
+    # steps from one saved state to the next within an epoch, for long epochs; 0: states between epochs only
+    save_every_steps: int = 0
+    # continue the run in --checkpoints after its last saved state
     resume: bool = False
     # write the log for TensorBoard too, into --checkpoints
     tensorboard: bool = False
@@ -110,7 +112,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         require_choices(self)
         at_least = {"batch_size": 2, "epochs": 1, "save_every": 1, "num_workers": -1}
-        for name in (*at_least, "calibration_epoch", "lr_period", "weight_decay", "seed"):
+        for name in (*at_least, "calibration_epoch", "lr_period", "weight_decay", "seed", "save_every_steps"):
             minimum = at_least.get(name, 0)
             require(self, name, minimum <= getattr(self, name) < math.inf, f"at least {minimum}")
         require(self, "factor_weight", 0 <= self.factor_weight < math.inf, "at least 0")

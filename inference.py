@@ -49,6 +49,7 @@ from command_line import (
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
 SELECTING = """Every row stays in the table; the column `selected` tells which pass all flags. Without flags all rows
     that have a score are copied and mapped."""
+PARTS_HELP = "make --output FILE.parquet a folder of Parquet files of N rows each, with a manifest (docs/scale.md)"
 WORKERS_HELP = """processes that read images (default: 0 for fewer than 64 images, 1 for aligned crops on a CPU,
     else the number of cores, at most 16)"""
 
@@ -101,6 +102,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--method", type=method, metavar="METHOD", help=METHOD_HELP)
     add("--weights", metavar="FILE_OR_NAME", help="checkpoint (default: the method's own, in weights/)")
     add("--output", type=Path, metavar="FILE", help="table to write: .csv, .jsonl, .parquet, or .txt (`path score`)")
+    add("--part-rows", type=positive, metavar="N", help=PARTS_HELP)
     add("--report", type=Path, metavar="FILE.html", help="page to write: who would be refused at a threshold, and why")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output or --report")
     add("--every", type=positive, default=1, metavar="N", help="of a video look at each N-th frame (default: all)")

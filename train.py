@@ -15,7 +15,7 @@ from methods.clib_fiqa.train import train
 
 def main() -> int:
     """Exit codes: `command_line.exit_code`."""
-    return training_exit_code(lambda: train(parse_arguments()), "saved epoch")
+    return training_exit_code(lambda: train(parse_arguments()), "saved state")
 
 
 if __name__ == "__main__":

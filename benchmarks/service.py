@@ -58,21 +58,19 @@ class Connection:
         self.reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
 
-    async def ask(self, request: bytes, answers: Answers) -> None:
+    async def ask(self, request: bytes, answers: Answers) -> bytes:
+        """The body of the answer, empty where there is none; `answers` gets what happened."""
         start = time.perf_counter()
         try:
-            if self.writer is None:
-                self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            await self.send(request)
             assert self.reader is not None
-            self.writer.write(request)
-            await self.writer.drain()
             head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
             length = int(re.findall(rb"content-length: (\d+)", head)[0])
-            await self.reader.readexactly(length)
-        except (ConnectionError, asyncio.IncompleteReadError):
+            body = await self.reader.readexactly(length)
+        except (OSError, asyncio.IncompleteReadError):
             answers.codes[0] += 1
             self.writer = None
-            return
+            return b""
         code = int(head.split(maxsplit=2)[1])
         answers.codes[code] += 1
         if code == 200:
@@ -80,6 +78,17 @@ class Connection:
         elif b"retry-after" not in head:
             answers.without_retry += 1
         if b"connection: close" in head:
+            self.hang_up()
+        return body
+
+    async def send(self, request: bytes) -> None:
+        if self.writer is None:
+            self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writer.write(request)
+        await self.writer.drain()
+
+    def hang_up(self) -> None:
+        if self.writer is not None:
             self.writer.close()
             self.writer = None
 

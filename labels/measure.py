@@ -170,7 +170,25 @@ def _completed(parts: Path) -> int:
     rows, files = progress.get("rows"), progress.get("files")
     if not isinstance(rows, int) or not isinstance(files, list):
         raise ValueError(f"{record} is damaged; {START_ANEW}")
-    return rows if all((parts / str(name)).is_file() for name in files) else 0
+    paths = [parts / str(name) for name in files]
+    if not all(path.is_file() for path in paths):
+        return 0
+    for path in paths:
+        _require_rows(path, rows)
+    return rows
+
+
+def _require_rows(path: Path, rows: int) -> None:
+    """Raise ValueError when a `.npy` file does not hold so many rows, which it did when they were recorded."""
+    with open(path, "rb") as file:
+        try:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged; {START_ANEW}") from error
+        held = os.fstat(file.fileno()).st_size - file.tell()
+        if held < rows * math.prod(shape[1:]) * dtype.itemsize:
+            raise ValueError(f"{path} has lost some of its {rows} finished rows; {START_ANEW}")
 
 
 def _record(parts: Path, rows: int) -> None:

@@ -80,6 +80,6 @@ class Bands:
             fits = tuple(one.band for one in bands.measured) == BANDS and limits[0] is None
             if not fits or not float(limits[1]) <= float(limits[2]):  # type: ignore[arg-type]
                 raise ValueError("expected low, medium and high, with ascending limits")
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"{path} is no table of bands as `evaluate.py bands` writes it ({error})") from None
         return bands

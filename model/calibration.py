@@ -65,7 +65,7 @@ class Calibration:
                 if len(one.scales) != len(AXES[factor]) or factor not in FACTORS or min(one.scales) <= 0:
                     raise ValueError(f"{factor} has the scales {one.scales}")
             return cls(fields["set"], factors)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(f"the calibration in the metadata of the weights is damaged: {error}") from None
 
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 FORMULA = re.compile(r"'*([=@\t\r\n＝＋－＠]|[+-](?![\d.]+(e[+-]\d+)?\Z))")
 NO_UTF8 = re.compile(r"(\\*)(?:([\udc80-\udcff])|(?=udc[89a-f][0-9a-f]))")   # a byte, or what `as_utf8` makes of one
 AS_UTF8 = re.compile(r"(\\+)udc([89a-f][0-9a-f])")
+SIDES = (".skipped.tsv", ".json")   # what a run may write beside its output
 UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\udc80-\udc9f]")   # moves a cursor, or turns text
 
 
@@ -42,17 +43,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def filling_folder(path: str | Path) -> Iterator[Path]:
+def filling_folder(path: str | Path, replaced: bool = False) -> Iterator[Path]:
     """A new folder beside `path`, to be filled in the block; at its end it becomes `path`, which is absent or empty.
 
-    After an error nothing is left of it. Raises OSError where nothing can be written, or when `path` has been filled.
+    After an error nothing is left of it. Raises OSError where nothing can be written, or when `path` has been filled,
+    unless it is to be `replaced`.
     """
     target = Path(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".partial", dir=target.parent))
     try:
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp's folders are for their owner only
-        os.replace(temporary, target)
+        if replaced:
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".old", dir=target.parent))
+            os.replace(target, old)
+            os.replace(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -62,7 +70,8 @@ def only_run(output: str | Path) -> Iterator[None]:
     """Hold the output of a run; a second run that wants the same output ends at once.
 
     The lock is the file `OUTPUT.lock`. The operating system frees it when the process ends, however it ends. Raises
-    BlockingIOError, an OSError, when another process holds it.
+    BlockingIOError, an OSError, when another process holds it. Temporary files that a killed run left beside the
+    output are removed.
     """
     from filelock import FileLock, Timeout
 
@@ -74,10 +83,26 @@ def only_run(output: str | Path) -> Iterator[None]:
             f"another run is writing {output}; wait for its end, or choose another output for this run"
         ) from error
     try:
+        target = Path(output)
+        names = [target.name, *(f"{target.name}{side}" for side in SIDES)]
+        remove_leftovers(target.parent, "|".join(re.escape(name[:100]) for name in names))
         yield
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: afterwards it may be another run's
         lock.release()
+
+
+def remove_leftovers(folder: Path, names: str = ".+") -> None:
+    """Remove what `replacing` and `filling_folder` left in a folder when they were killed. `names` is the regular
+    expression of the files that they were to become. Call it while no other process writes these."""
+    leftover = re.compile(rf"\.({names})\.[a-z0-9_]{{8}}\.(partial|old)")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not leftover.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @contextmanager

@@ -70,6 +70,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
 
     path = find_weights(name_or_path)
     tensors, metadata = read_checkpoint(path)
+    _require_finite(path, tensors)
     try:
         network = SYSTEMS[_system_of(tensors, metadata)].from_tensors(tensors, metadata)
     except Exception as error:  # shapes and metadata of a hostile file make any constructor fail in any way
@@ -77,6 +78,13 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
         raise CheckpointError(f"{path}: {reason}") from error
     network.metadata = metadata
     return network.to(device)
+
+
+def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for numbers that are not finite. Networks would make plausible scores of them."""
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: {key} holds numbers that are not finite; expected weights")
 
 
 def _system_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import chain, groupby, islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from faces.listing import expand_inputs
 from faces.reader import ImageError
 from faces.video import is_video
 from labels.measure import part_of
-from model.files import only_writer, printable
+from model.files import only_run, only_writer, printable
 from model.percentiles import Percentiles
 
 from .methods import METHODS
@@ -43,7 +43,7 @@ from .select import (
     write_maps,
 )
 from .shards import merge, shard_table, write_settings
-from .tables import Journal, Row, check_table_name, readable_header, readable_row, row_of
+from .tables import Journal, Row, check_table_name, is_parts, readable_header, readable_row, row_of
 from .video import video_scores, write_shots
 
 FEW = 64  # so few images are read before worker processes would have started
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.output:
         check_table_name(args.output)
+    if args.part_rows and not (args.output and args.output.suffix.lower() == ".parquet"):
+        raise ValueError("--part-rows divides a Parquet table: give --output FOLDER.parquet")
     if args.report:
         check_report_name(args.report)
     args.selection = selection_of(args)
@@ -68,15 +70,20 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--shard and --merge write the table alone: select, copy, map and report when it is whole")
     paths = with_members(inputs_of(args))
     if args.merge:
-        with only_writer(args.output):
-            return report(merge(args.output, list(paths), args.merge), f"{args.merge} shards")
+        with writing(args.output, args.part_rows):
+            return report(merge(args.output, list(paths), args.merge, args.part_rows), f"{args.merge} shards")
     if args.shard:
         with only_writer(shard_table(args.output, args.shard)):
             return score_images(args, list(paths))
     with ExitStack() as locks:  # from before the model is loaded to the end of the files
         for file in filter(None, (args.output, args.report)):
-            locks.enter_context(only_writer(file))
+            locks.enter_context(writing(file, args.part_rows))
         return score_images(args, paths)
+
+
+def writing(output: Path, part_rows: int | None) -> AbstractContextManager[None]:
+    """The lock of an output. The folder of an earlier run with --part-rows may be written anew."""
+    return only_run(output) if part_rows and is_parts(output) else only_writer(output)
 
 
 def inputs_of(args: argparse.Namespace) -> Iterator[str]:
@@ -288,7 +295,8 @@ def write_files(
     doubtful: Counter[str],
 ) -> Counter[str]:
     """Write the table and the report, with progress on stderr; return the number of rows of each status."""
-    journal = Journal(journal_of(args), settings_of(scorer, args), args.resume, scorer.batch_size)
+    parts = None if args.shard else args.part_rows
+    journal = Journal(journal_of(args), settings_of(scorer, args), args.resume, scorer.batch_size, parts)
     scores = watched(scores_of(scorer, cluster, journal.unfinished(paths), args), doubtful)
     total = None if args.faces == "all" else total  # an image may then have several rows
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))

@@ -25,7 +25,7 @@ def write_settings(output: Path, shard: Shard, settings: Mapping[str, Any]) -> N
     write_json(_settings_path(output, shard), settings)
 
 
-def merge(output: Path, paths: Sequence[str], count: int) -> Counter[str]:
+def merge(output: Path, paths: Sequence[str], count: int, part_rows: int | None = None) -> Counter[str]:
     """Write the table `output` of `count` finished shards of these paths, remove the shards, and count the statuses.
 
     Raises ValueError when a shard is missing, had other settings than the first, or holds other images.
@@ -45,7 +45,7 @@ def merge(output: Path, paths: Sequence[str], count: int) -> Counter[str]:
         for shard in shards:
             yield from _rows(shard_table(output, shard), part_of(paths, shard, size))
 
-    statuses = write_table(output, rows)
+    statuses = write_table(output, rows, settings[0], part_rows)
     for shard in shards:
         shard_table(output, shard).unlink()
         _settings_path(output, shard).unlink()

@@ -9,8 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
 from labels.label_table import is_storable, write_skipped
-from model.files import as_utf8, open_text, parse_json, printable, replacing, write_csv_rows
+from model.checkpoint import sha256_of
+from model.files import (
+    as_utf8,
+    filling_folder,
+    open_text,
+    parse_json,
+    printable,
+    replacing,
+    write_csv_rows,
+    write_text,
+)
 from model.prompts import AXES, FACTORS
 
 from .reasons import Reason
@@ -21,6 +33,7 @@ COLUMNS = ("path", "status", "quality", *FACTORS)
 FACE_COLUMNS = ("face", "box", "points", "detection", "aligned_by", "faces", "frame", "time", "track")  # as in `Score`
 ADDED = ("percentile", "band", "reasons", "advice", *FACE_COLUMNS)  # behind COLUMNS in CSV
 PARQUET_GROUP = 8192  # rows
+MANIFEST = "_manifest.json"
 
 
 def row_of(score: Score) -> Row:
@@ -127,6 +140,35 @@ def write_parquet(path: Path, rows: Iterable[Row]) -> None:
             writer.write_table(pyarrow.Table.from_pylist(valid, schema))
 
 
+def write_parts(folder: Path, rows: Iterable[Row], part_rows: int, about: Mapping[str, Any]) -> None:
+    """Parquet files of `part_rows` rows each, and MANIFEST, which readers of such folders pass over: how many rows and
+    which schema, the rows and the SHA-256 of each file, the versions of what wrote them, and what `about` adds."""
+    pyarrow, parquet = _pyarrow()
+    parts: list[dict[str, Any]] = []
+    while True:
+        first, rows = _peek(rows)
+        if parts and not first:
+            break
+        path = folder / f"part-{len(parts):05}.parquet"
+        write_parquet(path, itertools.islice(rows, part_rows))
+        parts.append({"file": path.name, "rows": parquet.read_metadata(path).num_rows, "sha256": sha256_of(path)})
+    schema = {field.name: str(field.type) for field in parquet.read_schema(folder / parts[0]["file"])}
+    manifest = {
+        "version": 1,
+        "rows": sum(part["rows"] for part in parts),
+        "schema": schema,
+        "parts": parts,
+        "software": {"torch": torch.__version__, "pyarrow": pyarrow.__version__},
+        **about,
+    }
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+def is_parts(path: Path) -> bool:
+    """Whether a folder is what `write_parts` filled."""
+    return (path / MANIFEST).is_file()
+
+
 def _pyarrow() -> tuple[Any, Any]:
     try:
         import pyarrow
@@ -167,8 +209,16 @@ def check_table_name(path: Path) -> None:
         _pyarrow()  # now rather than after hours of scoring
 
 
-def write_table(output: Path, rows: Callable[[], Iterable[Row]]) -> Counter[str]:
-    """Write a table of any of `FORMATS`, atomically, and count the rows by status."""
+def write_table(
+    output: Path,
+    rows: Callable[[], Iterable[Row]],
+    settings: Mapping[str, Any],
+    part_rows: int | None = None,
+) -> Counter[str]:
+    """Write a table of any of `FORMATS`, atomically, and count the rows by status.
+
+    With `part_rows` it is a folder of Parquet files (`write_parts`), which takes the place of an older one.
+    """
     statuses: Counter[str] = Counter()
 
     def counted() -> Iterator[Row]:
@@ -177,6 +227,11 @@ def write_table(output: Path, rows: Callable[[], Iterable[Row]]) -> Counter[str]
             yield row
 
     suffix = output.suffix.lower()
+    if part_rows:
+        with filling_folder(output, replaced=is_parts(output)) as folder:
+            # `statuses` is complete when the last part is written, and the manifest comes after it.
+            write_parts(folder, counted(), part_rows, {"statuses": statuses, "settings": settings})
+        return statuses
     with replacing(output) as temporary:
         FORMATS[suffix](temporary, counted())
     if suffix == ".txt":
@@ -192,13 +247,21 @@ class Journal:
     may have a journal of an output at a time: hold `model.files.only_run(output)`.
     """
 
-    def __init__(self, output: Path, settings: Mapping[str, Any], resume: bool, batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        output: Path,
+        settings: Mapping[str, Any],
+        resume: bool,
+        batch_size: int = 1,
+        part_rows: int | None = None,
+    ) -> None:
         """Start anew, or with `resume` continue an earlier run. Raises ValueError when that run had other settings.
 
         The last digit of a score can depend on the images that are scored with it. A resumed run therefore continues
         at a whole number of batches of `batch_size` images, and scores the images of an unfinished batch again.
         """
         self.output, self.partial = output, output.with_name(output.name + ".partial")
+        self.settings, self.part_rows = settings, part_rows
         self.batch_size, self.finished = batch_size, 0
         self.several_faces = settings.get("faces") == "all"
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -250,7 +313,7 @@ class Journal:
         """Write the table where the output is one, remove the journal, and count the rows by status. `selected` adds to
         rows whether they are selected."""
         if self.output.suffix.lower() in FORMATS:
-            statuses = write_table(self.output, lambda: selected(self.rows()))
+            statuses = write_table(self.output, lambda: selected(self.rows()), self.settings, self.part_rows)
         else:
             statuses = Counter(row["status"] for row in self.rows())
         self.partial.unlink()

@@ -27,6 +27,8 @@ from faces.reader import ImageError, read_image
 from labels.label_table import COLUMNS, read_labels
 from methods.cr_fiqa.recordio import MAGIC, RecordReader, read_samples
 from methods.dsl_fiqa.data import _read_labels
+from model.bands import Bands
+from model.calibration import Calibration, Scaling
 from model.checkpoint import read_checkpoint
 from model.confidence import ConfidenceMLP
 from model.dlib_resnet import read_dlib_resnet
@@ -138,7 +140,8 @@ def read_metadata(path: Path) -> None:
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
     default = Preprocessing(112, (0.5,) * 3, (0.5,) * 3)
     for read in (lambda: Preprocessing.from_metadata({"preprocessing": text}, default),
-                 lambda: Percentiles.from_metadata({"percentiles": text})):  # fmt: skip
+                 lambda: Percentiles.from_metadata({"percentiles": text}),
+                 lambda: Calibration.from_metadata({"calibration": text})):  # fmt: skip
         try:
             read()
         except ValueError:
@@ -157,6 +160,8 @@ TABLE = pickle.dumps({"a.jpg": 0.5, "b.jpg": 0.7})
 ARRAYS = pickle.dumps({"a.jpg": np.ones(4, np.float32), "b.jpg": np.ones(4, np.float32)})
 BIN = pickle.dumps(([picture("PNG") + bytes([number]) for number in range(4)], [True, False]), 2)
 STATE = dict(ConfidenceMLP().state_dict())
+ROOT = Path(__file__).parents[1]
+CALIBRATION = Calibration("faces", {"blur": Scaling((1.0, 1.0, 2.0), 9)}).to_json()
 META = json.dumps({"size": 112, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]})
 
 READERS = [
@@ -185,7 +190,8 @@ READERS = [
     Reader("index of a RecordIO", ".idx", read_index, [index()], names_file=False),
     Reader("checkpoint", ".pth", read_checkpoint, [saved(STATE), saved(STATE, False), torchscript(), safetensors({})]),
     Reader("network", ".safetensors", load, [safetensors({"system": "confidence-mlp"}), saved(STATE)]),
-    Reader("metadata", ".json", read_metadata, [META.encode()]),
+    Reader("metadata", ".json", read_metadata, [META.encode(), CALIBRATION.encode()]),
+    Reader("bands", ".json", Bands.read, [(ROOT / "weights" / "bands_clib_fiqa_tiny.json").read_bytes()]),
     Reader("landmarks", ".npy", lambda path: read_landmarks(str(path), np.zeros((20, 20, 3), np.uint8)), [
         npy(np.ones((5, 2))), npy(np.ones((68, 2), np.int64)),
     ]),

@@ -27,6 +27,7 @@ from model.files import (
     write_csv_rows,
     write_text,
 )
+from training.state import sole_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -148,3 +149,19 @@ def test_an_output_that_is_a_folder_is_noticed_before_the_work(tmp_path: Path) -
         pytest.fail("the work began")
     with only_writer(tmp_path / "new" / "a.csv"):
         assert (tmp_path / "new").is_dir()
+
+
+LEFT = [".a.csv.abcd_123.partial", ".a.csv.skipped.tsv.abcdefgh.partial", ".a.csv.json.12345678.partial"]
+OF_OTHERS = [".b.csv.abcd1234.partial", ".a.csv.1-of-2.jsonl.abcd1234.partial", "a.csv.partial", ".a.csv.partial"]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    """And nothing of another run, or of the journal."""
+    for name in (*LEFT, *OF_OTHERS):
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".a.csv.folder12.partial").mkdir()
+    (tmp_path / ".a.csv.folder12.partial" / "part").write_text("half")
+    with only_run(tmp_path / "a.csv"):
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*OF_OTHERS, "a.csv.lock"])
+    with sole_run(tmp_path):
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".a.csv.partial", "a.csv.partial"]

@@ -89,6 +89,8 @@ FOUND = [  # inputs that once ended in a traceback, or filled the memory
     ("bin", pickle.dumps(([b"a", b"b"], ["x"])), "the labels of the pairs are not True and False"),
     ("labels of DSL-FIQA", b"[" * 100_000, "is no JSON"),
     ("labels of DSL-FIQA", b"\xff\xfe", "is no JSON"),
+    ("bands", b"[" * 100_000, "is no table of bands"),
+    ("bands", b'{"measured": 3}', "is no table of bands"),
     ("list of paths", b"\0" * 100_000, "has more than 32,767 characters"),
     ("landmarks", packed(a=np.ones(3)), "an array (points, 2) was expected"),
 ]

@@ -7,11 +7,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import cr_fiqa_parts
 import numpy as np
 import pytest
 from training_parts import ROOT, read_log, run_train, write_faces, write_start
+
+import methods.cr_fiqa.train
+from model.checkpoint import read_checkpoint
 
 HOSTS = ("127.0.0.2", "127.0.0.3")
 
@@ -69,3 +74,29 @@ def test_a_run_of_one_process_goes_on_with_two(arguments: list[object], tmp_path
     log = read_log(tmp_path / "run")
     assert log[:2] == before
     assert log[2]["total"] == pytest.approx(read_log(tmp_path / "whole")[2]["total"], rel=0.1)
+
+
+def test_cr_fiqa_on_two_hosts(tmp_path: Path) -> None:
+    """It begins in one process and goes on, in the middle of its first epoch, on two hosts."""
+    data = cr_fiqa_parts.write_identities(tmp_path / "data", images=6)
+    whole = cr_fiqa_parts.tiny(data, tmp_path / "whole", lr=0.5)
+    methods.cr_fiqa.train.train(whole)
+    begun = replace(whole, output=str(tmp_path / "run"), save_every_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(methods.cr_fiqa.train, "save_state", stop)   # at the end of the first epoch, before it is saved
+        with pytest.raises(KeyboardInterrupt):
+            methods.cr_fiqa.train.train(begun)
+    assert len(read_checkpoint(tmp_path / "run" / "state.safetensors")[0]["past"]) == 2
+    flags = ["--data", data, "--start-weights", data / "start.pth", "--output", tmp_path / "run", "--batch-size", "8"]
+    flags += ["--epochs", "2", "--lr", "0.5", "--dropout", "0", "--milestones", "", "--device", "cpu"]
+    done = on_two_hosts(["-m", "methods.cr_fiqa.train", *flags, "--num-workers", "0", "--resume"])
+    assert [host.returncode for host in done] == [0, 0], "".join(host.stderr for host in done)
+    assert sorted(host.stdout for host in done) == ["", f"{tmp_path / 'run' / '6backbone.pth'}\n"]
+    logs = [read_log(tmp_path / name) for name in ("whole", "run")]
+    assert [record["step"] for record in logs[1]] == [3, 6]
+    for one, two in zip(*logs, strict=True):
+        assert two["losses"]["identity"] == pytest.approx(one["losses"]["identity"], rel=0.1)
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt

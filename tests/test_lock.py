@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
@@ -37,3 +40,25 @@ def test_every_pin_has_hashes() -> None:
     assert len(PIN.findall(text)) == len(re.findall(r"^\S+==", text, re.MULTILINE))
     assert "file://" not in text
     assert "--index-url" not in text
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
+@pytest.mark.parametrize(
+    ("pip_audit", "said"),
+    [
+        ("#!/bin/sh\necho {} > .venv-supply/audit.json\n", "no known vulnerability"),
+        ("#!/bin/sh\necho {} > .venv-supply/audit.json\nexit 1\n", "vulnerable packages are listed"),
+        ("#!/bin/sh\necho no network >&2\nexit 1\n", "NOTHING WAS CHECKED"),
+    ],
+)
+def test_the_audit_is_never_green_by_default(pip_audit: str, said: str, tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv-supply" / "bin").mkdir(parents=True)
+    fake = tmp_path / ".venv-supply" / "bin" / "pip-audit"
+    fake.write_text(pip_audit)
+    fake.chmod(0o755)
+    command = ["make", "-o", ".venv-supply/stamp", "audit"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    output = (done.stdout + done.stderr).replace(said, said.upper())
+    assert [said.upper() in line for line in output.splitlines() if line.startswith("audit: ")] == [True]
+    assert (done.returncode == 0) == (said == "no known vulnerability")

@@ -26,9 +26,9 @@ def say_left_out(files: Iterable[tuple[str, str]]) -> None:
         say(printable(f"left out: {path} ({status})"))
 
 
-def progress(items: Iterable[T], title: str, total: int, unit: str) -> tqdm[T]:
-    """The items, with a bar where stderr is a terminal."""
-    return tqdm(items, title, total, unit=unit, leave=False, disable=_hidden(), file=sys.stderr)
+def progress(items: Iterable[T], title: str, total: int, unit: str, done: int = 0) -> tqdm[T]:
+    """The items, with a bar where stderr is a terminal, which begins at `done`."""
+    return tqdm(items, title, total, initial=done, unit=unit, leave=False, disable=_hidden(), file=sys.stderr)
 
 
 def counter(title: str, total: int, unit: str, done: int = 0) -> tqdm[Any]:

@@ -15,14 +15,16 @@ class StepValues:
 
     On a CPU each row is read at once. On a GPU the host works up to `STEPS_PER_READING` steps ahead, so a value that is
     not finite is found that many steps late at most; `read` still says in which step it was.
+
+    `past` (n, k + 1) are the n steps before a state that was saved within the epoch, as `over_processes` gave them.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, past: Tensor | None = None) -> None:
         self.device = device
         self.every = 1 if device.type == "cpu" else STEPS_PER_READING
         self.pending: list[Tensor] = []
-        self.rows: list[list[float]] = []
-        self.weights: list[float] = []
+        self.rows: list[list[float]] = [] if past is None else past[:, :-1].tolist()
+        self.weights: list[float] = [] if past is None else (past[:, -1] / processes.count()).tolist()
 
     def add(self, row: Tensor, weight: float = 1.0) -> None:
         """Keep the row (k,) of a step, which counts with `weight` in the means."""
@@ -48,6 +50,17 @@ class StepValues:
         weights = torch.tensor(self.weights[: len(rows)], dtype=torch.float64)
         shares = weights / weights.mean() if any(self.weights) else weights
         return (rows * shares[:, None]).mean(dim=0)
+
+    def over_processes(self) -> Tensor:
+        """(n, k + 1), float64 on the host: the rows read so far, weighted means over the processes, and the sum of
+        their weights. All processes must call it, each having read as many rows."""
+        weights = torch.tensor(self.weights[: len(self.rows)], dtype=torch.float64)[:, None]  # (n, 1)
+        rows = torch.tensor(self.rows, dtype=torch.float64)  # (n, k)
+        if processes.count() == 1:
+            return torch.cat([rows, weights], dim=1)
+        total = torch.cat([rows * weights, weights], dim=1).to(self.device)
+        processes.sum_in_place(total)
+        return torch.cat([total[:, :-1] / total[:, -1:].clamp(min=1e-12), total[:, -1:]], dim=1).cpu()
 
     def means_over_processes(self) -> Tensor:
         """The weighted means (k,) of the rows of all processes, each of which must have read as many."""

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import load_strict, read_checkpoint, save_checkpoint
-from model.files import only_run, parse_json, write_text
+from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
+from model.files import only_run, parse_json, remove_leftovers, write_text
 from training import processes
 from training.settings import flag, recorded
 
@@ -25,6 +25,7 @@ from training.settings import flag, recorded
 @contextmanager
 def sole_run(folder: str | Path) -> Iterator[None]:
     """Make the folder of a run and hold it, so that no second run writes into it; of several processes the first does.
+    Temporary files of a killed run in it are removed.
 
     Raises BlockingIOError when another run holds it.
     """
@@ -33,6 +34,7 @@ def sole_run(folder: str | Path) -> Iterator[None]:
         yield
         return
     with only_run(folder):
+        remove_leftovers(Path(folder))
         yield
 
 
@@ -72,8 +74,11 @@ def load_state(
     """
     if not run.path.is_file():
         raise ValueError(f"--resume: there is no {run.path}; leave --resume out to begin, or check {folder_flag}")
-    tensors, metadata = read_checkpoint(run.path)
     damaged = f"--resume: {run.path} is no state of this training, or damaged; leave --resume out to begin anew"
+    try:
+        tensors, metadata = read_checkpoint(run.path)
+    except CheckpointError as error:
+        raise ValueError(damaged) from error
     facts = parse_json(metadata.get("run", ""), dict, damaged)
     if not {"data", "settings", "scaler"} <= facts.keys():
         raise ValueError(damaged)
@@ -96,6 +101,15 @@ def require_same_settings(path: Path, before: Mapping[str, Any], settings: Any, 
         if now[name] != before[name]:
             asked = f"{flag(name)} {before[name]}"
             raise ValueError(f"--resume: {path} was begun with {asked}, not {now[name]}; give {asked}")
+
+
+def require_same_steps(before: int, steps: int) -> None:
+    """Raise ValueError when the epoch in whose middle a state was saved had another number of steps than it has now."""
+    if before != steps:
+        raise ValueError(
+            f"--resume: the state was saved in the middle of an epoch of {before} steps, which has {steps} now; go on "
+            "with the number of processes that the run had, until the epoch has ended"
+        )
 
 
 def fingerprint(lines: Iterable[str]) -> str:

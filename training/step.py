@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import clip_grad_norm_
 
 from model.fast import pick_precision
+from training import processes
+from training.images import mixed_seed
 from training.processes import GradientSums
 
 
@@ -23,6 +25,12 @@ def arithmetic(precision: str, device: torch.device) -> tuple[torch.dtype, torch
     only."""
     dtype = pick_precision(precision, device)
     return dtype, torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def seed_dropout(seed: int, epoch: int, step: int) -> None:
+    """Let dropout follow from the seed, the epoch and the step, so that a resumed run repeats it in the middle of an
+    epoch too. It differs between processes, whose images differ."""
+    torch.manual_seed(mixed_seed((seed, epoch, 2, processes.rank(), step)))
 
 
 def train_mode(model: nn.Module, batch_norm: str) -> None:
@@ -96,6 +104,6 @@ def require_finite(
         return
     found = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, losses, strict=False))
     raise TrainingError(
-        f"the training has diverged in {where}: losses {found}; gradient {norm:.4g}. Saved states of earlier epochs "
-        f"are kept: try --resume with {advice}"
+        f"the training has diverged in {where}: losses {found}; gradient {norm:.4g}. Earlier saved states are kept: "
+        f"try --resume with {advice}"
     )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # weights only the path may change.
 FREE = {
     *("data_list", "clip_model", "mlp", "checkpoints", "device", "precision", "num_workers", "cache", "compile"),
-    *("resume", "epochs", "lr", "mlp_lr", "save_every", "save_text_tower", "tensorboard"),
+    *("resume", "epochs", "lr", "mlp_lr", "save_every", "save_every_steps", "save_text_tower", "tensorboard"),
 }
 
 
@@ -42,9 +42,9 @@ def write_epoch(run: ClibFiqaRun, faces: LabelledFaces, record: Mapping[str, Any
 
 
 def save_state(run: ClibFiqaRun) -> None:
-    """Write state.safetensors: all that later epochs depend on (orders and flips follow from seed and epoch)."""
-    facts = {"epoch": run.epoch, "history": run.history}
-    state.save_state(_state_of(run), facts, {"divergences": run.divergences})
+    """Write state.safetensors: all that later steps depend on (orders, flips and dropout follow from the seed)."""
+    facts = {"epoch": run.epoch, "history": run.history, "steps": run.steps}
+    state.save_state(_state_of(run), facts, {"divergences": run.divergences, "past": run.past})
 
 
 def load_state(run: ClibFiqaRun) -> None:
@@ -57,6 +57,7 @@ def load_state(run: ClibFiqaRun) -> None:
     facts, tensors = state.load_state(_state_of(run), free, other_table, "--checkpoints")
     run.epoch, run.history = facts["epoch"], facts["history"]
     run.divergences = tensors["divergences"].to(run.device) if "divergences" in tensors else None
+    run.past, run.steps = tensors.get("past"), facts.get("steps", 0)
 
 
 def model_path(config: TrainConfig) -> Path:

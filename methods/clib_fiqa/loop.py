@@ -19,6 +19,7 @@ from torch import Tensor
 
 from methods.clib_fiqa.calibration import certainty, divergence
 from methods.clib_fiqa.data import LabelledFaces
+from methods.clib_fiqa.files import save_state
 from methods.clib_fiqa.frozen import tower_of
 from methods.clib_fiqa.losses import TASKS, earth_movers_distance, score_to_distribution, task_losses
 from methods.clib_fiqa.run import ClibFiqaRun
@@ -28,10 +29,11 @@ from model.multi_level import MultiLevelTower
 from training import processes
 from training.batches import mirrored, network_input, on_device
 from training.console import progress
-from training.images import Batch, mixed_seed
+from training.images import Batch
 from training.means import StepValues
 from training.schedule import cosine_wave, milestones
-from training.step import backward, require_finite, step
+from training.state import require_same_steps
+from training.step import backward, require_finite, seed_dropout, step
 
 ADVICE = "a lower --lr, or --precision fp32, and look for odd values of quality in the label table"
 
@@ -49,18 +51,27 @@ def train_epoch(run: ClibFiqaRun, faces: LabelledFaces) -> dict[str, Any]:
     with_mlp = torch.cat([weights[:1], config.factor_weight * weights[1:], torch.ones(1)])
     loss_factors = with_mlp[: len(names)].to(run.device)
     run.model.train()
-    torch.manual_seed(mixed_seed((config.seed, run.epoch, 2, processes.rank())))  # of dropout
-    images, values = faces.images, StepValues(run.device)
-    steps = images.steps(config.batch_size, config.batches)
-    batches = images.batches(config.batch_size, (config.seed, run.epoch), sizes=config.batches)
-    for index, batch in enumerate(progress(on_device(batches, run.device), _title(run), steps, "step"), 1):
+    images, values = faces.images, StepValues(run.device, run.past)
+    steps, done = images.steps(config.batch_size, config.batches), len(values.rows)
+    if done:
+        require_same_steps(run.steps, steps)
+    batches = images.batches(config.batch_size, (config.seed, run.epoch), sizes=config.batches, done=done)
+    bar = progress(on_device(batches, run.device), _title(run), steps, "step", done)
+    for index, batch in enumerate(bar, done + 1):
+        seed_dropout(config.seed, run.epoch, index)
         losses = batch_losses(run, faces, batch)  # (7,) or (6,), the same in all processes
         norm = update(run, losses @ loss_factors)
-        values.add(torch.cat([losses.detach(), norm[None]]))
-        if values.due or index == steps:
+        values.add(torch.cat([losses.detach(), norm[None]]), 1 / processes.count())  # the same in all processes
+        saving = config.save_every_steps > 0 and index % config.save_every_steps == 0 and index < steps
+        if values.due or saving or index == steps:
             for number, row in values.read():
                 where = f"epoch {run.epoch + 1}, step {number}, at learning rate {lr:.3g}"
                 require_finite(names, row[:-1], row[-1], run.scaler, where, ADVICE)
+        if saving:
+            run.past, run.steps = values.over_processes(), steps
+            if processes.rank() == 0:
+                save_state(run)
+    run.past, run.steps = None, 0
     if config.freeze != "text-tower":
         run.model.refresh_text_features()
     run.epoch += 1

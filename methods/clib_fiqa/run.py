@@ -39,6 +39,8 @@ class ClibFiqaRun:
     epoch: int = 0  # epochs finished
     history: list[list[float]] = field(default_factory=list)  # each epoch's mean losses, in the order of TASKS
     divergences: Tensor | None = None  # d of each row of the table (N,), NaN where unusable; None in stage 1
+    past: Tensor | None = None  # of the epoch in whose middle the run is: `StepValues.over_processes`
+    steps: int = 0  # of that epoch
 
 
 def start_run(config: TrainConfig, device: torch.device) -> ClibFiqaRun:

@@ -102,13 +102,15 @@ class Config:
     output: str = ""
     # epochs between saved networks; the last is always saved
     save_every: int = 1
+    # steps from one saved state to the next within an epoch, for long epochs; 0: states between epochs only
+    save_every_steps: int = 0
     # auto, cpu, cuda, cuda:1, mps; under torchrun each process takes a GPU of its own
     device: str = "auto"
     # precision of the backbone's arithmetic; auto: on CUDA bf16 where the card has it, else fp16; fp32 elsewhere
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     # compile the backbone with torch.compile, a minute at the start; best with --batches full
     compile: bool = False
-    # continue the run in --output after its last finished epoch
+    # continue the run in --output after its last saved state
     resume: bool = False
 
     def __post_init__(self) -> None:
@@ -122,7 +124,7 @@ class Config:
         require(self, "milestones", all(epoch >= 1 for epoch in self.milestones), "epochs from 1 on")
         for name, minimum in {"batch_size": 2, "min_images": 1, "epochs": 1, "save_every": 1}.items():
             require(self, name, getattr(self, name) >= minimum, f"at least {minimum}")
-        for name in ("num_workers", "eval_every", "seed", "warm_up", "weight_decay"):
+        for name in ("num_workers", "eval_every", "save_every_steps", "seed", "warm_up", "weight_decay"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
         for name in ("alpha", "identity_weight", "teacher_weight", "margin"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")

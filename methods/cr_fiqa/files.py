@@ -16,7 +16,7 @@ from training import state
 # Settings that a resumed run may change; the others would make two runs out of one.
 FREE = {
     *("data", "identities", "num_workers", "cache", "start_weights", "lr", "verify", "verify_images", "eval_every"),
-    *("output", "save_every", "device", "precision", "compile", "resume"),
+    *("output", "save_every", "save_every_steps", "device", "precision", "compile", "resume"),
 }
 
 
@@ -31,9 +31,9 @@ def save_networks(run: CrFiqaRun, identities: Identities) -> Path:
 
 
 def save_state(run: CrFiqaRun, identities: Identities) -> None:
-    """Write state.safetensors: all that later epochs depend on (orders and dropout follow from seed and epoch)."""
-    facts = {"epoch": run.epoch, "step": run.step, "best": run.best}
-    state.save_state(_state_of(run, identities), facts, {"variance": run.variance})
+    """Write state.safetensors: all that later steps depend on (orders, flips and dropout follow from the seed)."""
+    facts = {"epoch": run.epoch, "step": run.step, "best": run.best, "steps": run.steps}
+    state.save_state(_state_of(run, identities), facts, {"variance": run.variance, "past": run.past})
 
 
 def load_state(run: CrFiqaRun, identities: Identities) -> None:
@@ -45,6 +45,7 @@ def load_state(run: CrFiqaRun, identities: Identities) -> None:
     if run.variance is not None:
         run.variance.copy_(tensors["variance"])
     run.epoch, run.step, run.best = facts["epoch"], facts["step"], facts["best"]
+    run.past, run.steps = tensors.get("past"), facts.get("steps", 0)
 
 
 def _state_of(run: CrFiqaRun, identities: Identities) -> state.RunState:
@@ -67,7 +68,12 @@ def _fingerprint(identities: Identities) -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a flat state dict as others read it (torch.save), atomically."""
+    """Write a flat state dict as others read it (torch.save), atomically. Raises OSError, as for a full disk."""
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary, open(temporary, "wb") as file:  # given a name, torch would store it
-        torch.save(on_cpu, file)
+        try:
+            torch.save(on_cpu, file)
+        except RuntimeError as error:  # torch's own, of a position in its archive
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise

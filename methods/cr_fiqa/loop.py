@@ -11,6 +11,7 @@ from torch import Tensor
 
 from methods.cr_fiqa.config import Config
 from methods.cr_fiqa.data import Identities
+from methods.cr_fiqa.files import save_state
 from methods.cr_fiqa.header import arcface_loss
 from methods.cr_fiqa.losses import quality_anchor, quality_loss, teacher_loss
 from methods.cr_fiqa.run import CrFiqaRun
@@ -23,7 +24,8 @@ from training.console import progress
 from training.images import Batch
 from training.means import StepValues
 from training.schedule import half_cosine, milestones
-from training.step import backward, require_finite, step
+from training.state import require_same_steps
+from training.step import backward, require_finite, seed_dropout, step
 
 LR_BATCH = 512  # the batch size that --lr is meant for
 LOSSES = ("identity", "quality", "teacher")
@@ -36,25 +38,33 @@ def train_epoch(run: CrFiqaRun, identities: Identities, verify: Callable[[], Any
     Raises TrainingError when a loss or a gradient is not finite.
     """
     config, began = run.config, time.perf_counter()
-    torch.manual_seed(config.seed + 1000 * (run.epoch + 1) + processes.rank())  # of the dropout
     run.backbone.train()
-    images, values, seen, rates = identities.images, StepValues(run.device), 0, []
-    steps = images.steps(config.batch_size, config.batches)
-    batches = images.batches(config.batch_size, (config.seed, run.epoch), sizes=config.batches)
-    title = f"epoch {run.epoch + 1}/{config.epochs}"
-    for index, batch in enumerate(progress(on_device(batches, run.device), title, steps, "step"), 1):
-        rates.append(learning_rate(config, run.epoch + (index - 1) / steps))
-        values.add(train_step(run, identities, batch, rates[-1]), len(batch.images))
+    images, values, seen = identities.images, StepValues(run.device, run.past), 0
+    steps, done = images.steps(config.batch_size, config.batches), len(values.rows)
+    if done:
+        require_same_steps(run.steps, steps)
+    batches = images.batches(config.batch_size, (config.seed, run.epoch), sizes=config.batches, done=done)
+    rates = [learning_rate(config, run.epoch + index / steps) for index in range(steps)]
+    bar = progress(on_device(batches, run.device), f"epoch {run.epoch + 1}/{config.epochs}", steps, "step", done)
+    for index, batch in enumerate(bar, done + 1):
+        seed_dropout(config.seed, run.epoch, index)
+        values.add(train_step(run, identities, batch, rates[index - 1]), len(batch.images))
         seen += len(batch.images)
         run.step += 1
         verifying = config.eval_every > 0 and run.step % config.eval_every == 0
-        if values.due or verifying or index == steps:
+        saving = config.save_every_steps > 0 and index % config.save_every_steps == 0 and index < steps
+        if values.due or verifying or saving or index == steps:
             for number, row in values.read():
                 where = f"epoch {run.epoch + 1}, step {number}, at learning rate {rates[number - 1]:.3g}"
                 require_finite(LOSSES, row[:3], row[-1], run.scaler, where, ADVICE)
         if verifying:
             verify()
             run.backbone.train()
+        if saving:
+            run.past, run.steps = values.over_processes(), steps
+            if processes.rank() == 0:
+                save_state(run, identities)
+    run.past, run.steps = None, 0
     run.epoch += 1
     means = values.means_over_processes().tolist()
     seconds = time.perf_counter() - began

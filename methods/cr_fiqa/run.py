@@ -32,6 +32,8 @@ class CrFiqaRun:
     epoch: int = 0  # epochs finished
     step: int = 0  # steps taken
     best: dict[str, dict[str, float]] = field(default_factory=dict)  # pair list -> its best verification so far
+    past: Tensor | None = None  # of the epoch in whose middle the run is: `StepValues.over_processes`
+    steps: int = 0  # of that epoch
 
 
 def make_backbone(config: Config) -> IResNet:

@@ -106,7 +106,7 @@ def verify_all(run: CrFiqaRun, pair_sets: list[PairSet]) -> dict[str, Any]:
 
 def main() -> int:
     """Exit codes: `command_line.exit_code`."""
-    return training_exit_code(lambda: train(parse_arguments()), "saved epoch")
+    return training_exit_code(lambda: train(parse_arguments()), "saved state")
 
 
 if __name__ == "__main__":
