@@ -1,5 +1,5 @@
-"""What the READMEs of DifFIQA, label optimisation and eDifFIQA show is what happens: their lines, as they stand, lead from
-a folder of faces to embeddings, DifFIQA labels, optimised labels, networks, scores and curves."""
+"""What the READMEs of DifFIQA, label optimisation and eDifFIQA show is what happens: their lines, as they stand, lead
+from a folder of faces to embeddings, DifFIQA labels, optimised labels, networks, scores and curves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import runpy
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +58,9 @@ def test_from_a_folder_of_faces_to_curves(
         name, *flags = words[1:] if module else words
         monkeypatch.setattr(sys, "argv", [name, *flags])
         monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+        run = partial(runpy.run_module, name, alter_sys=True) if module else partial(runpy.run_path, str(ROOT / name))
         with pytest.raises(SystemExit) as ended:
-            if module:
-                runpy.run_module(name, run_name="__main__", alter_sys=True)
-            else:
-                runpy.run_path(str(ROOT / name), run_name="__main__")
+            run(run_name="__main__")
         assert ended.value.code in (0, None), (line, capsys.readouterr().err)
     labels = read_scores("runs/diffiqa.csv")
     assert len(labels) == 12
