@@ -15,25 +15,32 @@ data=${1:-../shared/data}
 output=${2:-runs/quality_labels}
 evaluation=${EVALUATION:-runs/evaluation}
 fr=$data/fr/mobilefacenet_foamliu.safetensors
-networks="ediffiqa-t ediffiqa-t-seed-1 ediffiqa-t-epsilon-0 ediffiqa-t-published-norms ediffiqa-t-optimised"
-networks="$networks diffiqa-r diffiqa-r-seed-1 diffiqa-r-epsilon-0.001 diffiqa-r-epsilon-0.1 diffiqa-r-epsilon-0.1-seed-1"
-networks="$networks faceqan-r faceqan-r-epsilon-0.001 faceqan-r-epsilon-0.1"
-networks="$networks ediffiqa-t-head head-of-diffiqa head-of-norm"
+networks="ediffiqa-t ediffiqa-t-seed-1 ediffiqa-t-epsilon-0 ediffiqa-t-head head-of-diffiqa head-of-norm"
+networks="$networks diffiqa-r diffiqa-r-epsilon-0.001 diffiqa-r-epsilon-0.1 faceqan-r faceqan-r-epsilon-0.1"
 default=clib-fiqa@foamliu
 mkdir -p "$output"
 
 made() { [ -e "$output/$1" ]; }
 
 # -- Labels --
-# 3,407 photographs of 629 identities, and a damaged version of each photograph. DifFIQA labels 366 of the identities,
-# FaceQAN, which looks a hundred times at each image, 157 of them.
+# 3,407 photographs of 629 identities, and a damaged version of each photograph. DifFIQA labels the first 3,000 images.
 made faces || "$python" -m recipes.ediffiqa_t.make_faces --data "$data" --output "$output/faces" --min-images 3 --most 10
 find "$output/faces" -type f | LC_ALL=C sort > "$output/images.txt"
-head -4000 "$output/images.txt" > "$output/diffiqa.txt"
-head -1600 "$output/images.txt" > "$output/faceqan.txt"
-made embeddings.npz || "$python" evaluate.py embed "@$output/images.txt" --fr "$fr" --output "$output/embeddings.npz" --resume
-made clusters.tsv || "$python" -m methods.label_optimization.cluster --embeddings "$output/embeddings.npz" \
-    --output "$output/clusters.tsv"
+head -3000 "$output/images.txt" > "$output/diffiqa.txt"
+# FaceQAN looks a hundred times at each image: two photographs of 128 identities, and a damaged version of each.
+made few || "$python" -m recipes.ediffiqa_t.make_faces --data "$data" --output "$output/few" --most 5
+find "$output/few" -type f | LC_ALL=C sort | awk -F / '++count[$(NF - 1)] <= 4' > "$output/few.txt"
+head -512 "$output/few.txt" > "$output/faceqan.txt"
+embed() {  # images, output
+    made "$2" || "$python" evaluate.py embed "@$1" --fr "$fr" --output "$output/$2" --resume
+}
+cluster() {  # embeddings, output
+    made "$2" || "$python" -m methods.label_optimization.cluster --embeddings "$output/$1" --output "$output/$2"
+}
+embed "$output/images.txt" embeddings.npz
+embed "$output/few.txt" few.npz
+cluster embeddings.npz clusters.tsv
+cluster few.npz few-clusters.tsv
 made diffusion/done || {
     resume=""; [ ! -f "$output/diffusion/state.safetensors" ] || resume=--resume
     "$python" -m methods.diffiqa.train --data "$data/faces/lfw" --identities "$data/splits/lfw_train_identities.txt" \
@@ -44,19 +51,16 @@ diffiqa() {  # images, output
     made "$2" || "$python" -m methods.diffiqa.score "@$1" --preset fast --align no --fr "$fr" \
         --weights "$output/diffusion/diffusion.safetensors" --output "$output/$2" --resume
 }
-faceqan() {  # images, output
-    made "$2" || "$python" evaluate.py baseline faceqan "@$1" --fr "$fr" --batch-size 2 --output "$output/$2" --resume
-}
 diffiqa "$output/diffiqa.txt" diffiqa.csv
-faceqan "$output/faceqan.txt" faceqan.csv
-for labels in diffiqa faceqan; do
-    for epsilon in 0.001 0.1; do  # 0.001 is the published one
-        optimised=$labels-epsilon-$epsilon.tsv
-        made $optimised || "$python" -m methods.label_optimization.optimize --epsilon $epsilon \
-            --scores "$output/$labels.csv" --embeddings "$output/embeddings.npz" --clusters "$output/clusters.tsv" \
-            --output "$output/$optimised"
-    done
-done
+made faceqan.csv || "$python" evaluate.py baseline faceqan "@$output/faceqan.txt" --fr "$fr" --batch-size 2 \
+    --output "$output/faceqan.csv" --resume
+optimise() {  # labels, epsilon, embeddings, clusters
+    made "$1-epsilon-$2.tsv" || "$python" -m methods.label_optimization.optimize --epsilon "$2" --scores "$output/$1.csv" \
+        --embeddings "$output/$3" --clusters "$output/$4" --output "$output/$1-epsilon-$2.tsv"
+}
+optimise diffiqa 0.001 embeddings.npz clusters.tsv  # the published epsilon
+optimise diffiqa 0.1 embeddings.npz clusters.tsv
+optimise faceqan 0.1 few.npz few-clusters.tsv
 # Labels that cost an embedding an image: the length of the embedding, and the similarity to the person's other images.
 ranks() {  # output, tables
     out=$output/$1; shift
@@ -65,10 +69,10 @@ ranks() {  # output, tables
 for name in norm oracle; do
     made $name.csv || "$python" evaluate.py baseline $name --embeddings "$output/embeddings.npz" --output "$output/$name.csv"
 done
-{ head -1 "$output/norm.csv"; grep -F -f "$output/diffiqa.txt" "$output/norm.csv"; } > "$output/norm-few.csv"
+{ head -1 "$output/norm.csv"; grep -F -f "$output/diffiqa.txt" "$output/norm.csv"; } > "$output/norm-of-diffiqa.csv"
 ranks ediffiqa-t-head.csv "$output/oracle.csv" "$output/norm.csv"
 ranks head-of-diffiqa.csv "$output/diffiqa.csv"
-ranks head-of-norm.csv "$output/norm-few.csv"
+ranks head-of-norm.csv "$output/norm-of-diffiqa.csv"
 
 # -- Networks --
 resumed() { [ ! -f "$output/$1/state.safetensors" ] || echo --resume; }
@@ -84,7 +88,7 @@ ediffiqa() {  # name, labels, further settings
         --embeddings "$output/embeddings.npz" --output "$output/$name/items"
     # shellcheck disable=SC2046 - a flag or nothing
     "$python" -m methods.ediffiqa.train --items "$output/$name/items" --images . --teacher "$output/embeddings.npz" \
-        --start-weights "$fr" --batch-size 32 --schedule cosine --output "$output/$name" $(resumed "$name") "$@"
+        --start-weights "$fr" --batch-size 32 --epochs 2 --schedule cosine --output "$output/$name" $(resumed "$name") "$@"
     touch "$output/$name/done"
 }
 regressor() {  # name, labels, further settings
@@ -92,22 +96,18 @@ regressor() {  # name, labels, further settings
     ! made "$name/done" || return 0
     # shellcheck disable=SC2046
     "$python" -m methods.label_optimization.train --labels "$output/$labels" --images . --backbone "$fr" --batch-size 16 \
-        --lr 3e-3 --epochs 3 --validations 2 --output "$output/$name" $(resumed "$name") "$@"
+        --lr 3e-3 --epochs 2 --validations 2 --output "$output/$name" $(resumed "$name") "$@"
     touch "$output/$name/done"
 }
 for name in ediffiqa-t-head head-of-diffiqa head-of-norm; do head_of $name; done
 ediffiqa ediffiqa-t diffiqa.csv
 regressor diffiqa-r diffiqa.csv
 regressor diffiqa-r-epsilon-0.1 diffiqa-epsilon-0.1.tsv
-for epsilon in 0.001 0.1; do regressor faceqan-r-epsilon-$epsilon faceqan-epsilon-$epsilon.tsv; done
-regressor faceqan-r faceqan.csv
-regressor diffiqa-r-epsilon-0.001 diffiqa-epsilon-0.001.tsv
 ediffiqa ediffiqa-t-epsilon-0 diffiqa.csv --epsilon 0
-ediffiqa ediffiqa-t-optimised diffiqa-epsilon-0.1.tsv
 ediffiqa ediffiqa-t-seed-1 diffiqa.csv --seed 1
-regressor diffiqa-r-seed-1 diffiqa.csv --seed 1
-regressor diffiqa-r-epsilon-0.1-seed-1 diffiqa-epsilon-0.1.tsv --seed 1
-ediffiqa ediffiqa-t-published-norms diffiqa.csv --batch-norm published
+regressor diffiqa-r-epsilon-0.001 diffiqa-epsilon-0.001.tsv
+regressor faceqan-r faceqan.csv --epochs 5 --validations 1
+regressor faceqan-r-epsilon-0.1 faceqan-epsilon-0.1.tsv --epochs 5 --validations 1
 
 # -- Scores and tables --
 edc() {  # pairs, embeddings, score tables; into $folder
@@ -142,34 +142,27 @@ for set in celeba_dev lfw_test lfw_unseen; do
     edc "$pairs" "$evaluation/$set" $(tables "$folder")
 done
 
-# DifFIQA and FaceQAN themselves, on a part of the sets: the first identities with more than one image.
-few() {  # set, identities
-    set=$1; folder=$output/$1_few
-    mkdir -p "$folder/scores"
-    sed 's|/[^/]*$|/|' "$evaluation/$set/images.txt" | LC_ALL=C sort | uniq -d | head -"$2" > "$folder/identities.txt"
-    grep -F -f "$folder/identities.txt" "$evaluation/$set/images.txt" > "$folder/images.txt"
-    pairs=$data/pairs/$set.tsv
-    [ $set != lfw_unseen ] || pairs=$data/pairs/lfw_test.tsv
-    sed 's|.*/faces/|faces/|' "$folder/images.txt" | awk -F '\t' \
-        'NR == FNR { few[$1]; next } FNR == 1 || ($1 in few && $2 in few)' - "$pairs" > "$folder/pairs.tsv"
-    diffiqa "$folder/images.txt" "${set}_few/scores/diffiqa@foamliu.csv"
-    faceqan "$folder/images.txt" "${set}_few/scores/faceqan@foamliu.csv"
-    # shellcheck disable=SC2046
-    edc "$folder/pairs.tsv" "$evaluation/$set" $(tables "$output/$set") $(tables "$folder")
-}
-few celeba_dev 40
-few lfw_unseen 120
+# DifFIQA itself, on the first 40 of CelebA's 149 identities (FaceQAN on the same ones: benchmarks/evaluation_table.sh).
+all=$output/celeba_dev
+folder=$output/celeba_few
+mkdir -p "$folder/scores"
+sed 's|/[^/]*$|/|' "$evaluation/celeba_dev/images.txt" | sort -u | head -40 > "$folder/identities.txt"
+grep -F -f "$folder/identities.txt" "$evaluation/celeba_dev/images.txt" > "$folder/images.txt"
+awk -F '\t' -v data="$data/" 'NR == FNR { few[$1]; next } FNR == 1 || (data $1 in few && data $2 in few)' \
+    "$folder/images.txt" "$data/pairs/celeba_dev.tsv" > "$folder/pairs.tsv"
+diffiqa "$folder/images.txt" celeba_few/scores/diffiqa@foamliu.csv
+# shellcheck disable=SC2046
+edc "$folder/pairs.tsv" "$evaluation/celeba_dev" $(tables "$all") $(tables "$folder")
 
 report() {
     "$python" -m recipes.default_model.reports.edc_tables --results results --command benchmarks/quality_labels.sh \
         "$@" --weights ediffiqa clib-fiqa
 }
 report "quality_labels_celeba=$output/celeba_dev" "quality_labels_lfw=$output/lfw_test" \
-    "quality_labels_lfw_unseen=$output/lfw_unseen" "quality_labels_celeba_few=$output/celeba_dev_few" \
-    "quality_labels_lfw_unseen_few=$output/lfw_unseen_few"
+    "quality_labels_lfw_unseen=$output/lfw_unseen" "quality_labels_celeba_few=$output/celeba_few"
 sets=$output/celeba_dev,$output/lfw_test,$output/lfw_unseen
 for method in ediffiqa-t-head ediffiqa-t diffiqa-r-epsilon-0.1 faceqan-r-epsilon-0.1; do
     report "quality_labels_differences_$method=$sets" --against "$method@foamliu"
 done
-report "quality_labels_few_differences_diffiqa=$output/celeba_dev_few,$output/lfw_unseen_few" --against diffiqa@foamliu
+report "quality_labels_few_differences_diffiqa=$output/celeba_few" --against diffiqa@foamliu
 "$python" -m docs.render_tables
