@@ -1,13 +1,13 @@
 #!/bin/sh
-# From LFW's training identities to eDifFIQA-T, DifFIQA(R) and regressors of optimised labels, and their tables in
-# docs/evaluation.md beside the default model and the peers. The shipped eDifFIQA-T is made on the way: `make ediffiqa`.
+# From LFW's training identities to eDifFIQA-T, DifFIQA(R), FaceQAN(R) and regressors of optimised labels, and their tables
+# in docs/evaluation.md beside the default model and the peers. The shipped eDifFIQA-T is made on the way: `make ediffiqa`.
 #
 #     benchmarks/quality_labels.sh [DATA [OUTPUT]]     default: ../shared/data runs/quality_labels
 #
 # What exists in OUTPUT is kept, so a call that was stopped goes on. No face of CelebA or of LFW's test identities is
 # used before the evaluation. All labels and networks come from foamliu's FR model, so the tables keep them apart where
-# that model judges. It takes about an hour and a half of one core. Before it: `benchmarks/evaluation_table.sh`, whose
-# embeddings and scores in runs/evaluation are used, those of the default model too (on CelebA the cross-fitted ones).
+# that model judges. Before it: `benchmarks/evaluation_table.sh`, whose embeddings and scores in runs/evaluation are used,
+# those of the default model too (on CelebA the cross-fitted ones).
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
@@ -15,87 +15,109 @@ data=${1:-../shared/data}
 output=${2:-runs/quality_labels}
 evaluation=${EVALUATION:-runs/evaluation}
 fr=$data/fr/mobilefacenet_foamliu.safetensors
-networks="ediffiqa-t-head ediffiqa-t ediffiqa-t-epsilon-0 ediffiqa-t-published-norms ediffiqa-t-mean"
-networks="$networks diffiqa-r diffiqa-r-optimised faceqan-r faceqan-r-optimised"
+networks="ediffiqa-t ediffiqa-t-seed-1 ediffiqa-t-epsilon-0 ediffiqa-t-head head-of-diffiqa head-of-norm"
+networks="$networks diffiqa-r diffiqa-r-epsilon-0.001 diffiqa-r-epsilon-0.1 faceqan-r faceqan-r-epsilon-0.1"
 default=clib-fiqa@foamliu
 mkdir -p "$output"
 
 made() { [ -e "$output/$1" ]; }
-embed() {  # faces, output
-    "$python" evaluate.py embed "$1" --fr "$fr" --output "$output/$2" --resume
-}
 
 # -- Labels --
-# Two photographs of each of the 151 identities with eight or more, and a damaged version of each photograph.
-made faces || "$python" -m recipes.ediffiqa_t.make_faces --data "$data" --output "$output/faces" --most 5
-find "$output/faces" -type f | LC_ALL=C sort | awk -F / '++count[$(NF - 1)] <= 4' > "$output/images.txt"
-head -512 "$output/images.txt" > "$output/faceqan.txt"  # 128 identities: it looks a hundred times at each image
-made embeddings.npz || embed "@$output/images.txt" embeddings.npz
-made clusters.tsv || "$python" -m methods.label_optimization.cluster --embeddings "$output/embeddings.npz" \
-    --output "$output/clusters.tsv"
+# 3,407 photographs of 629 identities, and a damaged version of each photograph. DifFIQA labels the first 3,000 images.
+made faces || "$python" -m recipes.ediffiqa_t.make_faces --data "$data" --output "$output/faces" --min-images 3 --most 10
+find "$output/faces" -type f | LC_ALL=C sort > "$output/images.txt"
+head -3000 "$output/images.txt" > "$output/diffiqa.txt"
+# FaceQAN looks a hundred times at each image: two photographs of 128 identities, and a damaged version of each.
+made few || "$python" -m recipes.ediffiqa_t.make_faces --data "$data" --output "$output/few" --most 5
+find "$output/few" -type f | LC_ALL=C sort | awk -F / '++count[$(NF - 1)] <= 4' > "$output/few.txt"
+head -512 "$output/few.txt" > "$output/faceqan.txt"
+embed() {  # images, output
+    made "$2" || "$python" evaluate.py embed "@$1" --fr "$fr" --output "$output/$2" --resume
+}
+cluster() {  # embeddings, output
+    made "$2" || "$python" -m methods.label_optimization.cluster --embeddings "$output/$1" --output "$output/$2"
+}
+embed "$output/images.txt" embeddings.npz
+embed "$output/few.txt" few.npz
+cluster embeddings.npz clusters.tsv
+cluster few.npz few-clusters.tsv
 made diffusion/done || {
     resume=""; [ ! -f "$output/diffusion/state.safetensors" ] || resume=--resume
     "$python" -m methods.diffiqa.train --data "$data/faces/lfw" --identities "$data/splits/lfw_train_identities.txt" \
         --output "$output/diffusion" --preset small --width 16 --lr 1e-3 --steps 1800 $resume
     touch "$output/diffusion/done"
 }
-made diffiqa.csv || "$python" -m methods.diffiqa.score "@$output/images.txt" --repeats 2 --ddim-steps 3 --fr "$fr" \
-    --weights "$output/diffusion/diffusion.safetensors" --output "$output/diffiqa.csv" --resume
+diffiqa() {  # images, output
+    made "$2" || "$python" -m methods.diffiqa.score "@$1" --preset fast --align no --fr "$fr" \
+        --weights "$output/diffusion/diffusion.safetensors" --output "$output/$2" --resume
+}
+diffiqa "$output/diffiqa.txt" diffiqa.csv
 made faceqan.csv || "$python" evaluate.py baseline faceqan "@$output/faceqan.txt" --fr "$fr" --batch-size 2 \
     --output "$output/faceqan.csv" --resume
-for labels in diffiqa faceqan; do  # 0.001, the published epsilon, would hardly move one of so few images
-    made $labels-optimised.tsv || "$python" -m methods.label_optimization.optimize --epsilon 0.1 \
-        --scores "$output/$labels.csv" --embeddings "$output/embeddings.npz" --clusters "$output/clusters.tsv" \
-        --output "$output/$labels-optimised.tsv"
-done
-baseline() {  # name, embeddings, output
-    made "$3" || "$python" evaluate.py baseline "$1" --embeddings "$output/$2" --output "$output/$3"
+optimise() {  # labels, epsilon, embeddings, clusters
+    made "$1-epsilon-$2.tsv" || "$python" -m methods.label_optimization.optimize --epsilon "$2" --scores "$output/$1.csv" \
+        --embeddings "$output/$3" --clusters "$output/$4" --output "$output/$1-epsilon-$2.tsv"
 }
-mean_ranks() {  # output, tables
+optimise diffiqa 0.001 embeddings.npz clusters.tsv  # the published epsilon
+optimise diffiqa 0.1 embeddings.npz clusters.tsv
+optimise faceqan 0.1 few.npz few-clusters.tsv
+# Labels that cost an embedding an image: the length of the embedding, and the similarity to the person's other images.
+ranks() {  # output, tables
     out=$output/$1; shift
     [ -f "$out" ] || "$python" -m recipes.ediffiqa_t.mean_ranks "$@" --output "$out"
 }
-baseline norm embeddings.npz norm.csv
-mean_ranks mean.csv "$output/diffiqa-optimised.tsv" "$output/norm.csv"
-# The teacher of the shipped network, which costs an embedding an image: 3,407 photographs and as many damaged versions.
-made large || "$python" -m recipes.ediffiqa_t.make_faces --data "$data" --output "$output/large" --min-images 3 --most 10
-made large.npz || embed "$output/large" large.npz
-baseline oracle large.npz large-oracle.csv
-baseline norm large.npz large-norm.csv
-mean_ranks large-mean.csv "$output/large-oracle.csv" "$output/large-norm.csv"
+for name in norm oracle; do
+    made $name.csv || "$python" evaluate.py baseline $name --embeddings "$output/embeddings.npz" --output "$output/$name.csv"
+done
+{ head -1 "$output/norm.csv"; grep -F -f "$output/diffiqa.txt" "$output/norm.csv"; } > "$output/norm-of-diffiqa.csv"
+ranks ediffiqa-t-head.csv "$output/oracle.csv" "$output/norm.csv"
+ranks head-of-diffiqa.csv "$output/diffiqa.csv"
+ranks head-of-norm.csv "$output/norm-of-diffiqa.csv"
 
 # -- Networks --
 resumed() { [ ! -f "$output/$1/state.safetensors" ] || echo --resume; }
+head_of() {  # name: the MLP alone, on stored embeddings
+    mkdir -p "$output/$1"
+    made "$1/ediffiqa.safetensors" || "$python" -m recipes.ediffiqa_t.fit_head --backbone "$fr" \
+        --embeddings "$output/embeddings.npz" --scores "$output/$1.csv" --output "$output/$1/ediffiqa.safetensors"
+}
 ediffiqa() {  # name, labels, further settings
-    name=$1; labels=$2; teacher=$output/embeddings.npz; shift 2
+    name=$1; labels=$2; shift 2
     ! made "$name/done" || return 0
-    "$python" -m methods.ediffiqa.prepare --scores "$output/$labels" --beta 0.5 --min-images 1 --embeddings "$teacher" \
-        --output "$output/$name/items"
+    "$python" -m methods.ediffiqa.prepare --scores "$output/$labels" --beta 0.5 --min-images 1 \
+        --embeddings "$output/embeddings.npz" --output "$output/$name/items"
     # shellcheck disable=SC2046 - a flag or nothing
-    "$python" -m methods.ediffiqa.train --items "$output/$name/items" --images . --teacher "$teacher" \
-        --start-weights "$fr" --batch-size 32 --epochs 10 --schedule cosine --output "$output/$name" $(resumed "$name") "$@"
+    "$python" -m methods.ediffiqa.train --items "$output/$name/items" --images . --teacher "$output/embeddings.npz" \
+        --start-weights "$fr" --batch-size 32 --epochs 2 --schedule cosine --output "$output/$name" $(resumed "$name") "$@"
     touch "$output/$name/done"
 }
-regressor() {  # name, labels
-    ! made "$1/done" || return 0
+regressor() {  # name, labels, further settings
+    name=$1; labels=$2; shift 2
+    ! made "$name/done" || return 0
     # shellcheck disable=SC2046
-    "$python" -m methods.label_optimization.train --labels "$output/$2" --images . --backbone "$fr" --batch-size 16 \
-        --lr 3e-3 --epochs 5 --validations 1 --output "$output/$1" $(resumed "$1")
-    touch "$output/$1/done"
+    "$python" -m methods.label_optimization.train --labels "$output/$labels" --images . --backbone "$fr" --batch-size 16 \
+        --lr 3e-3 --epochs 2 --validations 2 --output "$output/$name" $(resumed "$name") "$@"
+    touch "$output/$name/done"
 }
-mkdir -p "$output/ediffiqa-t-head"
-made ediffiqa-t-head/ediffiqa.safetensors || "$python" -m recipes.ediffiqa_t.fit_head --backbone "$fr" \
-    --embeddings "$output/large.npz" --scores "$output/large-mean.csv" --output "$output/ediffiqa-t-head/ediffiqa.safetensors"
+for name in ediffiqa-t-head head-of-diffiqa head-of-norm; do head_of $name; done
 ediffiqa ediffiqa-t diffiqa.csv
+regressor diffiqa-r diffiqa.csv
+regressor diffiqa-r-epsilon-0.1 diffiqa-epsilon-0.1.tsv
 ediffiqa ediffiqa-t-epsilon-0 diffiqa.csv --epsilon 0
-ediffiqa ediffiqa-t-published-norms diffiqa.csv --batch-norm published
-ediffiqa ediffiqa-t-mean mean.csv
-for labels in diffiqa faceqan; do
-    regressor $labels-r $labels.csv
-    regressor $labels-r-optimised $labels-optimised.tsv
-done
+ediffiqa ediffiqa-t-seed-1 diffiqa.csv --seed 1
+regressor diffiqa-r-epsilon-0.001 diffiqa-epsilon-0.001.tsv
+regressor faceqan-r faceqan.csv --epochs 5 --validations 1
+regressor faceqan-r-epsilon-0.1 faceqan-epsilon-0.1.tsv --epochs 5 --validations 1
 
 # -- Scores and tables --
+edc() {  # pairs, embeddings, score tables; into $folder
+    pairs=$1; embeddings=$2; shift 2
+    "$python" evaluate.py edc --pairs "$pairs" --embeddings "foamliu=$embeddings/foamliu.npz" \
+        "faceplugin=$embeddings/faceplugin.npz" "dlib=$embeddings/dlib.npz" --fmr 1e-2 1e-3 --output "$folder" --scores "$@"
+}
+tables() {  # folder; its score tables as NAME=FILE
+    for file in "$1"/scores/*.csv; do echo "$(basename "$file" .csv)=$file"; done
+}
 for set in celeba_dev lfw_test lfw_unseen; do
     folder=$output/$set
     mkdir -p "$folder/scores"
@@ -110,26 +132,37 @@ for set in celeba_dev lfw_test lfw_unseen; do
         scores=$folder/scores/$network@foamliu.csv
         [ -f "$scores" ] || "$python" inference.py "@$evaluation/$set/images.txt" --align no --weights "$weights" --output "$scores"
     done
-    for network in ediffiqa-t-head ediffiqa-t; do  # the averages with the default model, where its scores are
-        [ ! -f "$folder/scores/$default.csv" ] || "$python" -m recipes.ediffiqa_t.mean_ranks "$folder/scores/$default.csv" \
-            "$folder/scores/$network@foamliu.csv" --output "$folder/scores/$network+clib-fiqa@foamliu.csv"
+    for network in ediffiqa-t-head ediffiqa-t; do  # the averages with the default model
+        "$python" -m recipes.ediffiqa_t.mean_ranks "$folder/scores/$default.csv" "$folder/scores/$network@foamliu.csv" \
+            --output "$folder/scores/$network+clib-fiqa@foamliu.csv"
     done
-    scores=""
-    for file in "$folder"/scores/*.csv; do scores="$scores $(basename "$file" .csv)=$file"; done
-    pairs=$set; [ $set != lfw_unseen ] || pairs=lfw_test
-    # shellcheck disable=SC2086 - one word a table
-    "$python" evaluate.py edc --pairs "$data/pairs/$pairs.tsv" --embeddings "foamliu=$evaluation/$set/foamliu.npz" \
-        "faceplugin=$evaluation/$set/faceplugin.npz" "dlib=$evaluation/$set/dlib.npz" --fmr 1e-2 1e-3 --output "$folder" \
-        --scores $scores
+    pairs=$data/pairs/$set.tsv
+    [ $set != lfw_unseen ] || pairs=$data/pairs/lfw_test.tsv
+    # shellcheck disable=SC2046 - one word a table
+    edc "$pairs" "$evaluation/$set" $(tables "$folder")
 done
+
+# DifFIQA itself, on the first 40 of CelebA's 149 identities (FaceQAN on the same ones: benchmarks/evaluation_table.sh).
+all=$output/celeba_dev
+folder=$output/celeba_few
+mkdir -p "$folder/scores"
+sed 's|/[^/]*$|/|' "$evaluation/celeba_dev/images.txt" | sort -u | head -40 > "$folder/identities.txt"
+grep -F -f "$folder/identities.txt" "$evaluation/celeba_dev/images.txt" > "$folder/images.txt"
+awk -F '\t' -v data="$data/" 'NR == FNR { few[$1]; next } FNR == 1 || (data $1 in few && data $2 in few)' \
+    "$folder/images.txt" "$data/pairs/celeba_dev.tsv" > "$folder/pairs.tsv"
+diffiqa "$folder/images.txt" celeba_few/scores/diffiqa@foamliu.csv
+# shellcheck disable=SC2046
+edc "$folder/pairs.tsv" "$evaluation/celeba_dev" $(tables "$all") $(tables "$folder")
+
 report() {
     "$python" -m recipes.default_model.reports.edc_tables --results results --command benchmarks/quality_labels.sh \
         "$@" --weights ediffiqa clib-fiqa
 }
 report "quality_labels_celeba=$output/celeba_dev" "quality_labels_lfw=$output/lfw_test" \
-    "quality_labels_lfw_unseen=$output/lfw_unseen"
+    "quality_labels_lfw_unseen=$output/lfw_unseen" "quality_labels_celeba_few=$output/celeba_few"
 sets=$output/celeba_dev,$output/lfw_test,$output/lfw_unseen
-for method in ediffiqa-t-head ediffiqa-t diffiqa-r-optimised faceqan-r-optimised; do
+for method in ediffiqa-t-head ediffiqa-t diffiqa-r-epsilon-0.1 faceqan-r-epsilon-0.1; do
     report "quality_labels_differences_$method=$sets" --against "$method@foamliu"
 done
+report "quality_labels_few_differences_diffiqa=$output/celeba_few" --against diffiqa@foamliu
 "$python" -m docs.render_tables

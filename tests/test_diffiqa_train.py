@@ -107,6 +107,8 @@ def test_identities_choose_the_folders(faces: Path, tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("nobody\n")
     with pytest.raises(ValueError, match="no images were found"):
         find_images([str(faces)], [str(tmp_path / "train.txt")])
+    with pytest.raises(ValueError, match="no such file or folder"):
+        find_images([str(tmp_path / "nowhere")], [])
 
 
 def test_bad_images_are_left_out_and_a_bad_batch_ends_the_run(faces: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from methods.diffiqa.losses import diffusion_loss
 from model import load
 from model.checkpoint import CheckpointError, save_checkpoint
-from model.diffusion import GaussianDiffusion, LinearAttention, Unet, ddim_times
+from model.diffusion import GaussianDiffusion, LinearAttention, Unet, ddim_times, standardise_once
 
 TINY = "diffiqa_unet_tiny_keys.json"
 
@@ -141,3 +141,25 @@ def test_linear_attention_keeps_small_sums_in_half_precision() -> None:
     with torch.autocast("cpu", torch.float16):
         half = attention(x)
     assert relative_error(half.float(), attention(x)) < 0.05
+
+
+@torch.no_grad()
+def test_linear_attention_is_the_published_one() -> None:
+    """The order of the products is another one: here the values and the output of each head are made."""
+    torch.manual_seed(0)
+    attention, x = LinearAttention(6, heads=2), torch.randn(3, 6, 4, 5)
+    queries, keys, values = (part.reshape(3, 2, 32, 20) for part in attention.to_qkv(x).chunk(3, dim=1))
+    context = torch.einsum("nhdp,nhep->nhde", keys.softmax(dim=3), values / 20)
+    found = torch.einsum("nhde,nhdp->nhep", context, queries.softmax(dim=2) * 32**-0.5)
+    torch.testing.assert_close(attention(x), attention.to_out(found.reshape(3, 64, 4, 5)), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_standardised_once_give_the_same_outputs() -> None:
+    torch.manual_seed(0)
+    network = Unet(16, (1, 2), heads=1).eval()
+    x, time = torch.randn(2, 3, 16, 16), torch.tensor([0, 4])
+    expected = network(x, time)
+    standardise_once(network)
+    assert not any(type(module).__name__ == "WeightStandardisedConv2d" for module in network.modules())
+    assert torch.equal(network(x, time), expected)

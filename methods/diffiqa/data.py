@@ -38,7 +38,7 @@ class Pairs(NamedTuple):
 def find_images(arguments: Sequence[str], identities: Sequence[str]) -> list[str]:
     """The paths of the images, in the order of the arguments; `identities` are files that name the folders to take.
 
-    Raises ValueError when there are none.
+    Raises ValueError when there are none, or when none of them exists.
     """
     paths = list(expand_inputs(arguments, sys.stdin))
     if identities:
@@ -47,6 +47,8 @@ def find_images(arguments: Sequence[str], identities: Sequence[str]) -> list[str
         paths = [path for path in paths if Path(path).parent.name in wanted]
     if not paths:
         raise ValueError(f"--data {','.join(arguments)}: no images were found, or none of the --identities")
+    if not any(Path(path).exists() for path in paths):
+        raise ValueError(f"--data {paths[0]}: no such file or folder; a folder of faces was expected")
     return paths
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from labels.recognition import Recognizer
-from model.diffusion import GaussianDiffusion
+from model.diffusion import GaussianDiffusion, standardise_once
 
 EMBED_BATCH = 64
 
@@ -86,7 +87,8 @@ def make_scorer(
     The score of a face depends on its pixels and the seed only. On a CPU each face is a batch of its own, so that this
     holds to the last bit. `dtype` is that of the UNet's arithmetic.
     """
-    diffusion = diffusion.to(device).eval().requires_grad_(False)
+    diffusion = deepcopy(diffusion).to(device).eval().requires_grad_(False)
+    standardise_once(diffusion)
 
     def score(faces: NDArray[np.uint8]) -> NDArray[np.float64]:
         if device.type == "cpu" and len(faces) > 1:
@@ -95,8 +97,12 @@ def make_scorer(
         images = diffusion.preprocessing.normalise(torch.from_numpy(faces).to(device))
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             views = look(diffusion, images, noise, procedure)
-        clean, mirror = (embed(recognizer, pictures) for pictures in (images, images.flip(3)))
-        return quality(clean, mirror, *(embed(recognizer, pictures) for pictures in views))
+        count = len(images)
+        pictures = [images, images.flip(3), *(view.flatten(0, 2) for view in views)]
+        embeddings = embed(recognizer, torch.cat(pictures))
+        clean, mirror = embeddings[:count], embeddings[count : 2 * count]
+        noisy, reconstructed = embeddings[2 * count :].reshape(2, *views[0].shape[:3], -1)
+        return quality(clean, mirror, noisy, reconstructed)
 
     return score
 
