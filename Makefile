@@ -102,15 +102,12 @@ dsl-fiqa: setup-dev              ## make the network of DSL-FIQA in weights/ aga
 
 dsl-fiqa-reports: setup-dev      ## measure that network, its encoder and its parts (after `make dsl-fiqa`)
 	$(PY) -m recipes.dsl_fiqa.strength $(DSL)/set --crops 4 --results results
+	$(PY) -m recipes.dsl_fiqa.simple_statistics $(DSL)/set --results results
 	$(PY) -m recipes.dsl_fiqa.disagreement --data $(DATA) --results results --figures docs
 	$(PY) -m methods.dsl_fiqa.train_degradation --data $(DATA)/raw --without $(DSL)/set/unseen.txt --kinds $(SEEN) \
 		--preset small --precision bf16 --loss classifier --output $(DSL)/classifier
-	$(PY) -m methods.dsl_fiqa.train_degradation --data $(DATA)/raw --without $(DSL)/set/unseen.txt --kinds $(SEEN) \
-		--preset small --precision bf16 --loss proximity --temperature 0.2 --real $(DSL)/set/train/img --epochs 12 \
-		--output $(DSL)/proximity
 	$(PY) -m recipes.dsl_fiqa.encoders $(DATA)/raw --set $(DSL)/set --results results \
-		--encoder "supervised contrast (the recipe)=$(DSL)/de/degradation_encoder.safetensors" \
-		--encoder "soft proximity mapping=$(DSL)/proximity/degradation_encoder.safetensors" \
+		--encoder "degradation learning=$(DSL)/de/degradation_encoder.safetensors" \
 		--encoder "classifier of damage=$(DSL)/classifier/degradation_encoder.safetensors" \
 		--recognizer $(DATA)/fr/mobilefacenet_foamliu.safetensors
 	$(PY) -m recipes.dsl_fiqa.ablation $(DSL)/set --encoder $(DSL)/de/degradation_encoder.safetensors --results results
