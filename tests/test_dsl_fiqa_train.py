@@ -285,9 +285,10 @@ def test_filters_that_answer_to_pictures_about_equally() -> None:
     assert torch.equal(again.weight, layer.weight)
 
 
-def run_module(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_module(name: str, *arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", f"methods.dsl_fiqa.{name}", *map(str, arguments)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else ()), "-m", f"methods.dsl_fiqa.{name}", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=200)
 
 
@@ -323,6 +324,22 @@ def test_commands_from_photographs_to_predictions(tmp_path: Path) -> None:
 
 def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def test_both_trainings_run_on_two_processes(sets: Path, tmp_path: Path) -> None:
+    """Each ends with one file and a line an epoch; of a batch of three one process has two pictures."""
+    photographs = write_photographs(tmp_path / "photographs")
+    learned = run_module("train_degradation", *degradation_arguments(photographs, tmp_path / "de"), processes=2)
+    assert learned.returncode == 0, learned.stderr
+    assert isinstance(load(learned.stdout.strip()), DegradationEncoder)
+    sizes = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", _text(value))]
+    folders = ["--data", sets / "train", "--validation", sets / "val", "--output", tmp_path / "out"]
+    files = ["--encoder", learned.stdout.strip(), "--epochs", 2]
+    trained = run_module("train", *folders, *files, *sizes, processes=2)
+    assert trained.returncode == 0, trained.stderr
+    assert isinstance(load(trained.stdout.strip()), DslFiqa)
+    assert [record["step"] for record in read_log(tmp_path / "out")] == [3, 6]
+    assert [record["epoch"] for record in read_log(tmp_path / "de")] == [1, 2]
 
 
 def test_a_wrong_call_is_one_line(tmp_path: Path) -> None:
