@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,17 +109,14 @@ def fitted_strengths(known: Examples, asked: np.ndarray) -> np.ndarray:
         return network.eval()(torch.tensor((asked - mean) / std).float().clamp(-5, 5))[:, 0].numpy()
 
 
-def within(known: Examples, tested: Examples, kind: str, held_out: str = "") -> float:
-    """SRCC of the strength within a kind, when the kind `held_out` was not learned."""
-    rows, asked = known.kinds != held_out, tested.kinds == kind
-    predicted = fitted_strengths(Examples(*(part[rows] for part in known)), tested.statistics[asked])
-    return rank_correlation(predicted, tested.strengths[asked])
-
-
 def results(known: Examples, tested: Examples) -> Iterator[list[Cell]]:
     """A row for each kind."""
+    learned = fitted_strengths(known, tested.statistics)
     for kind in PHOTOGRAPHIC:
-        yield [kind, within(known, tested, kind), within(known, tested, kind, held_out=kind)]
+        others = Examples(*(part[known.kinds != kind] for part in known))
+        asked = tested.kinds == kind
+        predictions = learned[asked], fitted_strengths(others, tested.statistics[asked])
+        yield [kind, *(rank_correlation(one, tested.strengths[asked]) for one in predictions)]
 
 
 def report(args: argparse.Namespace) -> int:
