@@ -26,7 +26,7 @@ from methods.dsl_fiqa import train_degradation as degradation_script
 from methods.dsl_fiqa.config import QualityConfig, parse_degradation, parse_quality
 from methods.dsl_fiqa.degradation import crop_of, label_of, plan
 from methods.dsl_fiqa.loop import learning_rate
-from methods.dsl_fiqa.make_set import ends_of, part_of, score_of, similarity
+from methods.dsl_fiqa.make_set import part_of, score_of
 from methods.dsl_fiqa.networks import start_with_cosines
 from methods.dsl_fiqa.train import start_run, train
 from methods.dsl_fiqa.train_degradation import train as train_degradation
@@ -208,6 +208,15 @@ def test_degradation_learning_runs_and_resumes(tmp_path: Path, loss: list[str]) 
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
+def test_pictures_kept_in_memory_train_the_same_encoder(tmp_path: Path) -> None:
+    photographs = write_photographs(tmp_path / "photographs")
+    encoders = []
+    for cache in ("yes", "no"):
+        arguments = degradation_arguments(photographs, tmp_path / cache, "--cache", cache)
+        encoders.append(load_file(train_degradation(parse_degradation(arguments))))
+    assert all(torch.equal(encoders[0][key], encoders[1][key]) for key in encoders[0])
+
+
 def test_every_content_is_a_distractor() -> None:
     config = parse_degradation(["--data", "x", "--output", "y", "--batch-size", "6", "--image-size", "64"])
     kinds = ("jpeg", "noise")
@@ -248,27 +257,11 @@ def test_people_are_in_one_part_each() -> None:
     assert abs(parts.count("test") / 2000 - 0.15) < 0.04
 
 
-def test_scores_of_different_kinds_are_comparable(tmp_path: Path) -> None:
-    """SSIM of the mean photograph at both ends of the strength, a straight line between them, and 1 for undamaged."""
-    paths = sorted(write_photographs(tmp_path / "photographs").rglob("*.png"))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    ends = ends_of(["gaussian_blur", "noise"], [tmp_path / "bad.png", *paths], 64, seed=3)
-    assert all(1 > first > last > 0 for first, last in ends.values())
-    assert score_of(ends, "none", 0.0) == 1
-    assert score_of(ends, "noise", 0.25) == pytest.approx(0.75 * ends["noise"][0] + 0.25 * ends["noise"][1])
-    with pytest.raises(ValueError, match="no photograph of the training part"):
-        ends_of(["noise"], [tmp_path / "bad.png"], 64, seed=3)
-
-
-def test_structural_similarity() -> None:
-    from skimage.metrics import structural_similarity
-
-    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), np.uint8)
-    other = np.clip(image * 0.6 + 30, 0, 255).astype(np.uint8)
-    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255, "full": True}
-    _, expected = structural_similarity(image, other, channel_axis=2, **settings)
-    assert similarity(image, image) == pytest.approx(1)
-    assert similarity(image, other) == pytest.approx(expected.mean(), abs=0.003)  # borders are repeated differently
+def test_the_score_is_the_strength_alike_for_all_kinds() -> None:
+    """Every damaged picture is below every undamaged one, and a stronger damage below a weaker one."""
+    assert score_of("none", 0.0) == 1
+    assert [score_of("noise", strength) for strength in (0.0, 0.25, 1.0)] == pytest.approx([0.8, 0.6, 0.0])
+    assert score_of("jpeg", 0.7) == score_of("noise", 0.7)
 
 
 def test_filters_that_answer_to_pictures_about_equally() -> None:
@@ -292,9 +285,12 @@ def test_filters_that_answer_to_pictures_about_equally() -> None:
     assert torch.equal(again.weight, layer.weight)
 
 
-def run_module(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run_module(name: str, *arguments: object, processes: int = 1) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", f"methods.dsl_fiqa.{name}", *map(str, arguments)]
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launcher, "-m", f"methods.dsl_fiqa.{name}", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=200)
 
 
@@ -330,6 +326,22 @@ def test_commands_from_photographs_to_predictions(tmp_path: Path) -> None:
 
 def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def test_both_trainings_run_on_two_processes(sets: Path, tmp_path: Path) -> None:
+    """Each ends with one file and a line an epoch; of a batch of three one process has two pictures."""
+    photographs = write_photographs(tmp_path / "photographs")
+    learned = run_module("train_degradation", *degradation_arguments(photographs, tmp_path / "de"), processes=2)
+    assert learned.returncode == 0, learned.stderr
+    assert isinstance(load(learned.stdout.strip()), DegradationEncoder)
+    sizes = [part for name, value in SMALL.items() for part in (f"--{name.replace('_', '-')}", _text(value))]
+    folders = ["--data", sets / "train", "--validation", sets / "val", "--output", tmp_path / "out"]
+    files = ["--encoder", learned.stdout.strip(), "--epochs", 2]
+    trained = run_module("train", *folders, *files, *sizes, processes=2)
+    assert trained.returncode == 0, trained.stderr
+    assert isinstance(load(trained.stdout.strip()), DslFiqa)
+    assert [record["step"] for record in read_log(tmp_path / "out")] == [3, 6]
+    assert [record["epoch"] for record in read_log(tmp_path / "de")] == [1, 2]
 
 
 def test_a_wrong_call_is_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recipes.default_model import (
@@ -28,7 +29,7 @@ from recipes.default_model.reports import (
     unseen,
 )
 from recipes.dsl_fiqa import ablation as dsl_ablation
-from recipes.dsl_fiqa import disagreement, encoders, strength
+from recipes.dsl_fiqa import disagreement, encoders, simple_statistics, strength
 from recipes.ediffiqa_t import fit_head, mean_ranks
 from recipes.ediffiqa_t import make_faces as make_quality_faces
 
@@ -49,12 +50,10 @@ CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (ablation.main, ["--data", "nothing", "--tables", "nothing", "--start", "start.safetensors", "--output", "out"]),
     (unseen.main, ["--data", "nothing", "--output", "out"]),
     (strength.main, ["nothing"]),
+    (simple_statistics.main, ["nothing"]),
     (disagreement.main, ["--data", "nothing"]),
     (dsl_ablation.main, ["nothing", "--encoder", "encoder.safetensors"]),
-    (
-        encoders.main,
-        ["photos", "--set", "nothing", "--encoder", "a", "--classifier", "b", "--recognizer", "fr.safetensors"],
-    ),
+    (encoders.main, ["photos", "--set", "nothing", "--encoder", "a=b", "--recognizer", "fr.safetensors"]),
     (edc_tables.main, ["edc_lfw=nothing"]),
     (make_quality_faces.main, ["--data", "nothing", "--output", "out"]),
     (mean_ranks.main, ["nothing", "--output", "out.csv"]),
@@ -76,3 +75,27 @@ def test_what_is_missing_is_said_in_one_line(
     assert error.startswith("error: ")
     assert len(error.splitlines()) == 1
     assert any(word in error for word in (*call, "nothing/")), error
+
+
+def test_the_interval_of_a_difference_holds_it() -> None:
+    """A variant that ranks at random is below one that ranks rightly; one that is the same differs by 0."""
+    rng = np.random.default_rng(0)
+    scores, people = rng.random(120), np.repeat(np.arange(40).astype(str), 3)
+    right, random = np.stack([scores, scores**2]), rng.random((2, 120))
+    value, low, high = dsl_ablation.difference(random, right, scores, people, replicates=50)
+    assert low <= value <= high < -0.5
+    assert dsl_ablation.difference(right, right, scores, people, replicates=5) == [0, 0, 0]
+
+
+def test_simple_statistics_tell_strength() -> None:
+    """Of learned kinds; and differences are those of neighbours."""
+    grid = np.add.outer(10 * np.arange(4), np.arange(5)).astype(np.float32)
+    right, down, falling, rising = simple_statistics.changes(grid, 1)
+    assert [set(part.ravel().tolist()) for part in (right, down, falling, rising)] == [{1}, {10}, {11}, {9}]
+    assert all(not part.any() for part in simple_statistics.changes(grid, 2))
+    rng = np.random.default_rng(0)
+    strengths = rng.random(400)
+    values = np.column_stack([strengths + 0.05 * rng.normal(size=400), rng.normal(size=400)])
+    known = simple_statistics.Examples(values[:300], np.full(300, "noise"), strengths[:300])
+    predicted = simple_statistics.fitted_strengths(known, values[300:])
+    assert np.corrcoef(predicted, strengths[300:])[0, 1] > 0.9

@@ -40,6 +40,8 @@ class DegradationConfig:
     batch_size: int = 32
     # processes that decode and damage pictures; 0: none
     num_workers: int = 2
+    # keep the decoded pictures in memory and damage them in this process; auto: when they fit into 2 GB
+    cache: Literal["auto", "yes", "no"] = "auto"
 
     # -- Network --
     # channels of the encoder's three resolutions
@@ -220,7 +222,15 @@ class QualityConfig:
 DEGRADATION_PRESETS: dict[str, dict[str, Any]] = {  # what differs from the defaults
     "published": {"loss": "queue", "representation": "all"},
     "proximity": {},
-    "small": {"image_size": 96, "widths": (16, 32, 64), "epochs": 3, "lr": 2e-3},
+    "small": {
+        "loss": "supervised",
+        "temperature": 0.05,
+        "image_size": 96,
+        "batch_size": 64,
+        "widths": (16, 32, 64),
+        "epochs": 40,
+        "lr": 2e-3,
+    },
 }
 QUALITY_PRESETS: dict[str, dict[str, Any]] = {
     "published": {},
@@ -238,9 +248,9 @@ QUALITY_PRESETS: dict[str, dict[str, Any]] = {
         "decoder_width": 64,
         "decoder_blocks": 2,
         "batch_size": 32,
-        "epochs": 3,
+        "epochs": 8,
         "lr": 1e-3,
-        "period": 1257,
+        "period": 3352,
         "clip_norm": 1.0,
         "flip": 0.5,
         "validation_crops": 2,

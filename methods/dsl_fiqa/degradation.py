@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -30,7 +30,7 @@ from model.degradation_encoder import DegradationEncoder
 from training import processes
 from training.batches import on_device
 from training.console import progress
-from training.images import mixed_seed
+from training.images import CACHE_BYTES, mixed_seed
 from training.means import StepValues
 from training.processes import GradientSums
 from training.schedule import half_cosine
@@ -106,23 +106,56 @@ def plan(
 
 
 def batches_of(
-    config: DegradationConfig, kinds: Sequence[str], plans: Sequence[tuple[list[Sample], list[Sample]]]
+    config: DegradationConfig,
+    kinds: Sequence[str],
+    plans: Sequence[tuple[list[Sample], list[Sample]]],
+    kept: Mapping[str, np.ndarray],
 ) -> Iterator[Pictures]:
     """The crops of this process's share of each step. The pairs of a share stay together."""
     shares = [(len(synthetic) // 2, share_of_pairs(synthetic), share_of(real)) for synthetic, real in plans]
-    names = (json.dumps(sample) for _, synthetic, real in shares for sample in (*synthetic, *real))
-    read = partial(make_crop, config.image_size)
-    crops = chain.from_iterable(load_batches(names, as_it_is, CHUNK, config.num_workers, read))
+    crops = crops_of(config, [sample for _, synthetic, real in shares for sample in (*synthetic, *real)], kept)
     for pairs, synthetic, real in shares:
-        pictures = []
-        for sample in (*synthetic, *real):
-            crop = next(crops)
-            if crop.value is None:
-                raise TrainingError(f"{sample.path} could be read when the run began: {crop.status} now")
-            pictures.append(crop.value)
-        stacked = torch.from_numpy(np.stack(pictures))
+        stacked = torch.from_numpy(np.stack([next(crops) for _ in range(len(synthetic) + len(real))]))
         labels = torch.tensor([label_of(sample, kinds, config.levels) for sample in synthetic])
         yield Pictures(pairs, stacked[: len(synthetic)], labels, stacked[len(synthetic) :])
+
+
+def crops_of(
+    config: DegradationConfig, samples: Sequence[Sample], kept: Mapping[str, np.ndarray]
+) -> Iterator[np.ndarray]:
+    """The crop, uint8 (S, S, 3), of each sample, from pictures in memory or from files."""
+    if kept:
+        yield from (crop_of(kept[sample.path], sample, config.image_size) for sample in samples)
+        return
+    read = partial(make_crop, config.image_size)
+    names = (json.dumps(sample) for sample in samples)
+    loaded = chain.from_iterable(load_batches(names, as_it_is, CHUNK, config.num_workers, read))
+    for sample, crop in zip(samples, loaded, strict=True):
+        if crop.value is None:
+            raise TrainingError(f"{sample.path} could be read when the run began: {crop.status} now")
+        yield crop.value
+
+
+def read_photographs(
+    config: DegradationConfig, paths: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Photographs as crops are taken of them, none when they take too much memory, and the status of each that cannot
+    be read. Every one is read once, so that a bad one is found now."""
+    kept, bad, taken = {}, {}, 0
+    prepare = partial(fitted, config.image_size)
+    for picture in chain.from_iterable(load_batches(paths, prepare, CHUNK, config.num_workers)):
+        if picture.value is None:
+            bad[picture.path] = picture.status
+            continue
+        taken += picture.value.nbytes
+        if config.cache == "yes" or (config.cache == "auto" and taken <= CACHE_BYTES):
+            kept[picture.path] = picture.value
+    return (kept if len(kept) + len(bad) == len(paths) else {}), bad
+
+
+def fitted(size: int, rgb: np.ndarray) -> np.ndarray:
+    """A photograph (H, W, 3) as the crops of side `size` are taken of it."""
+    return fit(rgb, None, size)[0]
 
 
 def label_of(sample: Sample, kinds: Sequence[str], levels: int) -> int:
@@ -139,19 +172,26 @@ def make_crop(size: int, name: str) -> np.ndarray:
 def crop_of(image: np.ndarray, sample: Sample, size: int) -> np.ndarray:
     """A random crop of a picture, damaged afterwards."""
     rng = np.random.default_rng(sample.seed)
-    image, _ = fit(image, None, size)
+    image = fitted(size, image)
     corner = rng.integers(0, (image.shape[0] - size + 1, image.shape[1] - size + 1))
     crop = cut(image, corner[None], size)[0]
     return degrade(crop, sample.kind, sample.strength, rng) if sample.kind else crop
 
 
-def train_epoch(run: DegradationRun, kinds: Sequence[str], paths: Sequence[str], real: Sequence[str]) -> dict[str, Any]:
-    """Train the next epoch and return its line of the log. Raises TrainingError when a loss is not finite."""
+def train_epoch(
+    run: DegradationRun,
+    kinds: Sequence[str],
+    paths: Sequence[str],
+    real: Sequence[str],
+    kept: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """Train the next epoch and return its line of the log. `kept` holds the pictures, or nothing when they are read
+    anew. Raises TrainingError when a loss is not finite."""
     config, began = run.config, time.perf_counter()
     torch.manual_seed(mixed_seed((config.seed, run.epoch, processes.rank())))
     run.encoder.train()
     plans, values, lr = plan(config, kinds, paths, real, run.epoch), StepValues(run.device), 0.0
-    batches = on_device(batches_of(config, kinds, plans), run.device)
+    batches = on_device(batches_of(config, kinds, plans, kept), run.device)
     title = f"epoch {run.epoch + 1}/{config.epochs}"
     for index, pictures in enumerate(progress(batches, title, len(plans), "step"), 1):
         lr = half_cosine(config.lr, (run.epoch + (index - 1) / len(plans)) / config.epochs)

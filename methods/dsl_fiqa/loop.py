@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.dsl_fiqa.config import QualityConfig
 from methods.dsl_fiqa.data import Batch, RatedPictures, score_pictures
@@ -82,7 +84,7 @@ def train_epoch(run: QualityRun, pictures: RatedPictures, opinions: Tensor) -> d
 def train_step(run: QualityRun, batch: Batch, opinions: Tensor) -> Tensor:
     """One step. Returns (2,) on the device: the mean loss of this process's share, and the norm of the gradient."""
     images = run.network.preprocessing.normalise(batch.crops)
-    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32):
+    with torch.autocast(run.device.type, run.dtype, enabled=run.dtype != torch.float32), attention(run):
         predicted = run.network(images, batch.landmarks)
     targets = opinions[processes.share(batch.rows)]
     loss = charbonnier_loss(predicted.float(), targets, run.config.epsilon)
@@ -91,6 +93,12 @@ def train_step(run: QualityRun, batch: Batch, opinions: Tensor) -> Tensor:
     norm = step(run.optimizer, run.scaler, run.config.clip_norm or math.inf)
     run.scaler.update()
     return torch.stack([loss.detach(), norm])
+
+
+def attention(run: QualityRun) -> AbstractContextManager[Any]:
+    """Attention as plain products in bf16 on a CPU, where the fused operation's backward pass is slow."""
+    plain = run.device.type == "cpu" and run.dtype == torch.bfloat16
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
 
 def learning_rate(config: QualityConfig, epoch: int, step: int) -> float:

@@ -6,9 +6,8 @@ PHOTOS is a folder with a sub-folder for each person. SET/train, SET/val and SET
 is there undamaged, with the score 1, and in `--versions` damaged ones. A kind of `--held-out` is in the test part only.
 SET/*/damage.tsv names photograph, kind and strength of each picture, SET/unseen.txt all people who must not train.
 
-Strengths of different kinds are made comparable by structural similarity (SSIM). The score of a kind falls linearly
-with its strength, from the mean SSIM of damaged and undamaged training photographs at strength 0 to that at strength 1.
-SET/ends.json holds both numbers of each kind.
+The score is the strength in place of an opinion, the same for all kinds. It falls linearly from 0.8 at strength 0,
+which is barely visible, to 0 at strength 1, which leaves little of a face (faces/degradations.py).
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -31,7 +29,7 @@ from command_line import exit_code, natural, positive
 from faces.degradations import degrade, require_photographic
 from faces.dlib_models import largest_face
 from faces.random_crops import fit
-from faces.reader import ImageError, read_image
+from faces.reader import read_image
 from faces.workers import load_batches
 from methods.dsl_fiqa.data import left_out, photographs
 from model.files import printable, write_text
@@ -39,9 +37,7 @@ from model.files import printable, write_text
 PARTS = (("train", 0.8), ("val", 0.05), ("test", 0.15))  # shares of the people
 CHUNK = 16
 UNDAMAGED = "none"  # in place of a kind
-SIMILARITY_PHOTOS = 60  # training photographs whose similarity to their damaged versions is measured
-
-Ends = Mapping[str, tuple[float, float]]  # kind -> scores at the strengths 0 and 1
+BEST_DAMAGED = 0.8  # score of a picture damaged with strength 0
 
 
 class Version(NamedTuple):
@@ -80,49 +76,9 @@ def versions_of(
     return [Version(image, points, UNDAMAGED, 0.0), *damaged]
 
 
-def similarity(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of two RGB uint8 pictures (H, W, 3) in (-1, 1]: the mean over places and channels.
-
-    Wang et al., "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004: a Gaussian window of
-    11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03.
-    """
-    x, y = a.astype(np.float64), b.astype(np.float64)
-
-    def local(values: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(values, (11, 11), 1.5)
-
-    mean_x, mean_y = local(x), local(y)
-    variances = local(x * x) - mean_x**2 + local(y * y) - mean_y**2
-    covariance = local(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return float((light * (2 * covariance + c2) / (variances + c2)).mean())
-
-
-def ends_of(kinds: Sequence[str], paths: Sequence[Path], size: int, seed: int) -> dict[str, tuple[float, float]]:
-    """Mean SSIM of some of these photographs and their damaged versions, at the strengths 0 and 1 of each kind."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for row in rng.permutation(len(paths)):
-        try:
-            image, _ = fit(read_image(str(paths[row])), None, size)
-        except ImageError:
-            continue
-        damaged = ((degrade(image, kind, strength, rng) for strength in (0.0, 1.0)) for kind in kinds)
-        found.append([[similarity(image, one) for one in pair] for pair in damaged])
-        if len(found) == SIMILARITY_PHOTOS:
-            break
-    if not found:
-        raise ValueError("no photograph of the training part can be read")
-    return {kind: (float(low), float(high)) for kind, (low, high) in zip(kinds, np.mean(found, axis=0), strict=True)}
-
-
-def score_of(ends: Ends, kind: str, strength: float) -> float:
-    """The score in place of opinions: 1 for an undamaged picture."""
-    if kind == UNDAMAGED:
-        return 1.0
-    first, last = ends[kind]
-    return first + (last - first) * strength
+def score_of(kind: str, strength: float) -> float:
+    """The score in place of opinions, in [0, 1]: 1 for an undamaged picture."""
+    return 1.0 if kind == UNDAMAGED else BEST_DAMAGED * (1 - strength)
 
 
 def make_set(args: argparse.Namespace) -> int:
@@ -134,14 +90,10 @@ def make_set(args: argparse.Namespace) -> int:
         raise ValueError("no kind is left to train on: hold fewer out")
     paths = chosen(args)
     people = sorted({path.parent.name for path in paths})
-    ends = ends_of(
-        [*kinds, *held_out], [p for p in paths if part_of(p.parent.name, args.seed) == "train"], args.size, args.seed
-    )
     parts: dict[str, list[tuple[str, str, str, float]]] = {name: [] for name, _ in PARTS}
     for part in parts:
         for sub in ("img", "landmark"):
             (Path(args.output) / part / sub).mkdir(parents=True, exist_ok=True)
-    write_text(Path(args.output) / "ends.json", json.dumps(ends, indent=1) + "\n")
     unseen = {name for name in people if part_of(name, args.seed) != "train"} | left_out(args.without)
     write_text(Path(args.output) / "unseen.txt", "".join(f"{name}\n" for name in sorted(unseen)))
     for number, path, versions in _made(args, kinds, held_out, paths):
@@ -154,7 +106,7 @@ def make_set(args: argparse.Namespace) -> int:
             np.save(Path(args.output) / part / "landmark" / f"{name}.npy", version.points)
             parts[part].append((f"{name}.png", str(path), version.kind, version.strength))
     for part, rows in parts.items():
-        write_part(Path(args.output) / part, rows, ends)
+        write_part(Path(args.output) / part, rows)
     return 0
 
 
@@ -170,9 +122,9 @@ def chosen(args: argparse.Namespace) -> list[Path]:
     return paths
 
 
-def write_part(folder: Path, rows: Sequence[tuple[str, str, str, float]], ends: Ends) -> None:
+def write_part(folder: Path, rows: Sequence[tuple[str, str, str, float]]) -> None:
     """label.json and damage.tsv of (picture, photograph, kind, strength)."""
-    scores = [score_of(ends, kind, strength) for _, _, kind, strength in rows]
+    scores = [score_of(kind, strength) for _, _, kind, strength in rows]
     write_text(folder / "label.json", json.dumps({"Image": [row[0] for row in rows], "MOS": scores}))
     lines = (f"{name}\t{source}\t{kind}\t{strength:.6f}\n" for name, source, kind, strength in rows)
     write_text(folder / "damage.tsv", "".join(["image\tphotograph\tkind\tstrength\n", *lines]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,15 +18,13 @@ from command_line import training_exit_code
 from faces.degradations import require_photographic
 from methods.dsl_fiqa.config import DegradationConfig, parse_degradation
 from methods.dsl_fiqa.data import photographs
-from methods.dsl_fiqa.degradation import DegradationRun, train_epoch
+from methods.dsl_fiqa.degradation import DegradationRun, read_photographs, train_epoch
 from methods.dsl_fiqa.losses import QueueLoss
 from methods.dsl_fiqa.run import FREE, OTHER_DATA, state_of
 from model.checkpoint import save_checkpoint
 from model.degradation_encoder import GRID, DegradationEncoder
-from model.preprocessing import FACE_PREPROCESSING
 from training import processes
 from training.console import say, say_left_out
-from training.images import read_images
 from training.processes import GradientSums
 from training.state import fingerprint_of_files, load_state, save_state, sole_run, write_record
 from training.step import arithmetic
@@ -40,8 +38,11 @@ def train(config: DegradationConfig) -> Path:
 
 
 def _train(config: DegradationConfig, device: torch.device) -> Path:
-    paths = readable(photographs(config.data, config.without), config.num_workers)
-    real = readable(photographs(config.real, config.without), config.num_workers) if config.real else paths
+    found = photographs(config.data, config.without)
+    others = photographs(config.real, config.without) if config.real else found
+    kept, bad = read_photographs(config, list(dict.fromkeys([*found, *others])))
+    say_left_out(bad.items())
+    paths, real = (usable(listed, bad) for listed in (found, others))
     kinds = require_photographic(config.kinds)
     run = start_run(config, len(kinds), device)
     data = fingerprint_of_files([*paths, *real])
@@ -51,7 +52,7 @@ def _train(config: DegradationConfig, device: torch.device) -> Path:
     say(f"{len(paths)} photographs to damage in {len(kinds)} ways, {len(real)} real ones, on {device} in {run.dtype}")
     path = Path(config.output) / "degradation_encoder.safetensors"
     while run.epoch < config.epochs:
-        record = train_epoch(run, kinds, paths, real)
+        record = train_epoch(run, kinds, paths, real, kept)
         say(f"epoch {record['epoch']}: lr {record['lr']:.3g}, loss {record['loss']:.4f}, {record['seconds']} s")
         if processes.rank() == 0:
             facts = {"system": "dsl-fiqa-de", "kinds": json.dumps(kinds), "epoch": str(run.epoch)}
@@ -78,13 +79,12 @@ def start_run(config: DegradationConfig, kinds: int, device: torch.device) -> De
     return DegradationRun(config, device, dtype, encoder, optimizer, scaler, GradientSums(weights), queue, classifier)
 
 
-def readable(paths: Sequence[str], workers: int) -> list[str]:
-    """The paths of pictures that can be read; the others are reported."""
-    images, bad = read_images(paths, range(len(paths)), FACE_PREPROCESSING, "no", workers)
-    say_left_out((paths[row], status) for row, status in bad.items())
-    if len(images.usable) < 2:
-        raise ValueError(f"{len(images.usable)} photographs can be read; at least two were expected")
-    return [paths[row] for row in images.usable.tolist()]
+def usable(paths: Sequence[str], bad: Mapping[str, str]) -> list[str]:
+    """The paths of pictures that can be read."""
+    found = [path for path in paths if path not in bad]
+    if len(found) < 2:
+        raise ValueError(f"{len(found)} photographs can be read; at least two were expected")
+    return found
 
 
 def main() -> int:

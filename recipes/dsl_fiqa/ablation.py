@@ -2,10 +2,11 @@
 
     python -m recipes.dsl_fiqa.ablation runs/dsl_fiqa/set --encoder runs/dsl_fiqa/de/degradation_encoder.safetensors
 
-Every variant is trained for one epoch on the pictures of every `--every`-th photograph of the training part, and ranks
+Every variant is trained for `--epochs` on the pictures of every `--every`-th photograph of the training part, and ranks
 the pictures of every `--every`-th photograph of the test part. Prints the mean and the standard deviation over the
-seeds of SRCC with the scores of the set: over all pictures, and over the held-out kinds. The cost of a crop is that of
-the forward pass in batches of 20, in seconds of the processor. Finished runs are kept and found again.
+seeds of SRCC with the scores of the set: over all pictures, and over the held-out kinds. The difference from the recipe
+is that of the means over the seeds, with its 95 % interval over people, which are drawn with replacement. The cost of a
+crop is that of the forward pass in batches of 20, in seconds of the processor. Finished runs are kept and found again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from model.dsl_fiqa import DslFiqa
 from model.fast_dsl_fiqa import accelerate_dsl_fiqa
 from model.files import write_text
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
-from recipes.dsl_fiqa.strength import held_out_kinds, predict, read_damage
+from recipes.dsl_fiqa.strength import drawn_people, held_out_kinds, predict, read_damage
 
 VARIANTS: dict[str, tuple[bool, dict[str, Any]]] = {  # name -> whether the encoder was trained, what differs
     "light landmarks (the recipe)": (True, {}),
@@ -76,23 +77,29 @@ def untrained(encoder: Path, output: Path) -> Path:
 def settings(
     args: argparse.Namespace, differences: dict[str, Any], encoder: Path, seed: int, name: str
 ) -> QualityConfig:
-    """Of a run of one epoch, in which the learning rate falls along half a cosine."""
+    """Of a short run, in which the learning rate falls along half a cosine."""
     pictures = len(read_rated_set(args.output / "train", False).paths)
-    preset = QUALITY_PRESETS["small"] | {"epochs": 1, "precision": "bf16"} | differences
+    preset = QUALITY_PRESETS["small"] | {"epochs": args.epochs, "precision": "bf16"} | differences
     folders = {"data": str(args.output / "train"), "validation": str(args.output / "val")}
     run = {"encoder": str(encoder), "output": str(args.output / f"{name} {seed}"), "seed": seed, "device": "cpu"}
-    period = -(-pictures // preset["batch_size"])
+    period = args.epochs * -(-pictures // preset["batch_size"])
     return QualityConfig(**preset | folders | run | {"period": period, "num_workers": 0})
 
 
-def figures_of(network: DslFiqa, rated: RatedSet, held_out: Sequence[str]) -> dict[str, float]:
-    """SRCC with the scores of the set, over all pictures and over those of held-out kinds and the undamaged ones."""
-    damage, predicted = read_damage(rated), predict(network, rated, CROPS)
-    rows = np.isin(damage.kinds, [*held_out, UNDAMAGED])
-    return {
-        "all": rank_correlation(predicted, rated.scores),
-        "held out": rank_correlation(predicted[rows], rated.scores[rows]),
-    }
+def difference(
+    variant: np.ndarray, recipe: np.ndarray, scores: np.ndarray, people: np.ndarray, replicates: int = 200
+) -> list[float]:
+    """Mean SRCC of a variant over its seeds minus that of the recipe, and its 95 % interval over people.
+
+    variant, recipe: predictions (seeds, N); scores: (N,); people: (N,), the person of each picture.
+    """
+
+    def mean(predictions: np.ndarray, rows: np.ndarray) -> float:
+        return float(np.mean([rank_correlation(one[rows], scores[rows]) for one in predictions]))
+
+    samples = [np.arange(len(scores)), *drawn_people(people, replicates)]
+    value, *drawn = (mean(variant, rows) - mean(recipe, rows) for rows in samples)
+    return [value, *np.percentile(drawn, (2.5, 97.5)).tolist()]
 
 
 @torch.inference_mode()
@@ -112,33 +119,43 @@ def cost(network: DslFiqa, batch: int = 20) -> float:
 
 
 def results(args: argparse.Namespace) -> Iterator[list[Cell]]:
-    """A row for each variant."""
+    """A row for each variant; the first one is the recipe."""
     args.output.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         thinned(args.folder / part, args.output / part, args.every)
     encoders = {True: args.encoder, False: untrained(args.encoder, args.output / "untrained.safetensors")}
-    held_out, rated = held_out_kinds(args.folder), read_rated_set(args.output / "test", True)
+    rated = read_rated_set(args.output / "test", True)
+    damage = read_damage(rated)
+    apart = np.flatnonzero(np.isin(damage.kinds, [*held_out_kinds(args.folder), UNDAMAGED]))
+    recipe = None
     for name, (trained, differences) in VARIANTS.items():
-        found = []
-        for seed in range(args.seeds):
-            config = settings(args, differences, encoders[trained], seed, name)
-            file = Path(config.output) / "figures.json"
-            if not file.is_file():
-                network = load_quality_network(train(config))
-                parts = [p for key, p in network.named_children() if key != "encoder"]
-                trained_weights = sum(weight.numel() for part in parts for weight in part.parameters())
-                network = accelerate_dsl_fiqa(network, torch.float32)
-                figures = figures_of(network, rated, held_out) | {"weights": trained_weights, "cost": cost(network)}
-                write_text(file, json.dumps(figures))
-                (Path(config.output) / "state.safetensors").unlink()  # 1.3 GB of the full layer
-            found.append(json.loads(file.read_text()))
-            print(f"{name}, seed {seed}: {found[-1]}", file=sys.stderr, flush=True)
-        spread = [[float(f(one)) for f in (np.mean, lambda v: np.std(v, ddof=1))] for one in _columns(found)]
-        yield [name, round(found[0]["weights"] / 1e6, 2), min(one["cost"] for one in found), *spread]
+        found = [_run(settings(args, differences, encoders[trained], seed, name), rated) for seed in range(args.seeds)]
+        predictions = np.array([one["predictions"] for one in found])
+        recipe = predictions if recipe is None else recipe
+        spread = []
+        for rows in (np.arange(len(rated.scores)), apart):
+            values = [rank_correlation(one[rows], rated.scores[rows]) for one in predictions]
+            spread.append([float(np.mean(values)), float(np.std(values, ddof=1))])
+        against: Cell = None
+        if name != next(iter(VARIANTS)):
+            against = difference(predictions, recipe, rated.scores, damage.people)
+        print(f"{name}: {spread}", file=sys.stderr, flush=True)
+        cost_of_crop = min(one["cost"] for one in found)
+        yield [name, round(found[0]["weights"] / 1e6, 2), cost_of_crop, spread[0], against, spread[1]]
 
 
-def _columns(found: Sequence[dict[str, float]]) -> list[list[float]]:
-    return [[one[key] for one in found] for key in ("all", "held out")]
+def _run(config: QualityConfig, rated: RatedSet) -> dict[str, Any]:
+    """Train, or find a finished run again: its number of weights, the cost of a crop, and predictions of a set."""
+    file = Path(config.output) / "figures.json"
+    if not file.is_file():
+        network = load_quality_network(train(config))
+        parts = [part for key, part in network.named_children() if key != "encoder"]
+        weights = sum(weight.numel() for part in parts for weight in part.parameters())
+        network = accelerate_dsl_fiqa(network, torch.float32)
+        figures = {"weights": weights, "cost": cost(network), "predictions": predict(network, rated, CROPS).tolist()}
+        write_text(file, json.dumps(figures))
+        (Path(config.output) / "state.safetensors").unlink()  # 1.3 GB of the full layer
+    return json.loads(file.read_text())
 
 
 def report(args: argparse.Namespace) -> int:
@@ -148,6 +165,7 @@ def report(args: argparse.Namespace) -> int:
         Column("million weights"),
         Column("ms a crop", "{:.1f}"),
         Column("SRCC, all", form, "max"),
+        Column("difference", "{:+.3f} [{:+.3f}, {:+.3f}]"),
         Column("SRCC, held-out kinds", form, "max"),
     ]
     what = f"Short trainings of equal length, mean and standard deviation of {args.seeds} seeds"
@@ -161,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="the set of methods.dsl_fiqa.make_set")
     parser.add_argument("--encoder", type=Path, required=True, help="trained degradation encoder")
     parser.add_argument("--every", type=positive, default=8, help="take every so many photographs (default: 8)")
+    parser.add_argument("--epochs", type=positive, default=3, help="of each training (default: 3)")
     parser.add_argument("--seeds", type=positive, default=3, help="two or more (3)")
     parser.add_argument("--output", type=Path, default=Path("runs/dsl_fiqa/ablation"), help="folder of the runs")
     add_results_option(parser)

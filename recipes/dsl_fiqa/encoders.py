@@ -1,11 +1,11 @@
 """What degradation encoders know: retrieval of a degradation across contents, and probes, as a table.
 
-    python -m recipes.dsl_fiqa.encoders ../shared/data/raw --set runs/dsl_fiqa/set \\
-        --encoder runs/dsl_fiqa/de/degradation_encoder.safetensors --classifier ... --recognizer fr.safetensors
+    python -m recipes.dsl_fiqa.encoders ../shared/data/raw --set runs/dsl_fiqa/set --recognizer fr.safetensors \\
+        --encoder "supervised contrast=runs/dsl_fiqa/de/degradation_encoder.safetensors" --encoder "classifier=..."
 
 The photographs are those of people in the test part of a set, so no encoder learned from them. Beside the trained
-encoder stand a new one with random weights, one that was trained to classify kind and strength, and the last features
-of a face recognition network, which tell people apart.
+encoders stand a new one with random weights, in the sizes of the first, and the last features of a face recognition
+network, which tell people apart.
 """
 
 from __future__ import annotations
@@ -49,13 +49,20 @@ def rows_of(args: argparse.Namespace, paths: Sequence[str], held_out: Sequence[s
     seen = [kind for kind in PHOTOGRAPHIC if kind not in held_out]
     for where, kinds in {"trained kinds": seen, "held-out kinds": list(held_out)}.items():
         crops, *facts = damaged_crops(paths, kinds, SIZE, args.seed)
-        encoders = load_encoders([str(args.encoder), UNTRAINED, str(args.classifier)])
-        called = {str(args.encoder): "degradation learning", str(args.classifier): "classifier of damage"}
-        for name, encoder in encoders.items():
+        called = {file: name for name, file in args.encoder} | {UNTRAINED: UNTRAINED}
+        for file, encoder in load_encoders(list(called)).items():
             vectors, features = encode(encoder.eval(), crops, torch.device("cpu"))
-            yield [where, called.get(name, name), *(figures_of(vectors, features, *facts)[key] for key in FIGURES)]
+            yield [where, called[file], *(figures_of(vectors, features, *facts)[key] for key in FIGURES)]
         vectors = recognition_features(args.recognizer, crops)
         yield [where, "face recognition", *(figures_of(vectors, vectors, *facts)[key] for key in FIGURES)]
+
+
+def named_file(text: str) -> tuple[str, str]:
+    """NAME=FILE of a command line."""
+    name, separator, file = text.partition("=")
+    if not (name and separator and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, file
 
 
 def report(args: argparse.Namespace) -> int:
@@ -76,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, help="a folder from which the set was made")
     parser.add_argument("--set", type=Path, required=True, help="the set of methods.dsl_fiqa.make_set")
-    parser.add_argument("--encoder", type=Path, required=True, help="degradation_encoder.safetensors")
-    parser.add_argument("--classifier", type=Path, required=True, help="that of --loss classifier")
+    parser.add_argument(
+        "--encoder", type=named_file, action="append", required=True, metavar="NAME=FILE", help="may be repeated"
+    )
     parser.add_argument("--recognizer", type=Path, required=True, help="a face recognition network")
     parser.add_argument("--limit", type=positive, default=20, help="photographs (default: 20)")
     parser.add_argument("--seed", type=natural, default=0)

@@ -75,13 +75,16 @@ def below_original(predicted: np.ndarray, damage: Damage, rows: np.ndarray) -> f
 
 def interval(a: np.ndarray, b: np.ndarray, people: np.ndarray, replicates: int) -> list[float]:
     """95 % interval of SRCC of a and b (M,), over people (M,) drawn with replacement."""
+    drawn = [rank_correlation(a[rows], b[rows]) for rows in drawn_people(people, replicates)]
+    return np.percentile(drawn, (2.5, 97.5)).tolist()
+
+
+def drawn_people(people: np.ndarray, replicates: int) -> Iterator[np.ndarray]:
+    """Rows of `people` (M,), the person of each picture: all pictures of people who are drawn with replacement."""
     groups = [np.flatnonzero(people == person) for person in np.unique(people)]
     rng = np.random.default_rng(0)
-    drawn = []
     for _ in range(replicates):
-        rows = np.concatenate([groups[index] for index in rng.integers(0, len(groups), len(groups))])
-        drawn.append(rank_correlation(a[rows], b[rows]))
-    return np.percentile(drawn, (2.5, 97.5)).tolist()
+        yield np.concatenate([groups[index] for index in rng.integers(0, len(groups), len(groups))])
 
 
 def rows_of(
