@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -111,6 +112,19 @@ class Finder:
         return sure[:1], len(found)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes with one thread inside. With another number of them points would differ in the sixth digit, here
+    and there a pixel of a crop would be rounded the other way, and scores would differ by up to 0.0004."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def detect(
     rgb: np.ndarray,
     min_face_size: float = MIN_FACE_SIZE,
@@ -293,6 +307,7 @@ def is_face(score: float, logit: float) -> bool:
     return (score >= 0.5 and logit > -4) or logit > 1
 
 
+@one_thread()
 @torch.inference_mode()
 def refine_points(rgb: np.ndarray, points: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
     """Better points (5, 2) for each face whose points are roughly known, and the network's last logit of each (N,)."""
@@ -309,6 +324,7 @@ def refine_points(rgb: np.ndarray, points: Sequence[np.ndarray]) -> tuple[list[n
     return better, logits
 
 
+@one_thread()
 @torch.inference_mode()
 def shows_aligned_face(crop: np.ndarray) -> bool:
     """Whether a face lies in an RGB uint8 crop (112, 112, 3) where the template has it."""

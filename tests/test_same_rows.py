@@ -10,9 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from faces.reader import read_image
 from scoring import Score, Scorer
 
 CLOSE = 1e-6
+FACE = read_image(Path(__file__).parents[1] / "samples" / "astronaut.png")
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +23,16 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for number in range(11):
         coarse = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
         Image.fromarray(cv2.resize(coarse, (112, 112), interpolation=cv2.INTER_CUBIC)).save(folder / f"{number:02}.png")
+    for number, scale in enumerate((1.7, 2.3, 3.1)):  # photographs, in which the face has to be found
+        matrix = np.array([[scale, 0.1, 40.3], [-0.1, scale, 51.9]])
+        photograph = cv2.warpAffine(FACE, matrix, (420, 440), flags=cv2.INTER_CUBIC, borderValue=(90, 120, 90))
+        Image.fromarray(photograph).save(folder / f"photograph{number}.png")
     (folder / "05.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     return sorted(map(str, Path(folder).iterdir()))
 
 
 def scored(paths: list[str], batch_size: int, workers: int = 0) -> list[Score]:
-    return list(Scorer("clib-fiqa", device="cpu", batch_size=batch_size).stream(paths, workers))
+    return list(Scorer("clib-fiqa", device="cpu", align="auto", batch_size=batch_size).stream(paths, workers))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def same(found: list[Score], expected: list[Score]) -> bool:
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_batch_sizes(paths: list[str], expected: list[Score], batch_size: int) -> None:
     assert same(scored(paths, batch_size), expected)
-    assert sum(score.status == "ok" for score in expected) == 10
+    assert sum(score.status == "ok" for score in expected) == 13
 
 
 def test_workers(paths: list[str], expected: list[Score]) -> None:
