@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,8 +38,22 @@ def start(device: str) -> torch.device:
         torch.backends.cudnn.benchmark = True  # all batches of an epoch have one or two sizes
     if "LOCAL_RANK" in os.environ:
         backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"  # NCCL takes no tensors of the CPU
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        with _stdout_to_stderr():
+            dist.init_process_group(backend, timeout=LONGEST_WAIT)
     return found
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """In the block what C++ prints on stdout goes to stderr: gloo of torch 2.10 says there whom it is connected to."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def stop() -> None:
