@@ -135,7 +135,8 @@ def main() -> None:
     """Print a line for each run; with --results write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000, help="real crops (default 100000; 0: none)")
-    parser.add_argument("--paths", type=int, nargs="*", default=[1000, 10_000, 100_000, 1_000_000], help="missing paths")
+    paths = [1000, 10_000, 100_000, 1_000_000]
+    parser.add_argument("--paths", type=int, nargs="*", default=paths, help="missing paths (default 1000 to 1000000)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="reading processes (default 0 2)")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="write FOLDER/scale.json")
     args = parser.parse_args()
