@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 
 .PHONY: help setup setup-dev demo app test lint docs docs-tables weights tables calibrate bands cross-fit ablation ediffiqa lock sbom
-.PHONY: licences audit dsl-fiqa dsl-fiqa-reports clean
+.PHONY: licences audit dsl-fiqa dsl-fiqa-reports test-oldest clean
 
 help:                            ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -143,5 +143,18 @@ audit: .venv-supply/stamp        ## look for known vulnerabilities of requiremen
 		"run it where pypi.org itself can be reached, not a mirror" >&2; exit 2; }
 	@echo "audit: no known vulnerability in requirements.lock"
 
+# The tests of what requirements.txt alone must run, with the oldest versions that it allows.
+OLDEST := .venv-oldest/bin/python
+CORE := checkpoint loading preprocessing iresnet multi_level fused_conv reader reader_limits workers scorer same_rows same_files \
+	inference measure label_table generate_labels detect train trajectory processes cr_fiqa_train saves_by_step
+
+test-oldest: .venv-supply/stamp  ## run the core tests with the oldest torch, numpy, … of requirements.txt (gigabytes to download)
+	$(SUPPLY)/uv pip compile --quiet requirements.txt --resolution lowest-direct --python-version 3.11 --no-annotate \
+		-o .venv-supply/oldest.txt
+	test -x $(OLDEST) || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST) -m pip install --quiet --disable-pip-version-check -r .venv-supply/oldest.txt pytest pytest-timeout hypothesis \
+		scikit-image scipy
+	$(OLDEST) -m pytest $(CORE:%=tests/test_%.py)
+
 clean:                           ## remove .venv
-	rm -rf .venv .venv-supply
+	rm -rf .venv .venv-supply .venv-oldest

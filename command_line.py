@@ -130,7 +130,7 @@ def training_exit_code(train: Callable[[], Path], saved: str) -> int:
             processes.stop()
         return 0
 
-    return exit_code(run, f"stopped; the same command with --resume continues after the last {saved}")
+    return processes.end(exit_code(run, f"stopped; the same command with --resume continues after the last {saved}"))
 
 
 def code_of(error: BaseException) -> int:

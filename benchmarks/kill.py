@@ -316,7 +316,7 @@ def disturb(job: Job, folder: Path, seeds: int, most_kills: int) -> Found:
     return total
 
 
-def write_table(folder: Path, rows: dict[str, list[str | float]]) -> None:
+def write_table(folder: Path, rows: dict[str, list[str | float]], flags: str) -> None:
     """Write kill.json, with the rows of jobs that were measured before and not now."""
     path = folder / "kill.json"
     before = {str(row[0]): row for row in read_result(path).rows} if path.is_file() else {}
@@ -325,7 +325,7 @@ def write_table(folder: Path, rows: dict[str, list[str | float]]) -> None:
     write_results(
         path,
         "Runs that were killed at random moments and continued",
-        "python " + " ".join(["benchmarks/kill.py", *sys.argv[1:]]),
+        f"python benchmarks/kill.py {flags} --results results",
         columns,
         [merged[job.name] for job in JOBS if job.name in merged],
     )
@@ -346,7 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = disturb(job, Path(folder), args.seeds, args.kills)
         failed += len(found.wrong)
         if args.results:
-            write_table(args.results, {job.name: [job.name, args.seeds, found.kills, found.in_work, len(found.wrong)]})
+            row = [job.name, args.seeds, found.kills, found.in_work, len(found.wrong)]
+            write_table(args.results, {job.name: row}, f"--seeds {args.seeds} --kills {args.kills}")
     return int(failed > 0)
 
 

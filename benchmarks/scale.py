@@ -4,7 +4,9 @@
 
 `--paths` are numbers of paths without a file behind them: what listing, rows and tables cost. `--images` real crops of
 112x112 pixels, made of the samples, are then scored. All is read from the run's own journal and from /proc, so this
-script runs on Linux. The rate at the start and at the end is that of the first and of the last fifth of the rows.
+script runs on Linux. The rate at the start and at the end is that of the first and of the last fifth of the rows. So
+are the processor milliseconds a row, which other work on the same cores hardly changes. With --results the rows of
+runs that are not made now stay as they were, so the table can be measured in parts.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -26,7 +28,8 @@ from PIL import Image, ImageEnhance
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from recipes.default_model.reports.results import Column, write_results  # noqa: E402
+from benchmarks.service import processor_seconds  # noqa: E402
+from recipes.default_model.reports.results import Column, read_result, write_results  # noqa: E402
 
 DISTINCT = 500   # pictures; the others are hard links to them
 EVERY = 0.5   # seconds between two looks at a run
@@ -39,7 +42,9 @@ class Cost(NamedTuple):
     seconds: float
     start_rate: float | None   # rows a second of the first fifth; None when it took less than a look
     end_rate: float | None
-    start_memory: float   # MB of the main process and its readers after the first fifth of the rows
+    start_processor: float | None   # processor ms a row of the first fifth
+    end_processor: float | None
+    start_memory: float | None   # MB of the main process and its readers after the first fifth of the rows
     peak_memory: float
 
 
@@ -67,7 +72,7 @@ def cost_of(paths: Sequence[str], folder: Path, workers: int) -> Cost:
     listing, output = folder / "list.txt", folder / "scores.csv"
     listing.write_text("\n".join(paths) + "\n")
     command = [sys.executable, str(ROOT / "inference.py"), f"@{listing}", "--output", str(output)]
-    looks = [(0.0, 0, 0.0)]   # seconds, rows, MB
+    looks = [(0.0, 0, 0.0, 0.0)]   # seconds, rows, MB, processor seconds
     start, rows, end = time.perf_counter(), 0, 0
     journal = Path(f"{output}.partial")
     with subprocess.Popen([*command, "--workers", str(workers)], stderr=subprocess.DEVNULL) as process:
@@ -81,15 +86,19 @@ def cost_of(paths: Sequence[str], folder: Path, workers: int) -> Cost:
                 except FileNotFoundError:   # the run has just finished
                     continue
                 rows, end = rows + new.count(b"\n"), end + len(new)
-            looks.append((time.perf_counter() - start, max(0, rows - 1), memory_of(process.pid)))
+            used = time.perf_counter() - start, max(0, rows - 1), memory_of(process.pid), tree_seconds(process.pid)
+            looks.append(used)
     seconds = time.perf_counter() - start
     with open(output, "rb") as table:
         assert sum(1 for _ in table) == len(paths) + 1
-    looks.append((seconds, len(paths), 0.0))
+    looks.append((seconds, len(paths), 0.0, max(look[3] for look in looks)))
     fifth = len(paths) / 5
     at = [next(look for look in looks if look[1] >= count) for count in (1, fifth, 4 * fifth, len(paths))]
     first, _, last = ((b[1] - a[1]) / (b[0] - a[0]) if b[0] > a[0] else None for a, b in pairwise(at))
-    return Cost(len(paths), seconds, first, last, at[1][2], max(look[2] for look in looks))
+    costs = (1000 * (b[3] - a[3]) / (b[1] - a[1]) if b[1] > a[1] else None for a, b in pairwise(at))
+    first_cost, _, last_cost = costs
+    memory = at[1][2] or None, max(look[2] for look in looks)
+    return Cost(len(paths), seconds, first, last, first_cost, last_cost, *memory)
 
 
 def memory_of(pid: int) -> float:
@@ -104,6 +113,17 @@ def memory_of(pid: int) -> float:
     return total
 
 
+def tree_seconds(pid: int) -> float:
+    """Processor seconds of a process and its children."""
+    total = 0.0
+    for process in (pid, *children_of(pid)):
+        try:
+            total += processor_seconds(process)
+        except (OSError, IndexError):   # it has ended
+            continue
+    return total
+
+
 def children_of(pid: int) -> list[int]:
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -114,30 +134,38 @@ def children_of(pid: int) -> list[int]:
 def main() -> None:
     """Print a line for each run; with --results write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=20_000, help="real crops (default 20000)")
-    parser.add_argument("--paths", type=int, nargs="*", default=[1000, 10_000, 100_000], help="missing paths")
+    parser.add_argument("--images", type=int, default=100_000, help="real crops (default 100000; 0: none)")
+    paths = [1000, 10_000, 100_000, 1_000_000]
+    parser.add_argument("--paths", type=int, nargs="*", default=paths, help="missing paths (default 1000 to 1000000)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="reading processes (default 0 2)")
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="write FOLDER/scale.json")
     args = parser.parse_args()
-    rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        images = make_crops(folder, args.images)
         runs = [("missing paths", [f"/nowhere/{i:09}.jpg" for i in range(count)]) for count in args.paths]
+        if args.images:
+            runs.append(("crops", make_crops(folder, args.images)))
         for workers in args.workers:
-            for what, paths in [*runs, ("crops", images)]:
+            for what, paths in runs:
                 cost = cost_of(paths, folder, workers)
-                rows.append([what, workers, *cost])
                 rates = ", ".join("-" if rate is None else f"{rate:.0f}" for rate in (cost.start_rate, cost.end_rate))
                 print(f"{what}, {workers} workers: {cost.rows:,} rows in {cost.seconds:.1f} s; "
                       f"a second at the start and at the end: {rates}; "
-                      f"{cost.start_memory:.0f} MB after a fifth, {cost.peak_memory:.0f} MB at most", flush=True)
-    if args.results:
-        columns = [Column("input"), Column("workers"), Column("rows", "{:,}"), Column("seconds", "{:.1f}"),
-                   Column("a second, first fifth", "{:.0f}"), Column("a second, last fifth", "{:.0f}"),
-                   Column("MB after a fifth", "{:.0f}"), Column("MB at most", "{:.0f}")]  # fmt: skip
-        write_results(args.results / "scale.json", "Cost of inference.py against the number of images",
-                      "python " + " ".join(["benchmarks/scale.py", *sys.argv[1:]]), columns, rows, ["clib-fiqa"])
+                      f"{cost.start_memory or 0:.0f} MB after a fifth, {cost.peak_memory:.0f} MB at most", flush=True)
+                if args.results:
+                    write_row(args.results / "scale.json", [what, workers, *cost])
+
+
+def write_row(file: Path, row: list[Any]) -> None:
+    """Write the table with this row in its place."""
+    rows = [row, *(old for old in (read_result(file).rows if file.is_file() else ()) if list(old[:3]) != row[:3])]
+    columns = [Column("input"), Column("workers"), Column("rows", "{:,}"), Column("seconds", "{:.1f}"),
+               Column("a second, first fifth", "{:.0f}"), Column("a second, last fifth", "{:.0f}"),
+               Column("processor ms a row, first fifth", "{:.2f}"), Column("processor ms a row, last fifth", "{:.2f}"),
+               Column("MB after a fifth", "{:.0f}"), Column("MB at most", "{:.0f}")]  # fmt: skip
+    command = "python benchmarks/scale.py --results results"
+    rows.sort(key=lambda row: (row[0] == "crops", *row[1:3]))
+    write_results(file, "Cost of inference.py against the number of images", command, columns, rows, ["clib-fiqa"])
 
 
 if __name__ == "__main__":

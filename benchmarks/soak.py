@@ -35,8 +35,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.scale import children_of, make_crops, memory_of  # noqa: E402
-from benchmarks.service import Answers, Connection, processor_seconds, request_of, running_service  # noqa: E402
+from benchmarks.scale import children_of, make_crops, memory_of, tree_seconds  # noqa: E402
+from benchmarks.service import Answers, Connection, request_of, running_service  # noqa: E402
 from command_line import positive  # noqa: E402
 from evaluation.scores import read_scores  # noqa: E402
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
@@ -77,17 +77,6 @@ class Looks:
         self.all.append(look)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(look)) + "\n")
-
-
-def tree_seconds(pid: int) -> float:
-    """Processor seconds of a process and its children."""
-    total = 0.0
-    for process in (pid, *children_of(pid)):
-        try:
-            total += processor_seconds(process)
-        except (OSError, IndexError):  # it has ended
-            continue
-    return total
 
 
 def crops_of(folder: Path, count: int) -> list[str]:

@@ -70,7 +70,7 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
 
     path = find_weights(name_or_path)
     tensors, metadata = read_checkpoint(path)
-    _require_finite(path, tensors)
+    _require_numbers(path, tensors)
     try:
         network = SYSTEMS[_system_of(tensors, metadata)].from_tensors(tensors, metadata)
     except Exception as error:  # shapes and metadata of a hostile file make any constructor fail in any way
@@ -80,11 +80,11 @@ def load(name_or_path: str | Path, device: str | torch.device = "cpu") -> Any:
     return network.to(device)
 
 
-def _require_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for numbers that are not finite. Networks would make plausible scores of them."""
+def _require_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for NaN. Networks would make plausible scores of it, as a ReLU may turn it into 0."""
     for key, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {key} holds numbers that are not finite; expected weights")
+        if tensor.is_floating_point() and tensor.sum().isnan() and tensor.isnan().any():
+            raise CheckpointError(f"{path}: {key} holds NaN; expected weights")
 
 
 def _system_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -21,7 +21,7 @@ from long_commands import call  # noqa: E402
 
 from benchmarks import kill  # noqa: E402
 
-SIZES = {"scoring": 48, "labels": 120, "embedding": 120, "label-optimization": 4, "diffiqa": 12}  # kilobytes
+SIZES = {"scoring": 24, "labels": 60, "embedding": 60, "label-optimization": 4, "diffiqa": 12}  # kilobytes
 STATES = 1.5  # of a training: the first state fits, and a second one beside it does not
 
 

@@ -56,6 +56,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, job in JOBS.items():
         (folder / name / "quiet").mkdir(parents=True)
         job.make(folder / name / "data")
+        for picture in sorted((folder / name / "data" / "faces").rglob("*.png"))[1::2]:
+            picture.unlink()   # half of them are enough here
         assert call(job, folder / name / "quiet") in (0, 1)
     return folder
 

@@ -376,6 +376,7 @@ def test_dlib_labels_without_any_file(run: Run, table: Path, tmp_path: Path, ast
 
 def test_real_faces(run: Run, table: Path, tmp_path: Path, shared: Path) -> None:
     """A hundred faces of LFW's training identities: plausible labels, and most faces are found."""
+    pytest.importorskip("onnxruntime")
     people = (shared / "data/splits/lfw_train_identities.txt").read_text().split()
     several = [name for name in people if len(list((shared / "data/faces/lfw" / name).iterdir())) in (4, 5, 6)][:22]
     for name in several:

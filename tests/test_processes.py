@@ -137,3 +137,15 @@ def test_torchrun(settings, tmp_path):
     totals = [[record["total"] for record in log] for log in logs]
     np.testing.assert_allclose(totals[1], totals[0], rtol=0.1)  # the statistics of 7 and 6 images, not of 13
     assert two.stdout.count("clib_fiqa.safetensors") == 1
+
+
+def test_a_process_of_torchrun_ends_without_python_s_shutdown(monkeypatch):
+    """In which a thread of gloo that still holds a tensor would abort it."""
+    ended = []
+    monkeypatch.setattr("os._exit", ended.append)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert processes.end(3) == 3
+    assert ended == []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    processes.end(3)
+    assert ended == [3]

@@ -280,6 +280,7 @@ def test_a_batch_has_images(weights: Path, size: int) -> None:
 
 
 def test_listed_models_are_as_they_are() -> None:
+    pytest.importorskip("timm")
     models = {model.name: model for model in list_models()}
     shipped, others = ["clib-fiqa", "ediffiqa"], ["clib-fiqa-r50", "cr-fiqa-l", "cr-fiqa-s"]
     dsl = ["dsl-fiqa", "dsl-fiqa-vit-b"]

@@ -190,6 +190,7 @@ def test_a_compiled_tower_trains_the_same(config, tmp_path, monkeypatch):
 
 
 def test_tensorboard(config):
+    pytest.importorskip("tensorboard")
     train.train(replace(config, epochs=1, tensorboard=True))
     assert list(Path(config.checkpoints).glob("events.out.tfevents.*"))
 

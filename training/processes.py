@@ -9,7 +9,9 @@ processes is the exact gradient.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -36,14 +38,41 @@ def start(device: str) -> torch.device:
         torch.backends.cudnn.benchmark = True  # all batches of an epoch have one or two sizes
     if "LOCAL_RANK" in os.environ:
         backend = "cpu:gloo,cuda:nccl" if found.type == "cuda" else "gloo"  # NCCL takes no tensors of the CPU
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        with _stdout_to_stderr():
+            dist.init_process_group(backend, timeout=LONGEST_WAIT)
     return found
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """In the block what C++ prints on stdout goes to stderr: gloo of torch 2.10 says there whom it is connected to."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def stop() -> None:
     """Leave the group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def end(code: int) -> int:
+    """The exit code; under torchrun the process ends here, without Python's own shutdown.
+
+    A thread of gloo may hold a tensor a little longer than the collective lasts. If Python shut down meanwhile, the
+    process would abort, and torchrun would report a failure after a training that has succeeded.
+    """
+    if "LOCAL_RANK" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def count() -> int:
