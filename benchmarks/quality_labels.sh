@@ -15,7 +15,7 @@ data=${1:-../shared/data}
 output=${2:-runs/quality_labels}
 evaluation=${EVALUATION:-runs/evaluation}
 fr=$data/fr/mobilefacenet_foamliu.safetensors
-networks="ediffiqa-t ediffiqa-t-seed-1 ediffiqa-t-epsilon-0 ediffiqa-t-head head-of-diffiqa head-of-norm"
+networks="ediffiqa-t-head ediffiqa-t ediffiqa-t-seed-1 ediffiqa-t-epsilon-0"
 networks="$networks diffiqa-r diffiqa-r-epsilon-0.001 diffiqa-r-epsilon-0.1 faceqan-r faceqan-r-epsilon-0.1"
 default=clib-fiqa@foamliu
 mkdir -p "$output"
@@ -61,26 +61,14 @@ optimise() {  # labels, epsilon, embeddings, clusters
 optimise diffiqa 0.001 embeddings.npz clusters.tsv  # the published epsilon
 optimise diffiqa 0.1 embeddings.npz clusters.tsv
 optimise faceqan 0.1 few.npz few-clusters.tsv
-# Labels that cost an embedding an image: the length of the embedding, and the similarity to the person's other images.
-ranks() {  # output, tables
-    out=$output/$1; shift
-    [ -f "$out" ] || "$python" -m recipes.ediffiqa_t.mean_ranks "$@" --output "$out"
-}
+# The teacher of the shipped network, which costs an embedding an image: length, and similarity to the person's other images.
 for name in norm oracle; do
     made $name.csv || "$python" evaluate.py baseline $name --embeddings "$output/embeddings.npz" --output "$output/$name.csv"
 done
-{ head -1 "$output/norm.csv"; grep -F -f "$output/diffiqa.txt" "$output/norm.csv"; } > "$output/norm-of-diffiqa.csv"
-ranks ediffiqa-t-head.csv "$output/oracle.csv" "$output/norm.csv"
-ranks head-of-diffiqa.csv "$output/diffiqa.csv"
-ranks head-of-norm.csv "$output/norm-of-diffiqa.csv"
+made mean.csv || "$python" -m recipes.ediffiqa_t.mean_ranks "$output/oracle.csv" "$output/norm.csv" --output "$output/mean.csv"
 
 # -- Networks --
 resumed() { [ ! -f "$output/$1/state.safetensors" ] || echo --resume; }
-head_of() {  # name: the MLP alone, on stored embeddings
-    mkdir -p "$output/$1"
-    made "$1/ediffiqa.safetensors" || "$python" -m recipes.ediffiqa_t.fit_head --backbone "$fr" \
-        --embeddings "$output/embeddings.npz" --scores "$output/$1.csv" --output "$output/$1/ediffiqa.safetensors"
-}
 ediffiqa() {  # name, labels, further settings
     name=$1; labels=$2; shift 2
     ! made "$name/done" || return 0
@@ -99,7 +87,9 @@ regressor() {  # name, labels, further settings
         --lr 3e-3 --epochs 2 --validations 2 --output "$output/$name" $(resumed "$name") "$@"
     touch "$output/$name/done"
 }
-for name in ediffiqa-t-head head-of-diffiqa head-of-norm; do head_of $name; done
+mkdir -p "$output/ediffiqa-t-head"
+made ediffiqa-t-head/ediffiqa.safetensors || "$python" -m recipes.ediffiqa_t.fit_head --backbone "$fr" \
+    --embeddings "$output/embeddings.npz" --scores "$output/mean.csv" --output "$output/ediffiqa-t-head/ediffiqa.safetensors"
 ediffiqa ediffiqa-t diffiqa.csv
 regressor diffiqa-r diffiqa.csv
 regressor diffiqa-r-epsilon-0.1 diffiqa-epsilon-0.1.tsv

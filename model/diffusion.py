@@ -48,7 +48,8 @@ def standardise_once(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             if isinstance(child, WeightStandardisedConv2d):
-                plain = nn.Conv2d(child.in_channels, child.out_channels, child.kernel_size, padding=child.padding)
+                kernel = child.weight.shape[2]
+                plain = nn.Conv2d(child.in_channels, child.out_channels, kernel, padding=kernel // 2)
                 plain.weight, plain.bias = nn.Parameter(child.standardised(), requires_grad=False), child.bias
                 setattr(parent, name, plain)
 
