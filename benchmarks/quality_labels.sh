@@ -18,6 +18,7 @@ evaluation=${EVALUATION:-runs/evaluation}
 fr=$data/fr/mobilefacenet_foamliu.safetensors
 networks="ediffiqa-t-head ediffiqa-t ediffiqa-t-seed-1 ediffiqa-t-epsilon-0"
 networks="$networks diffiqa-r diffiqa-r-epsilon-0.1 faceqan-r faceqan-r-epsilon-0.1"
+networks="$networks diffiqa-r-frozen diffiqa-r-frozen-epsilon-0.1"
 default=clib-fiqa@foamliu
 mkdir -p "$output"
 
@@ -95,6 +96,8 @@ made ediffiqa-t-head/ediffiqa.safetensors || "$python" -m recipes.ediffiqa_t.fit
 ediffiqa ediffiqa-t diffiqa.csv
 regressor diffiqa-r diffiqa.csv
 regressor diffiqa-r-epsilon-0.1 diffiqa-epsilon-0.1.tsv
+regressor diffiqa-r-frozen diffiqa.csv --batch-norm frozen
+regressor diffiqa-r-frozen-epsilon-0.1 diffiqa-epsilon-0.1.tsv --batch-norm frozen
 ediffiqa ediffiqa-t-epsilon-0 diffiqa.csv --epsilon 0
 ediffiqa ediffiqa-t-seed-1 diffiqa.csv --seed 1
 regressor faceqan-r faceqan.csv --epochs 5 --validations 1
@@ -152,7 +155,7 @@ report() {
 report "quality_labels_celeba=$output/celeba_dev" "quality_labels_lfw=$output/lfw_test" \
     "quality_labels_lfw_unseen=$output/lfw_unseen" "quality_labels_celeba_few=$output/celeba_few"
 sets=$output/celeba_dev,$output/lfw_test,$output/lfw_unseen
-for method in ediffiqa-t-head ediffiqa-t diffiqa-r-epsilon-0.1 faceqan-r-epsilon-0.1; do
+for method in ediffiqa-t-head ediffiqa-t diffiqa-r-epsilon-0.1 diffiqa-r-frozen-epsilon-0.1 faceqan-r-epsilon-0.1; do
     report "quality_labels_differences_$method=$sets" --against "$method@foamliu"
 done
 report "quality_labels_few_differences_diffiqa=$output/celeba_few" --against diffiqa@foamliu
