@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +32,7 @@ from recipes.default_model.reports.results import Column, read_result, write_res
 
 DISTINCT = 500   # pictures; the others are hard links to them
 EVERY = 0.5   # seconds between two looks at a run
+SHORT = 2.0   # seconds: a fifth that took less has no rate
 
 
 class Cost(NamedTuple):
@@ -91,14 +91,13 @@ def cost_of(paths: Sequence[str], folder: Path, workers: int) -> Cost:
     seconds = time.perf_counter() - start
     with open(output, "rb") as table:
         assert sum(1 for _ in table) == len(paths) + 1
-    looks.append((seconds, len(paths), 0.0, max(look[3] for look in looks)))
-    fifth = len(paths) / 5
-    at = [next(look for look in looks if look[1] >= count) for count in (1, fifth, 4 * fifth, len(paths))]
-    first, _, last = ((b[1] - a[1]) / (b[0] - a[0]) if b[0] > a[0] else None for a, b in pairwise(at))
-    costs = (1000 * (b[3] - a[3]) / (b[1] - a[1]) if b[1] > a[1] else None for a, b in pairwise(at))
-    first_cost, _, last_cost = costs
-    memory = at[1][2] or None, max(look[2] for look in looks)
-    return Cost(len(paths), seconds, first, last, first_cost, last_cost, *memory)
+    last = max(look[1] for look in looks)   # rows that were seen in the journal, which the finished run removes
+    at = [next(look for look in looks if look[1] >= count) for count in (min(1, last), last / 5, 4 * last / 5, last)]
+    parts = [(at[0], at[1]), (at[2], at[3])]
+    rates = [(b[1] - a[1]) / (b[0] - a[0]) if b[0] - a[0] > SHORT else None for a, b in parts]
+    costs = [1000 * (b[3] - a[3]) / (b[1] - a[1]) if b[0] - a[0] > SHORT else None for a, b in parts]
+    memory = at[1][2] if at[1][1] < last else None, max(look[2] for look in looks)
+    return Cost(len(paths), seconds, rates[0], rates[1], costs[0], costs[1], *memory)
 
 
 def memory_of(pid: int) -> float:

@@ -228,23 +228,22 @@ def noted(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
-def summary(looks: Sequence[Look], count: int) -> list[float]:
+def summary(looks: Sequence[Look], count: int) -> list[float | None]:
     """Images, hours, images a second and processor ms an image in the first and in the last fifth, megabytes after the
-    first fifth of the longest stretch without a start, at its end, and at most."""
+    first fifth of the longest stretch without a start, at its end, and at most. What is too short is None."""
     steps = [(a, b) for a, b in pairwise(looks) if a.start == b.start and b.done > a.done]
-    first = [(a, b) for a, b in steps if b.done <= count / 5]
-    last = [(a, b) for a, b in steps if a.done >= 0.8 * count]
-    values = [float(looks[-1].done), looks[-1].seconds / 3600]
-    for part in (first, last):
+    rates: list[float | None] = []
+    costs: list[float | None] = []
+    for part in ([step for step in steps if step[1].done <= count / 5],
+                 [step for step in steps if step[0].done >= 0.8 * count]):  # fmt: skip
         images = sum(b.done - a.done for a, b in part)
-        values.append(images / sum(b.seconds - a.seconds for a, b in part))
-    for part in (first, last):
-        images = sum(b.done - a.done for a, b in part)
-        values.append(1000 * sum(b.processor - a.processor for a, b in part) / images)
+        rates.append(images / sum(b.seconds - a.seconds for a, b in part) if part else None)
+        costs.append(1000 * sum(b.processor - a.processor for a, b in part) / images if part else None)
     lengths = Counter(look.start for look in looks)
     longest = [look for look in looks if look.start == lengths.most_common(1)[0][0]]
     after = next(look for look in longest if look.done - longest[0].done >= (longest[-1].done - longest[0].done) / 5)
-    return [*values, after.memory, longest[-1].memory, max(look.memory for look in looks)]
+    memory = after.memory, longest[-1].memory, max(look.memory for look in looks)
+    return [float(looks[-1].done), looks[-1].seconds / 3600, *rates, *costs, *memory]
 
 
 def table(folder: Path, output: Output) -> None:
@@ -252,11 +251,13 @@ def table(folder: Path, output: Output) -> None:
     names = ["images", "hours", "images/s, first fifth", "images/s, last fifth", "processor ms an image, first fifth",
              "processor ms an image, last fifth", "MB after a fifth of the longest stretch", "MB at its end",
              "MB at most"]  # fmt: skip
-    halves = {}
+    halves: dict[str, list[float | None]] = {}
     for half in ("batch", "service"):
         looks = Looks(folder / half / f"{half}.jsonl").all
         halves[half] = summary(looks, looks[-1].done) if looks else [None] * len(names)
     rows: list[list[Cell]] = [list(row) for row in zip(names, halves["batch"], halves["service"], strict=True)]
+    counts = halves["batch"][0], halves["service"][0]
+    rows[0][1:] = [None if count is None else f"{count:,.0f}" for count in counts]
 
     listed = folder / "batch" / "list.txt"
     gone = sum(not Path(path).exists() for path in listed.read_text().splitlines()) if listed.is_file() else 0
@@ -264,7 +265,7 @@ def table(folder: Path, output: Output) -> None:
     rows += [["images that vanished", gone, None], ["killed reading processes, killed services", *kills]]
     rows.append(["requests given up", None, noted(folder / "service" / "hang_ups.txt")])
     rows.append(["rows lost or doubled", *(0 if halves[half][0] else None for half in halves)])
-    columns = [Column("what"), Column("batch scorer", "{:,.4g}"), Column("service", "{:,.4g}")]
+    columns = [Column("what"), Column("batch scorer", "{:.3g}"), Column("service", "{:.3g}")]
     output.add("soak", "Long runs with faults", columns, rows)
 
 

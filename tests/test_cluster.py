@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -138,6 +140,27 @@ def test_scores_are_those_of_one_machine(
         tables.append(file.read_text() if output else printed)
     assert len(tables[0].splitlines()) == 7
     assert tables[0] == tables[1]
+
+
+def test_a_killed_driver_goes_on(ray: Any, faces: Path, weights: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of the rows; --resume makes the table of one machine, byte for byte."""
+    paths = [str(path) for path in sorted(faces.rglob("*.png"))] * 12
+    call = [*paths, str(tmp_path / "none.png"), "--weights", str(weights), "--align", "no", "--batch-size", "2"]
+    call += ["--threads", "1", "--output"]
+    script = [sys.executable, str(ROOT / "inference.py"), *call, str(tmp_path / "ray.csv"), "--engine", "ray"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    process = subprocess.Popen(script, env=environment, stderr=subprocess.DEVNULL)
+    journal, deadline = tmp_path / "ray.csv.partial", time.monotonic() + 200
+    while process.poll() is None and not (journal.is_file() and journal.read_bytes().count(b"\n") > 7):
+        assert time.monotonic() < deadline, "no rows came"
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert journal.is_file()
+    assert not (tmp_path / "ray.csv").exists()
+    assert inference.main([*call, str(tmp_path / "ray.csv"), "--engine", "ray", "--resume"]) == 1
+    assert inference.main([*call, str(tmp_path / "one.csv")]) == 1
+    assert (tmp_path / "ray.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
 
 
 def test_the_cluster_s_flags_need_it(faces: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
