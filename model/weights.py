@@ -149,7 +149,7 @@ WEIGHTS = (
         "dsl_fiqa_small.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="dbe5cadb0c21927940669d0e4839c53c16d92562e3a4c68668103e4d0fb819ae",
+        sha256="fe146636ade872a99025be943d1333d61a2ba827b73529c4c9c1013a81dd4423",
         system="dsl-fiqa",
         image_size=128,
     ),
