@@ -47,7 +47,7 @@ WANTED = {  # kind -> what a row, or all rows, of its pictures must show
     "30 megapixels": "a face in the right place",
     "dark": "bad_lighting",
     "far away": "small_face or low_resolution",
-    "group of three": "three faces, and several_faces",
+    "group of three": "three rows that count three faces",
     "without a face": "no_face",
     "broken": "a status that says so",
 }
@@ -84,7 +84,7 @@ def make_folder(data: Path, folder: Path) -> list[Picture]:
         made.append(save(folder / name / "far.jpg", "far away", *placed(rgb, points, 26.0, (480, 640))))
         if i < 10:
             made.append(save(folder / name / "telephone.jpg", "turned by its EXIF tag", rgb, points, exif=True))
-        if i < 5:
+        if i < 2:
             made.append(save(folder / name / "huge.jpg", "30 megapixels", *placed(rgb, points, 900.0, HUGE)))
     for i in range(25):
         three = [chosen[(3 * i + k) % PEOPLE][1][k][0] for k in range(3)]
@@ -183,7 +183,7 @@ def got_it(picture: Picture, rows: Sequence[Row]) -> bool:
     if picture.kind == "without a face":
         return [row["status"] for row in rows] == ["no_face"]
     if picture.kind == "group of three":
-        return len(rows) == 3 and "several_faces" in codes
+        return [row["faces"] for row in rows] == ["3"] * 3
     if picture.points is None or not any(is_placed(row, picture.points) for row in rows):
         return False
     if picture.kind == "dark":
