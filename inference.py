@@ -132,7 +132,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     keep_help = "the most probable level is one of these, such as pose=frontal,'slight angle'; may be repeated"
     add("--keep", action="append", default=[], metavar="FACTOR=LEVEL,…", help=keep_help)
     add("--discard", type=share, metavar="SHARE", help="all but the worst SHARE of the scored rows, such as 0.1")
-    best_help = "folder or identity (the folder's name, wherever it lies) and how many of each; after all other flags"
+    best_help = "folder, identity (the folder's name, wherever it lies) or track (of a video), and how many of each"
     add("--best-per", nargs=2, metavar=("GROUP", "N"), help=best_help)
     add("--copy-to", type=Path, metavar="FOLDER", help="copy the selected files into a new folder")
     add("--bands", metavar="FILE", help="table of `evaluate.py bands` (default: the one beside the weights)")

@@ -5,7 +5,8 @@
 
 The 1,200 originals of DATA/raw are searched as they are, turned by quarters (`--rotate auto`) and turned by 30 degrees.
 Their points are compared with the reference points, and the default model's scores with those of the reference crops.
-With `--folds A B`, networks of points that `recipes/raw_photographs/train_points.py --leave-out 0` and `1` made, each
+The crops are JPEG files, and LFW's lie up to a pixel beside, so that not even the reference points give their scores.
+With `--folds A B`, the two networks of points that `recipes/raw_photographs/train_points.py --folds A B` wrote, each
 original is measured with the one that did not learn its identity. Small faces, large pictures, pictures of 112x112
 pixels that show an aligned face or not, and the speed follow.
 """
@@ -13,10 +14,12 @@ pixels that show an aligned face or not, and the speed follow.
 from __future__ import annotations
 
 import argparse
+import csv
 import resource
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +37,7 @@ from faces import detect as detector  # noqa: E402
 from faces.detect import Face, detect, shows_aligned_face  # noqa: E402
 from faces.reader import read_image  # noqa: E402
 from faces.template import ARCFACE_POINTS, SIZE, mapped, warp  # noqa: E402
+from recipes.default_model.crops import lfw_test_paths  # noqa: E402
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
 from recipes.raw_photographs.train_points import folds_of, originals  # noqa: E402
 from scoring import Scorer  # noqa: E402
@@ -45,6 +49,7 @@ COLUMNS = [
     Column("another place, %", "{:.2f}"),
     Column("mean point error, % of the eye distance", "{:.1f}"),
     Column("rank correlation with the crops' scores", "{:.4f}"),
+    Column("… aligned by the reference points", "{:.4f}"),
 ]
 FOUND_COLUMNS = [Column("pictures"), Column("faces"), Column("found, %", "{:.1f}")]
 CROP_COLUMNS = [Column("112x112"), Column("pictures"), Column("doubtful, %", "{:.1f}")]
@@ -86,12 +91,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = turned_rows(args.data, chosen, args.turned_every, args.folds)
         output.add("raw_photographs", "Photographs against their reference points and crops", COLUMNS, rows)
     if "sizes" in args.only:
+        use_points("face-points")
         rows = size_rows(args.data, chosen, args.every)
         output.add("raw_photographs_sizes", "Small faces, and faces in large pictures", FOUND_COLUMNS, rows)
     if "crops" in args.only:
-        rows = crop_rows(args.data, chosen, CROPS // args.every)
+        rows = crop_rows(args.data, chosen, CROPS // args.every, args.folds)
         output.add("raw_photographs_crops", "Pictures of 112x112 pixels: no aligned face", CROP_COLUMNS, rows)
     if "speed" in args.only:
+        use_points("face-points")
         rows = speed_rows(args.data, chosen)
         output.add("raw_photographs_speed", "From photograph files to scores", SPEED_COLUMNS, rows)
 
@@ -104,38 +111,31 @@ def turned_rows(
 ) -> Iterator[list[Cell]]:
     scorer = Scorer("clib-fiqa", device="cpu")
     reference = qualities(scorer, [read_image(data / "faces" / original.path) for original in chosen])
-    yield crops_row(data, chosen, scorer, reference)
     for degrees, rotate in TURNS:
         if degrees:
             chosen, reference, turned_every = chosen[::turned_every], reference[::turned_every], 1
         found: dict[int, tuple[float, np.ndarray]] = {}
-        missing = 0
+        best: dict[int, np.ndarray] = {}
         for fold in (0, 1) if folds else (None,):
             if folds and fold is not None:
                 use_points(folds[fold])
             for i, original in enumerate(chosen):
                 if fold in (None, original.fold):
                     picture, points = turned(read_image(data / "raw" / original.path), original.points, degrees)
+                    best[i] = warp(picture, points, ARCFACE_POINTS, SIZE)
                     face = nearest(detect(picture, rotate=rotate, only_largest=True), points)
-                    if face is None:
-                        missing += 1
-                    else:
+                    if face is not None:
                         found[i] = point_error(face.points, points), warp(picture, face.points, ARCFACE_POINTS, SIZE)
         right = [i for i, (error, _) in found.items() if error < PLACED]
         errors = [found[i][0] for i in right]
-        scores = qualities(scorer, [crop for _, crop in found.values()])
-        rho = float(spearmanr(scores, reference[list(found)])[0])
+        rho, ceiling = (
+            float(spearmanr(qualities(scorer, list(crops.values())), reference[list(crops)])[0])
+            for crops in ({i: crop for i, (_, crop) in found.items()}, best)
+        )
         count = len(chosen)
         name = f"turned by {degrees}°" + (", `--rotate auto`" if rotate == "auto" else "") if degrees else "as they are"
-        shares = 100 * missing / count, 100 * (len(found) - len(right)) / count
-        yield [name, count, *shares, 100 * float(np.mean(errors)), rho]
-
-
-def crops_row(data: Path, chosen: Sequence[Original], scorer: Scorer, reference: np.ndarray) -> list[Cell]:
-    """What the reference points themselves reach: the crops are JPEG files, and LFW's lie up to a pixel beside."""
-    crops = [warp(read_image(data / "raw" / one.path), one.points, ARCFACE_POINTS, SIZE) for one in chosen]
-    rho = float(spearmanr(qualities(scorer, crops), reference)[0])
-    return ["aligned by the reference points", len(chosen), None, None, None, rho]
+        shares = 100 * (count - len(found)) / count, 100 * (len(found) - len(right)) / count
+        yield [name, count, *shares, 100 * float(np.mean(errors)), rho, ceiling]
 
 
 def use_points(file: str) -> None:
@@ -213,36 +213,60 @@ def pasted(
 # ---- aligned crops --------------------------------------------------------------------------------------------------
 
 
-def crop_rows(data: Path, chosen: Sequence[Original], count: int) -> Iterator[list[Cell]]:
-    """How many crops, and how many pictures that are none, `shows_aligned_face` doubts."""
-    for name, folder in (("aligned crops of LFW", "lfw"), ("aligned crops of CelebA", "celeba")):
-        paths = sorted((data / "faces" / folder).glob("*/*.jpg"))
-        yield doubtful_row(name, (read_image(path) for path in paths[:: max(1, len(paths) // count)]))
+def crop_rows(
+    data: Path, chosen: Sequence[Original], count: int, folds: Sequence[str] | None
+) -> Iterator[list[Cell]]:
+    """How many crops, and how many pictures that are none, `shows_aligned_face` doubts. None is judged by a network
+    that learned the person, when there are `folds`."""
+    row = partial(doubtful_row, folds)
+    fold_of = folds_of(data)
+    lfw, celeba = lfw_test_paths(data), sorted((data / "faces" / "celeba").glob("*/*.jpg"))
+    for name, paths in (("LFW's test identities", lfw), ("CelebA", celeba)):
+        some = paths[:: max(1, len(paths) // count)]
+        yield row(f"aligned crops of {name}", [(fold_of.get(path.parent.name, 0), read_image(path)) for path in some])
+    yield row("aligned profiles of CFP", list(profiles(data, fold_of)))
     rng = np.random.default_rng(0)
-    crops = [read_image(data / "faces" / one.path) for one in chosen]
-    yield doubtful_row("aligned crops, upside down", (np.ascontiguousarray(np.rot90(crop, 2)) for crop in crops))
-    yield doubtful_row("aligned crops, moved by half their side", (np.roll(crop, 56, axis=1) for crop in crops))
-    yield doubtful_row("photographs reduced to 112x112", reduced(data, chosen))
-    yield doubtful_row("parts of photographs beside the face", beside_faces(data, chosen, rng))
-    yield doubtful_row("noise", (rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) for _ in range(count // 4)))
-    yield doubtful_row("smooth colours", (smooth(rng) for _ in range(count // 4)))
+    crops = [(one.fold, read_image(data / "faces" / one.path)) for one in chosen]
+    yield row("aligned crops, upside down", [(i, np.ascontiguousarray(np.rot90(crop, 2))) for i, crop in crops])
+    yield row("aligned crops, moved by half their side", [(i, np.roll(crop, 56, axis=1)) for i, crop in crops])
+    yield row("photographs reduced to 112x112", list(reduced(data, chosen)))
+    yield row("parts of photographs beside the face", list(beside_faces(data, chosen, rng)))
+    noise = [(0, rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(count // 4)]
+    yield row("noise", noise)
+    yield row("smooth colours", [(0, smooth(rng)) for _ in range(count // 4)])
 
 
-def doubtful_row(name: str, pictures: Iterable[np.ndarray]) -> list[Cell]:
-    doubted = [not shows_aligned_face(picture) for picture in pictures]
+def doubtful_row(folds: Sequence[str] | None, name: str, pictures: Sequence[tuple[int, np.ndarray]]) -> list[Cell]:
+    """`pictures` with the fold of the person each."""
+    doubted: list[bool] = []
+    for fold in (0, 1) if folds else (None,):
+        if folds and fold is not None:
+            use_points(folds[fold])
+        doubted += [not shows_aligned_face(picture) for i, picture in pictures if fold in (None, i)]
     return [name, len(doubted), 100 * float(np.mean(doubted))]
 
 
-def reduced(data: Path, chosen: Sequence[Original]) -> Iterator[np.ndarray]:
+def profiles(data: Path, fold_of: Mapping[str, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """CFP's profiles of the people who have originals."""
+    with open(data / "faces" / "cfp_identities.tsv", encoding="utf-8") as file:
+        for person in csv.DictReader(file, delimiter="\t"):
+            for path in sorted((data / "faces" / "cfp" / person["cfp"]).glob("p*.jpg")):
+                if person["lfw"] in fold_of:
+                    yield fold_of[person["lfw"]], read_image(path)
+
+
+def reduced(data: Path, chosen: Sequence[Original]) -> Iterator[tuple[int, np.ndarray]]:
     """Whole photographs, without those in which the face lies by chance where the template has it."""
     for one in chosen:
         rgb = read_image(data / "raw" / one.path)
         points = (one.points + 0.5) * SIZE / np.array(rgb.shape[1::-1]) - 0.5
         if np.linalg.norm(points - ARCFACE_POINTS, axis=1).mean() > BESIDE:
-            yield cv2.resize(rgb, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+            yield one.fold, cv2.resize(rgb, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
-def beside_faces(data: Path, chosen: Sequence[Original], rng: np.random.Generator) -> Iterator[np.ndarray]:
+def beside_faces(
+    data: Path, chosen: Sequence[Original], rng: np.random.Generator
+) -> Iterator[tuple[int, np.ndarray]]:
     """A square of each photograph that has room for one beside the face: clothes, hair, walls, landscapes."""
     for one in chosen:
         rgb = read_image(data / "raw" / one.path)
@@ -252,7 +276,7 @@ def beside_faces(data: Path, chosen: Sequence[Original], rng: np.random.Generato
         side = min(room[1] - room[0], rgb.shape[0])
         if side >= 40:
             top = int(rng.integers(0, rgb.shape[0] - side + 1))
-            yield cv2.resize(rgb[top : top + side, room[0] : room[0] + side], (SIZE, SIZE))
+            yield one.fold, cv2.resize(rgb[top : top + side, room[0] : room[0] + side], (SIZE, SIZE))
 
 
 def smooth(rng: np.random.Generator) -> np.ndarray:

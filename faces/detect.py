@@ -26,7 +26,7 @@ from model.face_points import CENTRE, SPAN, FacePoints
 from model.face_points import SIZE as WINDOW
 from model.loading import load
 
-from .template import ARCFACE_POINTS, mapped_back, rescaled, resized, scale_of, similarity_transform
+from .template import ARCFACE_POINTS, mapped_back, off_template, rescaled, resized, scale_of, similarity_transform
 
 DETECTOR = "center-face"  # the name in `model/weights.py`, and in the column `aligned_by`
 POINTS = "face-points"
@@ -46,8 +46,9 @@ UPRIGHT = 0.75  # from which on the other quarter turns are not tried
 SAME_FACE = 0.4  # intersection over union
 INSIDE = 0.7  # share of the smaller box that lies in the larger one
 ROUNDS = 2
-CERTAIN = 3.0  # the logit from which on a crop needs no second opinion
-MISPLACED = 8.0  # pixels of the template between points and where they ought to be, on average
+CERTAIN = 1.0  # the logit from which on a crop shows a face
+UPSIDE_DOWN = -20.0  # the logit of a face on its head
+MISPLACED = 9.0  # pixels by which the alignment of a crop's own points would move the template's
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +311,7 @@ def is_face(score: float, logit: float) -> bool:
 @one_thread()
 @torch.inference_mode()
 def refine_points(rgb: np.ndarray, points: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Better points (5, 2) for each face whose points are roughly known, and the network's last logit of each (N,)."""
+    """Better points (5, 2) for each face whose points are roughly known, and the last logit of each (`_upright`)."""
     network, better = _face_points(), list(points)
     logits = np.zeros(len(points))
     for start in range(0, len(points), WINDOWS_AT_ONCE):
@@ -320,7 +321,7 @@ def refine_points(rgb: np.ndarray, points: Sequence[np.ndarray]) -> tuple[list[n
             windows = np.stack([window(rgb, matrix) for matrix in matrices])
             found, certain = network(torch.from_numpy(windows))
             better[part] = [mapped_back(five, m) for five, m in zip(found.double().numpy(), matrices, strict=True)]
-            logits[part] = certain.numpy()
+        logits[part] = _upright(rgb, matrices, certain, ARCFACE_POINTS.mean(axis=0))
     return better, logits
 
 
@@ -328,14 +329,23 @@ def refine_points(rgb: np.ndarray, points: Sequence[np.ndarray]) -> tuple[list[n
 @torch.inference_mode()
 def shows_aligned_face(crop: np.ndarray) -> bool:
     """Whether a face lies in an RGB uint8 crop (112, 112, 3) where the template has it."""
-    points, logit = _face_points()(torch.from_numpy(window(crop, np.eye(2, 3))[None]))
-    offset = np.linalg.norm(points[0].double().numpy() - ARCFACE_POINTS, axis=1).mean()
-    if float(logit) > CERTAIN and offset < MISPLACED:
-        return True
-    middle = crop.shape[0] // 2
-    around = np.pad(crop, ((middle, middle), (middle, middle), (0, 0)))
-    found = list(_search_at(around, FIRST_SIDE / around.shape[0]))
-    return any(np.linalg.norm(face.points - middle - ARCFACE_POINTS, axis=1).mean() < 2 * MISPLACED for face in found)
+    aligned = np.eye(2, 3)
+    points, logits = _face_points()(torch.from_numpy(window(crop, aligned)[None]))
+    logits = _upright(crop, [aligned], logits, (np.array(crop.shape[1::-1]) - 1) / 2)
+    return logits[0] > CERTAIN and off_template(points[0].double().numpy()) < MISPLACED
+
+
+def _upright(
+    rgb: np.ndarray, matrices: Sequence[np.ndarray], logits: torch.Tensor, middle: np.ndarray
+) -> np.ndarray:
+    """The logits (N,) of an image's windows, and `UPSIDE_DOWN` of those in which a face on its head is more likely.
+
+    Many a face on its head looks like one to the network, but the right way up more so. The windows are turned about
+    `middle` (2,) of the template.
+    """
+    turned = [np.column_stack([-matrix[:, :2], 2 * middle - matrix[:, 2]]) for matrix in matrices]
+    _, other = _face_points()(torch.from_numpy(np.stack([window(rgb, matrix) for matrix in turned])))
+    return torch.where(other > logits, UPSIDE_DOWN, logits).numpy()
 
 
 def window(rgb: np.ndarray, matrix: np.ndarray, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:

@@ -39,6 +39,15 @@ def mapped_back(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return (points - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
 
 
+def off_template(points: np.ndarray) -> float:
+    """How far, in pixels of the template, the alignment by these points (5, 2) moves the template's points: the mean.
+
+    It is 0 for points whose best similarity is none at all, such as those of an aligned profile.
+    """
+    moved = mapped_back(ARCFACE_POINTS, similarity_transform(points, ARCFACE_POINTS))
+    return float(np.linalg.norm(moved - ARCFACE_POINTS, axis=1).mean())
+
+
 def warp(rgb: np.ndarray, points: np.ndarray, template: np.ndarray, size: int) -> np.ndarray:
     """Map points (N, 2) of an image to the template in a crop (size, size, 3): bilinear, black outside the image.
 

@@ -7,6 +7,7 @@ not change the memory that it needs.
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -109,17 +110,21 @@ class Tracker:
 
     Pairs of a face and the last box of a track are taken in the order of their intersection over union, the largest
     first, as long as both are free. A face without such a track starts a new one. People who cross each other, or leave
-    the picture for longer than `patience` seconds, get a new number: no face recognition is involved.
+    the picture for longer than `patience` seconds, get a new number: no face recognition is involved. A face of the
+    frame before can go on however long ago that was, so that no track ends because few frames are looked at.
     """
 
     def __init__(self, least_overlap: float = LEAST_OVERLAP, patience: float = PATIENCE) -> None:
         self.least_overlap, self.patience = least_overlap, patience
         self._numbers = count()
         self._last: dict[int, tuple[np.ndarray, float]] = {}   # box and time of each open track
+        self._before = -math.inf   # time of the frame before
 
     def link(self, boxes: np.ndarray, seconds: float) -> list[int]:
         """The track number of each box of a frame; boxes (N, 4) as left, top, right, bottom."""
-        self._last = {n: (box, at) for n, (box, at) in self._last.items() if seconds - at <= self.patience}
+        since = min(seconds - self.patience, self._before)
+        self._last = {n: (box, at) for n, (box, at) in self._last.items() if at >= since}
+        self._before = seconds
         tracks = list(self._last)
         numbers = [-1] * len(boxes)
         if tracks and len(boxes):

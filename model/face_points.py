@@ -1,8 +1,8 @@
 """The five points of a roughly aligned face, and whether there is a face at all.
 
 The network looks at a part of the ArcFace template. Its trunk is that of MediaPipe's face mesh (Kartynnik et al., 2019,
-arXiv 1907.06724), whose published weights were trained on the 468 points of a face's surface. One linear layer, fitted
-by `recipes/raw_photographs/train_points.py`, reads from the trunk's features where our five points lie.
+arXiv 1907.06724), whose published weights were trained on the 468 points of a face's surface. One linear layer reads
+from the trunk's features where our five points lie. `recipes/raw_photographs/train_points.py` trained both from there.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ WEIGHTS = (
         "face_points.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="bf784eced2d804b6251896c4e21a755142f677c2f24a28680d3819c5d2df260b",
+        sha256="5bf60bcccf3567e2e81d26b96a7852aa95e4d7a0414ac26460048ff5087dad53",
         system="face-points",
         image_size=192,
     ),

@@ -24,7 +24,7 @@ from faces.degradations import in_face
 from model.files import replacing, write_text
 
 MEAN_FACE = Path(__file__).with_name("mean_face.png")  # made by recipes/default_model/mean_face.py
-SIDE, STEP = 24, 8  # of the square regions, pixels of the 112x112 template
+SIDE, STEP = 32, 8  # of the square regions, pixels of the 112x112 template
 OVERLAP = (SIDE // STEP) ** 2  # regions that hold a pixel in the middle of the face
 SOFT = 2.5  # pixels: the standard deviation of the regions' soft edges
 REGIONS: dict[str, tuple[int, int, int, int]] = {  # of the template: left, top, right, bottom; sides as in the picture

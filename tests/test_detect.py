@@ -165,6 +165,9 @@ def test_points_converge_from_a_rough_start() -> None:
     assert np.linalg.norm(better[0] - better[1], axis=1).mean() < 0.05 * 1.3 * EYES
     assert logits.min() > 0
     assert refine_points(picture, [])[0] == []
+    upside_down = np.ascontiguousarray(picture[::-1, ::-1])
+    _, logits = refine_points(upside_down, [points])
+    assert logits.max() < 0, "without a detector that says so, no face on its head is taken for one"
 
 
 def test_a_crop_shows_its_face_or_not() -> None:

@@ -22,6 +22,7 @@ from model.prompts import AXES, FACTORS
 from model.weights import find_weights
 from recipes.default_model.calibrate import fit_scaling, unseen_people
 from recipes.default_model.crops import identities, split
+from recipes.default_model.reports import calibration
 from scoring import Scorer
 from scoring.reasons import (
     ADVICE,
@@ -227,3 +228,15 @@ def test_one_image_prints_its_reasons(capsys: pytest.CaptureFixture[str]) -> Non
     assert lines[-1].startswith("quality prediction = ")
     assert "band: low" in lines
     assert any(re.fullmatch(rf"occluded 0?\.?\d+: {re.escape(ADVICE['occluded'])}", line) for line in lines)
+
+
+def test_the_calibration_is_measured_on_other_people(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    crop = read_image(SAMPLES / "astronaut.png")
+    best = {factor: len(AXES[factor]) - 1 for factor in FACTORS}
+    monkeypatch.setattr(calibration, "known_levels", lambda *_: iter([(crop, best), (crop, {"blur": best["blur"]})]))
+    monkeypatch.setattr(calibration, "lfw_test_paths", lambda data: [])
+    rows = list(calibration.calibration_rows("clib-fiqa", Path(), Path(), 1))
+    assert [row[:2] for row in rows] == [[factor, 2 if factor == "blur" else 1] for factor in FACTORS]
+    assert all(0 <= after <= before < 0.5 for _, _, before, after in rows), "a face in which nothing is wrong"
+    with pytest.raises(ValueError, match="holds no calibration"):
+        list(calibration.calibration_rows(str(weights), Path(), Path(), 1))

@@ -136,6 +136,13 @@ def test_a_face_that_was_away_too_long_gets_a_new_number():
     assert tracker.open == {1}
 
 
+def test_a_track_goes_on_where_few_frames_are_looked_at():
+    tracker, box = Tracker(patience=1.0), np.array([[0, 0, 40, 40]])
+    assert [tracker.link(box, seconds) for seconds in (0.0, 2.0, 4.0)] == [[0]] * 3
+    tracker.link(np.zeros((0, 4)), 6.0)
+    assert tracker.link(box, 8.0) == [1]
+
+
 def test_a_track_takes_one_face_of_a_frame():
     tracker = Tracker()
     tracker.link(np.array([[0, 0, 40, 40]]), 0.0)

@@ -48,11 +48,13 @@ def unseen_people(data: Path) -> tuple[list[Path], list[Path]]:
     return [path for path in paths if images[path.parent] < FEWEST], paths
 
 
-def known_levels(data: Path, cache: Path) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
-    """Crops (112, 112, 3) and what is known of them: factor -> index into its levels."""
-    few, held_out = unseen_people(data)
-    yaw = yaw_of(few, cache)
-    for index, path in enumerate(few):
+def known_levels(
+    data: Path, cache: Path, paths: Sequence[Path], more: Sequence[Path]
+) -> Iterator[tuple[np.ndarray, dict[str, int]]]:
+    """Crops (112, 112, 3) and what is known of them: factor -> index into its levels. The expression is that of `more`,
+    all else of `paths` and their damaged versions."""
+    yaw = yaw_of(paths, cache)
+    for index, path in enumerate(paths):
         crop = read_image(path)
         known = {"blur": 2, "occlusion": 1, "illumination": 1}
         if (angle := yaw[key_of(path)]) is not None:
@@ -64,7 +66,7 @@ def known_levels(data: Path, cache: Path) -> Iterator[tuple[np.ndarray, dict[str
             yield changed, {"blur": blur, "occlusion": occlusion, "illumination": illumination}
     expressions = factor_rows(data, "expression_lfw", held_out=None)
     labels = {row["path"].removeprefix("../"): row["label"] for row in expressions}
-    named = [(path, label) for path in held_out if (label := labels.get(path.relative_to(data).as_posix()))]
+    named = [(path, label) for path in more if (label := labels.get(path.relative_to(data).as_posix()))]
     for crop, (_, label) in zip(read_crops([path for path, _ in named]), named, strict=True):
         yield crop, {"expression": AXES["expression"].index(label)}
 
@@ -96,7 +98,7 @@ def store_calibration(weights: Path, data: Path, cache: Path) -> Calibration:
     """Score the faces, fit the calibration and write it into the checkpoint."""
     if weights.suffix != ".safetensors":
         raise ValueError(f"{weights}: only .safetensors have metadata, and the calibration goes there")
-    crops, known = map(list, zip(*known_levels(data, cache), strict=True))
+    crops, known = map(list, zip(*known_levels(data, cache, *unseen_people(data)), strict=True))
     scores = Scorer(weights=weights, calibrated=False).score(crops)
     factors = {}
     for factor in FACTORS:

