@@ -2,15 +2,13 @@
 
     python benchmarks/report.py                    reports of 1,000, 10,000 and 100,000 faces; needs a Chromium
 
-The pictures are those of samples/, so writing costs less than for as many different files. Processor time is that of
-all processes of the browser, less that of an empty page: on a shared machine it says more than the seconds.
+The pictures are those of samples/, so writing costs less than for as many different files.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import resource
 import sys
 import tempfile
 import time
@@ -33,7 +31,6 @@ COLUMNS = [
     Column("faces", "{:,}"),
     Column("file, MB", "{:.1f}"),
     Column("opens in, s", "{:.1f}"),
-    Column("… processor s", "{:.1f}"),
     Column("threshold moved, ms", "{:.0f}"),
     Column("screen scrolled, ms", "{:.1f}"),
     Column("faces in the document", "{:.0f}"),
@@ -68,11 +65,6 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
                "quality_distribution": distribution, "face": i}  # fmt: skip
 
 
-def processor_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 def visit(file: Path) -> tuple[float, list[float]]:
     """Seconds until the report is ready, and what the columns behind them hold."""
     with running_chromium() as browser:
@@ -86,25 +78,13 @@ def visit(file: Path) -> tuple[float, list[float]]:
         return ready, [*measured, page.evaluate("performance.memory.usedJSHeapSize / 1e6")]
 
 
-def opening_cost(file: Path) -> float:
-    """Processor seconds of a browser that opens a page and does nothing else."""
-    before = processor_seconds()
-    with running_chromium() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.goto(file.as_uri(), timeout=TIMEOUT_MS)
-    return processor_seconds() - before
-
-
 def table(counts: list[int], scratch: Path) -> Iterator[list[Cell]]:
-    empty, file = scratch / "empty.html", scratch / "report.html"
-    empty.write_text("<!doctype html><title>empty</title>")
-    nothing = opening_cost(empty)
+    file = scratch / "report.html"
     about = {"model": "", "created": "", "range": (0.1, 0.9), "percentile_set": None}
     for count in counts:
         report.write_report(file, rows(count), count, about)
-        cost = opening_cost(file) - nothing
         ready, measured = visit(file)
-        yield [count, file.stat().st_size / 1e6, ready, cost, *measured]
+        yield [count, file.stat().st_size / 1e6, ready, *measured]
 
 
 def main() -> None:

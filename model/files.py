@@ -57,8 +57,12 @@ def filling_folder(path: str | Path, replaced: bool = False) -> Iterator[Path]:
         if replaced:
             old = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.", suffix=".old", dir=target.parent))
             os.replace(target, old)
-            os.replace(temporary, target)
-            shutil.rmtree(old)
+            try:
+                os.replace(temporary, target)
+            except OSError:
+                os.replace(old, target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         else:
             os.replace(temporary, target)
     finally:
@@ -92,7 +96,7 @@ def only_run(output: str | Path) -> Iterator[None]:
         lock.release()
 
 
-def remove_leftovers(folder: Path, names: str = ".+") -> None:
+def remove_leftovers(folder: Path, names: str) -> None:
     """Remove what `replacing` and `filling_folder` left in a folder when they were killed. `names` is the regular
     expression of the files that they were to become. Call it while no other process writes these."""
     leftover = re.compile(rf"\.({names})\.[a-z0-9_]{{8}}\.(partial|old)")
@@ -100,9 +104,9 @@ def remove_leftovers(folder: Path, names: str = ".+") -> None:
         if not leftover.fullmatch(path.name):
             continue
         if path.is_dir():
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

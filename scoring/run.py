@@ -82,7 +82,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def writing(output: Path, part_rows: int | None) -> AbstractContextManager[None]:
-    """The lock of an output. The folder of an earlier run with --part-rows may be written anew."""
+    """The lock of an output. The folder of an earlier run with --part-rows may be written anew.
+
+    Raises ValueError where --part-rows meets a file.
+    """
+    if part_rows and output.suffix.lower() == ".parquet" and output.is_file():
+        raise ValueError(f"{output} is a file, and --part-rows makes a folder: remove it, or choose another --output")
     return only_run(output) if part_rows and is_parts(output) else only_writer(output)
 
 

@@ -19,6 +19,7 @@ from model.files import (
     open_text,
     parse_json,
     printable,
+    read_json,
     replacing,
     write_csv_rows,
     write_text,
@@ -165,8 +166,13 @@ def write_parts(folder: Path, rows: Iterable[Row], part_rows: int, about: Mappin
 
 
 def is_parts(path: Path) -> bool:
-    """Whether a folder is what `write_parts` filled."""
-    return (path / MANIFEST).is_file()
+    """Whether a folder is what `write_parts` filled, and holds nothing else."""
+    try:
+        manifest = read_json(path / MANIFEST, dict, "")
+        files = {MANIFEST, *(part["file"] for part in manifest["parts"])}
+        return files == {file.name for file in path.iterdir()}
+    except (OSError, ValueError, KeyError, TypeError):  # no folder, no manifest, or not one of ours
+        return False
 
 
 def _pyarrow() -> tuple[Any, Any]:

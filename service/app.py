@@ -27,6 +27,7 @@ from faces.workers import Loaded
 from scoring import Score, Scorer, list_models
 from scoring.contract import Prepared
 from scoring.methods import METHODS
+from scoring.region_map import RegionMap
 from scoring.report import PAGES
 from scoring.tables import row_of
 
@@ -192,6 +193,14 @@ class Service:
     def _load(self, upload: UploadFile) -> Item:
         return self.scorer.load(upload.file.read())  # read here: no more files are in memory than there are threads
 
+    def region_map(self, content: bytes, axis: Axis) -> RegionMap:
+        """The map of an image, made in a thread of the readers with the threads of scoring: it scores many crops."""
+        torch.set_num_threads(self.threads)
+        try:
+            return self.scorer.region_map(content, axis)
+        finally:
+            torch.set_num_threads(1)
+
     def close(self) -> None:
         """Score what waits, and end the threads."""
         self.batcher.close()
@@ -265,7 +274,7 @@ def add_interface(app: FastAPI, service: Service) -> None:
         """Show which parts of the face lower its quality, or the probability of a factor's best level."""
         service.reserve(1)
         try:
-            make = partial(service.scorer.region_map, await image.read(), axis)
+            make = partial(service.region_map, await image.read(), axis)
             found = await asyncio.get_running_loop().run_in_executor(service.readers, make)
         except ImageError as error:
             return Map(axis=axis, status=error.status)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from model.files import (
     as_utf8,
     csv_text,
+    filling_folder,
     from_utf8,
     only_run,
     only_writer,
@@ -163,5 +164,23 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     (tmp_path / ".a.csv.folder12.partial" / "part").write_text("half")
     with only_run(tmp_path / "a.csv"):
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*OF_OTHERS, "a.csv.lock"])
+    for name in ("state.safetensors", "8backbone.pth", "log.jsonl"):
+        (tmp_path / f".{name}.abcd1234.partial").write_text("half")
     with sole_run(tmp_path):
-        assert sorted(path.name for path in tmp_path.iterdir()) == [".a.csv.partial", "a.csv.partial"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(OF_OTHERS), "others may write there too"
+
+
+def test_a_folder_that_cannot_be_replaced_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "old").write_text("old")
+    replace = os.replace
+
+    def fail_for_new(source: Path, target: Path) -> None:
+        if Path(source).suffix == ".partial":
+            raise OSError("the disk fails")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_for_new)
+    with pytest.raises(OSError, match="the disk fails"), filling_folder(tmp_path / "parts", replaced=True) as new:
+        (new / "new").write_text("new")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["parts", "parts/old"]

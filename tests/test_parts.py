@@ -96,11 +96,29 @@ def test_an_older_folder_is_replaced_and_another_is_not(
     assert len(contents(output)) == 3
     assert inference.main([*call, "2"]) == 0
     assert len(contents(output)) == 2
+    (output / "thesis.txt").write_text("somebody's own")
+    assert_refused("is a folder", [*call, "2"], capsys)
+    (output / "thesis.txt").unlink()
+    for damaged in ("{}", "[]", "{", '{"parts": [1]}'):
+        (output / MANIFEST).write_text(damaged)
+        assert_refused("is a folder", [*call, "2"], capsys)
     (output / MANIFEST).unlink()
-    capsys.readouterr()
-    assert inference.main([*call, "2"]) == 2
-    assert "is a folder" in capsys.readouterr().err
+    assert_refused("is a folder", [*call, "2"], capsys)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.parquet"]
+
+
+def assert_refused(why: str, call: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert inference.main(call) == 2
+    assert why in capsys.readouterr().err
+
+
+def test_a_file_is_no_folder_of_parts(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.parquet").write_text("a table")
+    call = [str(faces / "0.png"), *CPU, "--output", str(tmp_path / "a.parquet"), "--part-rows", "1"]
+    for flags in ([], ["--merge", "2"]):
+        assert_refused("is a file, and --part-rows makes a folder", [*call, *flags], capsys)
+    assert (tmp_path / "a.parquet").read_text() == "a table"
 
 
 def test_parts_are_of_parquet(faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

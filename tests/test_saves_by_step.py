@@ -164,7 +164,7 @@ def test_another_number_of_steps_is_refused(table: Path, tmp_path: Path, monkeyp
 
 def test_a_step_that_is_not_finite_is_not_saved(table: Path, tmp_path: Path) -> None:
     train = methods.clib_fiqa.train.train
-    with pytest.raises(TrainingError, match="Earlier saved states are kept"):
+    with pytest.raises(TrainingError, match="The last saved state is kept"):
         train(clib_fiqa(table, tmp_path / "run", save_every_steps=1, lr=1e30))
     state = tmp_path / "run" / "state.safetensors"
     assert not state.exists() or all(tensor.isfinite().all() for tensor in read_checkpoint(state)[0].values())

@@ -21,11 +21,14 @@ from model.files import only_run, parse_json, remove_leftovers, write_text
 from training import processes
 from training.settings import flag, recorded
 
+# Of what trainings write into their folder; it may be the folder of other outputs too.
+OUTPUTS = r".+\.(safetensors|pth)|log\.jsonl|confidence\.tsv|\d+classes\.txt"
+
 
 @contextmanager
 def sole_run(folder: str | Path) -> Iterator[None]:
     """Make the folder of a run and hold it, so that no second run writes into it; of several processes the first does.
-    Temporary files of a killed run in it are removed.
+    Temporary files that a killed run left in it are removed.
 
     Raises BlockingIOError when another run holds it.
     """
@@ -34,7 +37,7 @@ def sole_run(folder: str | Path) -> Iterator[None]:
         yield
         return
     with only_run(folder):
-        remove_leftovers(Path(folder))
+        remove_leftovers(Path(folder), OUTPUTS)
         yield
 
 

@@ -104,6 +104,6 @@ def require_finite(
         return
     found = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, losses, strict=False))
     raise TrainingError(
-        f"the training has diverged in {where}: losses {found}; gradient {norm:.4g}. Earlier saved states are kept: "
-        f"try --resume with {advice}"
+        f"the training has diverged in {where}: losses {found}; gradient {norm:.4g}. The last saved state is kept: "
+        f"try --resume with {advice}; where that diverges at once, begin anew"
     )
