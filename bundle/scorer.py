@@ -22,6 +22,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -57,7 +59,10 @@ class Scorer:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry("session.set_denormal_as_zero", "1")  # they make a CPU several times slower
-        self.session = onnxruntime.InferenceSession(os.fspath(here / "model.onnx"), options, providers=list(providers))
+        # In a thread of its own: else denormal numbers would count as zero in the caller's thread too.
+        self.thread = ThreadPoolExecutor(1, "onnxruntime")
+        make = partial(onnxruntime.InferenceSession, os.fspath(here / "model.onnx"), options, providers=list(providers))
+        self.session = self.thread.submit(make).result()
         self.size: int = self.settings["input"]["size"]
         self.dtype = np.dtype(self.settings["input"]["type"])
         self.axes: dict[str, list[str]] = self.settings["axes"]
@@ -94,7 +99,8 @@ class Scorer:
 
     def predict(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """Crops (N, size, size, 3) with values from 0 to 255 -> each output of the network by its name."""
-        outputs = self.session.run(self.settings["outputs"], {self.settings["input"]["name"]: crops.astype(self.dtype)})
+        inputs = {self.settings["input"]["name"]: crops.astype(self.dtype)}
+        outputs = self.thread.submit(self.session.run, self.settings["outputs"], inputs).result()
         return dict(zip(self.settings["outputs"], outputs, strict=True))
 
     def _rows(self, images: Sequence[Any]) -> Iterator[Row]:

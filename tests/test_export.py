@@ -129,6 +129,12 @@ def test_any_batch_gives_what_torch_gives(bundle: tuple[str, Path]) -> None:
             assert difference(found, expected) < 1e-4
 
 
+def test_denormal_numbers_of_the_caller_stay(bundle: tuple[str, Path]) -> None:
+    scorer = load_scorer(bundle[1])
+    scorer.predict(np.zeros((1, scorer.size, scorer.size, 3), np.uint8))
+    assert np.nextafter(np.float64(0), np.float64(1)) > 0
+
+
 def test_the_same_in_openvino(bundle: tuple[str, Path]) -> None:
     openvino = pytest.importorskip("openvino")
     weights, folder = bundle
