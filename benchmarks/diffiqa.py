@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -133,9 +134,8 @@ def main() -> None:
         *(Column(f"{judge} @ {power(FMR)}", "{:.3f} [{:.2f}, {:.2f}]") for judge in judges),
     ]
     what = f"DifFIQA's score and its cost: {len(paths)} images, on {device}; of a CPU, seconds of one core"
-    Output(args.results, "python benchmarks/diffiqa.py", [args.weights]).add(
-        "diffiqa_cost", what, columns, rows_of_table
-    )
+    command = shlex.join(["python", "benchmarks/diffiqa.py", *sys.argv[1:]])
+    Output(args.results, command, [args.weights]).add("diffiqa_cost", what, columns, rows_of_table)
 
 
 def chosen(paths: Sequence[str], count: int, each: int) -> list[str]:

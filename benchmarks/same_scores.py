@@ -114,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     rows = compare(args.photographs, args.weights)
     columns = [Column("against inference.py"), Column("images"), Column("with a score"), Column("other statuses")]
-    columns += [Column("largest difference of a quality", "{:.1g}"), Column("of a probability", "{:.1g}")]
+    columns += [Column("largest difference of a quality", "{:.1g}")]
+    columns += [Column("largest difference of a probability", "{:.1g}")]
     output = Output(args.results, "python benchmarks/same_scores.py PHOTOGRAPHS", [args.weights])
     output.add("same_scores", "One folder scored three ways", columns, rows)
     return int(any(row[3] or max(row[4], row[5]) > CLOSE for row in rows))  # type: ignore[operator,type-var]

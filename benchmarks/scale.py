@@ -162,7 +162,8 @@ def write_row(file: Path, row: list[Any]) -> None:
                Column("a second, first fifth", "{:.0f}"), Column("a second, last fifth", "{:.0f}"),
                Column("processor ms a row, first fifth", "{:.2f}"), Column("processor ms a row, last fifth", "{:.2f}"),
                Column("MB after a fifth", "{:.0f}"), Column("MB at most", "{:.0f}")]  # fmt: skip
-    command = "python benchmarks/scale.py --results results"
+    crops = max((row[2] for row in rows if row[0] == "crops"), default=0)
+    command = f"python benchmarks/scale.py --images {crops} --results results"
     rows.sort(key=lambda row: (row[0] == "crops", *row[1:3]))
     write_results(file, "Cost of inference.py against the number of images", command, columns, rows, ["clib-fiqa"])
 

@@ -7,12 +7,12 @@
 Each half may be stopped at any time (Ctrl-C, a kill) and goes on when it is called again with the same flags. What it
 saw is in FOLDER/batch.jsonl and FOLDER/service.jsonl, a line for each look at the process.
 
-Batch: one image of a thousand is removed shortly before it is read, and the reading process is killed at random rows;
-the run then ends and goes on with --resume. At the end there must be one row for each image in its order, and only
-images that were removed may be missing. Service: clients ask for eight images at a time, one request of a hundred is
-given up in its middle and asked again, and the service itself is killed at a tenth, a fifth and three tenths of the
-way. Each image must get one score. The rates are those of the first and of the last fifth, beside processor
-milliseconds an image, which other work on the same cores hardly changes.
+Batch: one image of a thousand is removed shortly before it is read, and the reading process is killed at up to ten
+random rows, at most once every two seconds; the run then ends and goes on with --resume. At the end there must be one
+row for each image in its order, and only images that were removed may be missing. Service: clients ask for eight images
+at a time, one request of a hundred is given up in its middle and asked again, and the service itself is killed at a
+tenth, a fifth and three tenths of the way. Each image must get one score. The rates are those of the first and of the
+last fifth, beside processor milliseconds an image, which other work on the same cores hardly changes.
 """
 
 from __future__ import annotations
