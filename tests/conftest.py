@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 def golden() -> Path:
     """Numbers computed with the published code, and `recipe.py` for deterministic weights and images."""
     return TESTS / "golden"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One thread of torch in this process; a module asks for it by `pytestmark`."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from long_commands import call
 
 import faces.workers
@@ -23,6 +22,7 @@ from benchmarks import kill
 from evaluation.scores import read_scores
 from model.files import only_run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).parents[1]
 JOBS = {job.name: job for job in kill.JOBS}
 WORK = {  # what a command calls when a piece of its work is done
@@ -39,14 +39,6 @@ READING = ["--workers", "1"]
 TRAINING = ["--cache", "no", "--num-workers", "1"]
 STREAMED = {"clib-fiqa": TRAINING, "cr-fiqa": TRAINING, "scoring": READING, "labels": READING, "embedding": READING}
 STREAMED["diffiqa"] = READING
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -36,15 +36,8 @@ from model.mobilefacenet import FactorNetwork, MobileFaceNetEmbedding, TrunkShap
 from model.preprocessing import Preprocessing
 from model.regressor import QualityRegressor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 COUNT = 42
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cr_fiqa_parts
@@ -25,6 +23,7 @@ from training.images import Images
 from training.means import StepValues
 from training.step import TrainingError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 STOP_IN_THE_SECOND_EPOCH = """
 import sys
@@ -42,14 +41,6 @@ sys.argv = sys.argv[1:]
 sys.exit(train.main())
 """
 TIMES = {"seconds": 0, "images_per_second": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +68,6 @@ def cr_fiqa(data: Path, output: Path, **settings: Any) -> methods.cr_fiqa.config
     return cr_fiqa_parts.tiny(data, output, **(given | settings))
 
 
-def stopped(loop: ModuleType, train: Callable[[Any], Path], config: Any, after: int) -> None:
-    """A training that is stopped by Ctrl-C when it has saved so many states within epochs."""
-    save, saved = loop.save_state, []
-
-    def save_and_stop(*arguments: Any) -> None:
-        save(*arguments)
-        saved.append(1)
-        if len(saved) == after:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "save_state", save_and_stop)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-
-
 def same_runs(one: Path, other: Path) -> None:
     """All files are equal byte for byte, but for the times in the log."""
     names = sorted(path.name for path in one.iterdir())
@@ -110,7 +85,7 @@ def test_clib_fiqa_goes_on_in_the_middle_of_an_epoch(table: Path, tmp_path: Path
     straight = clib_fiqa(table, tmp_path / "straight", save_every_steps=2)
     train(straight)
     broken = replace(straight, checkpoints=str(tmp_path / "broken"))
-    stopped(methods.clib_fiqa.loop, train, broken, after)
+    interrupted(methods.clib_fiqa.train, broken, after, methods.clib_fiqa.loop)
     tensors, _ = read_checkpoint(tmp_path / "broken" / "state.safetensors")
     assert len(tensors["past"]) == 2 * ((after - 1) % 2 + 1)
     train(replace(broken, resume=True))
@@ -125,7 +100,7 @@ def test_cr_fiqa_goes_on_in_the_middle_of_an_epoch(identities: Path, tmp_path: P
     straight = cr_fiqa(identities, tmp_path / "straight", save_every_steps=2, cache="no", num_workers=1)
     train(straight)
     broken = replace(straight, output=str(tmp_path / "broken"))
-    stopped(methods.cr_fiqa.loop, train, broken, after)
+    interrupted(methods.cr_fiqa.train, broken, after, methods.cr_fiqa.loop)
     train(replace(broken, resume=True))
     same_runs(tmp_path / "straight", tmp_path / "broken")
 
@@ -135,8 +110,8 @@ def test_a_run_stopped_twice_in_one_epoch(table: Path, tmp_path: Path) -> None:
     straight = clib_fiqa(table, tmp_path / "straight", save_every_steps=1)
     train(straight)
     broken = replace(straight, checkpoints=str(tmp_path / "broken"))
-    stopped(methods.clib_fiqa.loop, train, broken, 1)
-    stopped(methods.clib_fiqa.loop, train, replace(broken, resume=True), 2)
+    interrupted(methods.clib_fiqa.train, broken, 1, methods.clib_fiqa.loop)
+    interrupted(methods.clib_fiqa.train, replace(broken, resume=True), 2, methods.clib_fiqa.loop)
     train(replace(broken, resume=True))
     same_runs(tmp_path / "straight", tmp_path / "broken")
 
@@ -156,7 +131,7 @@ def test_another_number_of_steps_is_refused(table: Path, tmp_path: Path, monkeyp
     """As many processes have fewer steps where their shares would be of one image."""
     train = methods.clib_fiqa.train.train
     config = clib_fiqa(table, tmp_path / "run", save_every_steps=2)
-    stopped(methods.clib_fiqa.loop, train, config, 1)
+    interrupted(methods.clib_fiqa.train, config, 1, methods.clib_fiqa.loop)
     monkeypatch.setattr(Images, "steps", lambda *_: 4)
     with pytest.raises(ValueError, match=r"--resume: .* in the middle of an epoch of 5 steps, which has 4 now; go on"):
         train(replace(config, resume=True))
@@ -184,7 +159,9 @@ def test_rows_of_other_numbers_of_processes(monkeypatch: pytest.MonkeyPatch) -> 
     assert part.means().tolist() == values.means().tolist()
 
 
-def test_one_process_goes_on_where_two_were_stopped(golden: Path, tmp_path: Path) -> None:
+def test_one_process_goes_on_where_two_were_stopped(
+    golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the middle of the second epoch. The losses are those of an undisturbed run, but for batch statistics."""
     table = write_faces(tmp_path, 12)
     write_start(tmp_path, golden)
@@ -195,6 +172,14 @@ def test_one_process_goes_on_where_two_were_stopped(golden: Path, tmp_path: Path
     given += ["--calibration-epoch", 1, "--epochs", 2, "--checkpoints", tmp_path / "run", "--save-every-steps", 2]
     assert run_train(given, [*TORCHRUN, str(tmp_path / "stop.py")]).returncode != 0
     assert len(read_checkpoint(tmp_path / "run" / "state.safetensors")[0]["past"]) == 2
+    update, steps = methods.clib_fiqa.loop.update, []
+
+    def counted(*given: Any) -> torch.Tensor:
+        steps.append(1)
+        return update(*given)
+
+    monkeypatch.setattr(methods.clib_fiqa.loop, "update", counted)
     methods.clib_fiqa.train.train(replace(whole, checkpoints=str(tmp_path / "run"), resume=True))
+    assert len(steps) == 1, "two of the three steps of the epoch were saved"
     totals = [[record["total"] for record in read_log(tmp_path / name)] for name in ("run", "whole")]
     assert totals[0] == pytest.approx(totals[1], rel=0.1)

@@ -23,6 +23,7 @@ from recipes.raw_photographs.train_points import (
     loss_of,
     main,
     rate_at,
+    report,
     sources,
     train,
     window_of,
@@ -142,6 +143,25 @@ def test_the_same_training_gives_the_same_network() -> None:
         assert torch.equal(value, start[key]) == is_frozen, key
 
 
+def test_a_training_that_diverges_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_points, "loss_of", lambda found, *_: found.sum() * torch.nan)
+    with pytest.raises(RuntimeError, match=r"the training has diverged: loss nan, .*; try a lower LEARNING_RATE"):
+        train(FacePoints(), crops() * 8, 2, 3, 1)
+
+
+def test_windows_that_are_neither_a_face_nor_none_are_not_judged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A face, none, and twice neither, of a network that takes all for faces."""
+    points = np.stack([ARCFACE_POINTS] * 4).astype(np.float32)
+    is_face = np.array([1, 0, np.nan, np.nan], np.float32)
+    monkeypatch.setattr(train_points, "batch_of", lambda *_: (points, points, is_face, is_face, is_face))
+    report(lambda pixels: (pixels + 3, torch.ones(4)), crops())
+    printed = capsys.readouterr().out
+    assert f"mean error of a point {18 ** 0.5:.3f} pixels" in printed
+    assert "faces: 1 of 2 wrong" in printed
+
+
 def test_the_rate_rises_and_falls() -> None:
     rates = [rate_at(step / 100) for step in range(101)]
     assert rates[0] == 0
@@ -186,3 +206,11 @@ def test_no_fold_holds_anything_of_the_people_of_the_other(data: Path) -> None:
 def test_a_wrong_call_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--mesh", str(tmp_path / "none.tflite"), "--data", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_each_half_needs_originals(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is trained: the mesh is not even read."""
+    table = data / "raw" / "points.tsv"
+    table.write_text("".join(line for line in table.read_text().splitlines(True) if "celeba/101" not in line))
+    assert main(["--mesh", str(data / "none.tflite"), "--data", str(data)]) == 2
+    assert f"error: each half of the people needs originals, but {table} has none of half 1" in capsys.readouterr().err

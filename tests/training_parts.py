@@ -69,9 +69,11 @@ def run_train(
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
 
 
-def interrupted(script: ModuleType, config: Any, after: int) -> None:
-    """A run of a training script that ends by Ctrl-C when it has saved so many states."""
-    save, saved = script.save_state, []
+def interrupted(script: ModuleType, config: Any, after: int, saver: ModuleType | None = None) -> None:
+    """A run of a training script that ends by Ctrl-C when it has saved so many states, or when the module `saver` has,
+    such as the loop, which saves within an epoch."""
+    saver = saver or script
+    save, saved = saver.save_state, []
 
     def save_and_stop(*arguments: Any) -> None:
         save(*arguments)
@@ -80,7 +82,7 @@ def interrupted(script: ModuleType, config: Any, after: int) -> None:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "save_state", save_and_stop)
+        patch.setattr(saver, "save_state", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             script.train(config)
 

@@ -30,7 +30,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,7 @@ MIRRORED = [1, 0, 2, 4, 3]  # which point a mirrored one becomes
 LFW_OFFSET = np.array([0.6, 0.55])  # pixels: LFW's crops lie so far beside the points of its originals
 EVERYWHERE = -1  # the fold of what every network learns from
 PATTERNS = 200
+PICTURES_KEPT = 2000  # in the memory of each worker: all of them would fill 0.7 GB
 PLACED, MISPLACED = 9.0, 12.0  # pixels of the template that the alignment moves its points: a face here, and none here
 
 FROZEN = 6  # blocks of the trunk, of 15: those of the largest pictures cost most and learn least
@@ -92,6 +93,11 @@ class Window(NamedTuple):
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)  # sums over several threads would round differently
     everything = sources(args.data)
+    tested = [[one for one in everything if one.fold == fold and one.kind == "original"] for fold in (0, 1)]
+    for fold in (0, 1):
+        if not tested[fold]:
+            table = args.data / "raw" / "points.tsv"
+            raise ValueError(f"each half of the people needs originals, but {table} has none of half {fold}; add some")
     network = FacePoints()
     network.trunk = read_face_mesh(args.mesh)
     network.linear.weight.data.zero_()
@@ -109,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         half = copy.deepcopy(network)
         chosen = [one for i, one in enumerate(everything) if one.fold != left_out and not is_spared(one, i)]
         train(half, chosen, args.steps, args.seed + 1, args.workers)
-        report(half, [one for one in everything if one.fold == left_out and one.kind == "original"])
+        report(half, tested[left_out])
         if args.folds:
             save(half, args.folds[left_out], {**metadata, "left_out": str(left_out)})
         halves.append(half.state_dict())
@@ -204,7 +210,7 @@ def no_face(pixels: np.ndarray, rng: Generator) -> Window:
     return Window(harmed(pixels, rng), ARCFACE_POINTS, False, False, 0.0)
 
 
-@cache
+@lru_cache(PICTURES_KEPT)
 def read(path: Path) -> np.ndarray:
     return read_image(path)
 
@@ -270,7 +276,10 @@ def pattern(rng: Generator) -> np.ndarray:
 
 
 def train(network: FacePoints, chosen: Sequence[Source], steps: int, seed: int, workers: int) -> None:
-    """AdamW with a warm-up and a cosine, the head at twice the trunk's rate; leaves the network in eval mode."""
+    """AdamW with a warm-up and a cosine, the head at twice the trunk's rate; leaves the network in eval mode.
+
+    Raises RuntimeError when the loss or the gradient is not finite.
+    """
     for layers in (network.trunk.stem, network.trunk.prelu, network.trunk.blocks[:FROZEN]):
         layers.requires_grad_(False)
     groups = [
@@ -286,7 +295,10 @@ def train(network: FacePoints, chosen: Sequence[Source], steps: int, seed: int, 
         loss = loss_of(found, logits, points, placed, each_known, is_face)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise RuntimeError(f"the training has diverged: loss {loss.item():.4g}, gradient {norm.item():.4g}; "
+                               "try a lower LEARNING_RATE")
         optimizer.step()
         schedule.step()
         progress.set_postfix(loss=f"{loss.item():.3f}")
@@ -352,17 +364,20 @@ def fitted(points: Tensor, template: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def report(network: FacePoints, left_out: Sequence[Source]) -> None:
-    """Print how the network does on originals that it did not learn."""
-    points_error, alignment_error, missed, windows = 0.0, 0.0, 0, 0
+    """Print how the network does on originals that it did not learn. Windows that are neither a face nor none count in
+    the errors alone."""
+    points_error, alignment_error, wrong, judged, windows = 0.0, 0.0, 0, 0, 0
     for start in range(0, len(left_out), BATCH):
         pixels, points, _, _, is_face = map(torch.from_numpy, batch_of(left_out[start : start + BATCH], [start]))
         found, logits = network(pixels)
         points_error += float((found - points).norm(dim=2).mean(dim=1).sum())
         alignment_error += float(displaced(found, points).norm(dim=2).mean(dim=1).sum())
-        missed += int(((logits > 0) != (is_face > 0)).sum())
+        known = ~is_face.isnan()
+        wrong += int(((logits > 0) != (is_face > 0))[known].sum())
+        judged += int(known.sum())
         windows += len(found)
     print(f"left out: mean error of a point {points_error / windows:.3f} pixels of the template, of the alignment "
-          f"{alignment_error / windows:.3f}; {100 * missed / windows:.1f} % wrong faces")
+          f"{alignment_error / windows:.3f}; faces: {wrong} of {judged} wrong")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
