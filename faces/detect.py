@@ -20,10 +20,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch import nn
 
 from model.center_face import LARGEST_STRIDE, CenterFace
 from model.face_points import CENTRE, SPAN, FacePoints
 from model.face_points import SIZE as WINDOW
+from model.fast import fuse_convolutions
 from model.loading import load
 
 from .template import ARCFACE_POINTS, mapped_back, off_template, rescaled, resized, scale_of, similarity_transform
@@ -45,7 +47,6 @@ SURE = 0.5  # from which on a larger version of the picture need not be searched
 UPRIGHT = 0.75  # from which on the other quarter turns are not tried
 SAME_FACE = 0.4  # intersection over union
 INSIDE = 0.7  # share of the smaller box that lies in the larger one
-ROUNDS = 2
 CERTAIN = 1.0  # the logit from which on a crop shows a face
 UPSIDE_DOWN = -20.0  # the logit of a face on its head
 MISPLACED = 9.0  # pixels by which the alignment of a crop's own points would move the template's
@@ -311,17 +312,18 @@ def is_face(score: float, logit: float) -> bool:
 @one_thread()
 @torch.inference_mode()
 def refine_points(rgb: np.ndarray, points: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Better points (5, 2) for each face whose points are roughly known, and the last logit of each (`_upright`)."""
+    """Better points (5, 2) for each face whose points are roughly known, and its logit (`_both_ways_up`)."""
     network, better = _face_points(), list(points)
     logits = np.zeros(len(points))
     for start in range(0, len(points), WINDOWS_AT_ONCE):
         part = slice(start, start + WINDOWS_AT_ONCE)
-        for _ in range(ROUNDS):
+        for last in (False, True):
             matrices = [similarity_transform(five, ARCFACE_POINTS) for five in better[part]]
-            windows = np.stack([window(rgb, matrix) for matrix in matrices])
-            found, certain = network(torch.from_numpy(windows))
+            if last:
+                found, logits[part] = _both_ways_up(rgb, matrices, ARCFACE_POINTS.mean(axis=0))
+            else:
+                found, _ = network(windows_of(rgb, matrices))
             better[part] = [mapped_back(five, m) for five, m in zip(found.double().numpy(), matrices, strict=True)]
-        logits[part] = _upright(rgb, matrices, certain, ARCFACE_POINTS.mean(axis=0))
     return better, logits
 
 
@@ -329,23 +331,28 @@ def refine_points(rgb: np.ndarray, points: Sequence[np.ndarray]) -> tuple[list[n
 @torch.inference_mode()
 def shows_aligned_face(crop: np.ndarray) -> bool:
     """Whether a face lies in an RGB uint8 crop (112, 112, 3) where the template has it."""
-    aligned = np.eye(2, 3)
-    points, logits = _face_points()(torch.from_numpy(window(crop, aligned)[None]))
-    logits = _upright(crop, [aligned], logits, (np.array(crop.shape[1::-1]) - 1) / 2)
+    points, logits = _both_ways_up(crop, [np.eye(2, 3)], (np.array(crop.shape[1::-1]) - 1) / 2)
     return logits[0] > CERTAIN and off_template(points[0].double().numpy()) < MISPLACED
 
 
-def _upright(
-    rgb: np.ndarray, matrices: Sequence[np.ndarray], logits: torch.Tensor, middle: np.ndarray
-) -> np.ndarray:
-    """The logits (N,) of an image's windows, and `UPSIDE_DOWN` of those in which a face on its head is more likely.
+def _both_ways_up(
+    rgb: np.ndarray, matrices: Sequence[np.ndarray], middle: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Points (N, 5, 2) in an image's windows and the logits (N,), `UPSIDE_DOWN` of those in which a face on its head is
+    more likely.
 
     Many a face on its head looks like one to the network, but the right way up more so. The windows are turned about
-    `middle` (2,) of the template.
+    `middle` (2,) of the template, and looked at together with the others.
     """
     turned = [np.column_stack([-matrix[:, :2], 2 * middle - matrix[:, 2]]) for matrix in matrices]
-    _, other = _face_points()(torch.from_numpy(np.stack([window(rgb, matrix) for matrix in turned])))
-    return torch.where(other > logits, UPSIDE_DOWN, logits).numpy()
+    points, logits = _face_points()(windows_of(rgb, [*matrices, *turned]))
+    logits, others = logits.split(len(matrices))
+    return points[: len(matrices)], torch.where(others > logits, UPSIDE_DOWN, logits).numpy()
+
+
+def windows_of(rgb: np.ndarray, matrices: Sequence[np.ndarray]) -> torch.Tensor:
+    """`window` for each matrix: (N, 192, 192, 3)."""
+    return torch.from_numpy(np.stack([window(rgb, matrix) for matrix in matrices]))
 
 
 def window(rgb: np.ndarray, matrix: np.ndarray, border: int = cv2.BORDER_REPLICATE) -> np.ndarray:
@@ -369,9 +376,9 @@ def _center_face() -> CenterFace:
 
 
 @cache
-def _face_points() -> FacePoints:
+def _face_points() -> nn.Module:
     network: FacePoints = load(POINTS)
-    return network
+    return fuse_convolutions(network.requires_grad_(False).to(memory_format=torch.channels_last))
 
 
 # ---- OpenCV's YuNet -------------------------------------------------------------------------------------------------

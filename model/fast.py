@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .clip import AttentionPool, Bottleneck, ModifiedResNet
+from .face_points import Block
 from .face_trunk import ConvNormReLU6, DepthwiseStem, InvertedResidual
 from .folding import fold_batch_norms
 from .iresnet import IBasicBlock
@@ -49,7 +50,7 @@ def accelerate(network: Any, dtype: torch.dtype, device: torch.device) -> nn.Mod
     if device.type == "cuda" and dtype == torch.float32:
         torch.backends.cudnn.allow_tf32 = False
     network = network.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
-    return fast_resnet(network) if isinstance(network, ModifiedResNet) else _fuse_convolutions(network)
+    return fast_resnet(network) if isinstance(network, ModifiedResNet) else fuse_convolutions(network)
 
 
 def fast_resnet(tower: ModifiedResNet) -> nn.Sequential:
@@ -166,6 +167,22 @@ class FastInvertedResidual(nn.Module):
         return self.narrow(self.hidden(x), x if self.residual else None)
 
 
+class FastBlock(nn.Module):
+    """`Block` of the network of points, of fused convolutions. A shortcut that is its input is overwritten: nothing
+    else reads it."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.strided, self.added = block.stride > 1, block.added
+        self.depthwise, self.pointwise, self.prelu = FusedConv(block.depthwise), FusedConv(block.pointwise), block.prelu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, shortcut = (F.pad(x, (0, 1, 0, 1)), F.max_pool2d(x, 2)) if self.strided else (x, x)
+        if self.added:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, self.added))
+        return self.prelu(self.pointwise(self.depthwise(y), shortcut))
+
+
 def fast_relu6(block: Any) -> FusedConv:
     """`ConvNormReLU6`, its norm folded, as one call."""
     assert isinstance(block[1], nn.Identity), "its norm is folded"
@@ -179,6 +196,7 @@ def fast_stem(stem: DepthwiseStem) -> nn.Sequential:
 
 
 FAST: dict[type[nn.Module], Any] = {
+    Block: FastBlock,
     IBasicBlock: FastIBasicBlock,
     InvertedResidual: FastInvertedResidual,
     DepthwiseStem: fast_stem,
@@ -187,11 +205,11 @@ FAST: dict[type[nn.Module], Any] = {
 }
 
 
-def _fuse_convolutions(network: nn.Module) -> nn.Module:
+def fuse_convolutions(network: nn.Module) -> nn.Module:
     """Every part of a network that `FAST` knows, its norms folded, in the fast form; in place."""
     for name, child in network.named_children():
         fast = FAST.get(type(child))
-        setattr(network, name, fast(child) if fast else _fuse_convolutions(child))
+        setattr(network, name, fast(child) if fast else fuse_convolutions(child))
     return network
 
 

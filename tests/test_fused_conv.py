@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
 from model import fast
-from model.fast import FusedConv
+from model.face_points import FacePoints
+from model.fast import FusedConv, fuse_convolutions
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +59,16 @@ def test_the_trial_takes_no_random_numbers() -> None:
     before = torch.get_rng_state()
     fast._fused_convolutions_work(torch.float32)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_network_of_points_is_the_same(count: int) -> None:
+    torch.manual_seed(0)
+    network = FacePoints().requires_grad_(False)
+    windows = torch.randint(0, 256, (count, 192, 192, 3), dtype=torch.uint8)
+    points, logits = network(windows)
+    fast = fuse_convolutions(deepcopy(network).to(memory_format=torch.channels_last))
+    for _ in range(2):  # its inputs and weights are as before
+        found, certain = fast(windows)
+        torch.testing.assert_close(found, points, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(certain, logits, rtol=1e-4, atol=1e-4)
