@@ -136,17 +136,13 @@ for set in celeba_dev lfw_test lfw_unseen; do
     edc "$pairs" "$evaluation/$set" $(tables "$folder")
 done
 
-# DifFIQA itself, on the first 40 of CelebA's 149 identities (FaceQAN on the same ones: benchmarks/evaluation_table.sh).
-all=$output/celeba_dev
+# DifFIQA itself, on the 40 identities of CelebA on which benchmarks/evaluation_table.sh judges FaceQAN.
+few=$evaluation/celeba_few
 folder=$output/celeba_few
 mkdir -p "$folder/scores"
-sed 's|/[^/]*$|/|' "$evaluation/celeba_dev/images.txt" | sort -u | head -40 > "$folder/identities.txt"
-grep -F -f "$folder/identities.txt" "$evaluation/celeba_dev/images.txt" > "$folder/images.txt"
-awk -F '\t' -v data="$data/" 'NR == FNR { few[$1]; next } FNR == 1 || (data $1 in few && data $2 in few)' \
-    "$folder/images.txt" "$data/pairs/celeba_dev.tsv" > "$folder/pairs.tsv"
-diffiqa "$folder/images.txt" celeba_few/scores/diffiqa@foamliu.csv
+diffiqa "$few/images.txt" celeba_few/scores/diffiqa@foamliu.csv
 # shellcheck disable=SC2046
-edc "$folder/pairs.tsv" "$evaluation/celeba_dev" $(tables "$all") $(tables "$folder")
+edc "$few/pairs.tsv" "$evaluation/celeba_dev" $(tables "$output/celeba_dev") $(tables "$folder")
 
 report() {
     "$python" -m recipes.default_model.reports.edc_tables --results results --command benchmarks/quality_labels.sh \

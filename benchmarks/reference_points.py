@@ -24,10 +24,10 @@ import numpy as np  # noqa: E402
 from scipy.stats import spearmanr  # noqa: E402
 
 from benchmarks.raw_photographs import PLACED, point_error, qualities  # noqa: E402
-from command_line import exit_code, positive  # noqa: E402
+from command_line import positive  # noqa: E402
 from faces.reader import read_image  # noqa: E402
 from faces.template import ARCFACE_POINTS, SIZE, warp  # noqa: E402
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code  # noqa: E402
 from recipes.raw_photographs.train_points import MIRRORED, originals  # noqa: E402
 from scoring import Scorer  # noqa: E402
 
@@ -105,9 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the data folder of docs/data.md")
     parser.add_argument("--every", type=positive, default=1, metavar="N", help="take every N-th original (1)")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+    return report_exit_code(parser, run, arguments)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from command_line import exit_code, positive  # noqa: E402
+from command_line import positive  # noqa: E402
 from faces.degradations import SIZE, degrade, in_face  # noqa: E402
 from faces.reader import read_image  # noqa: E402
 from recipes.default_model.crops import first_of_each, lfw_test_paths  # noqa: E402
-from recipes.default_model.reports.results import Column, Output, add_results_option, name_of  # noqa: E402
+from recipes.default_model.reports.results import Column, Output, name_of, report_exit_code  # noqa: E402
 from scoring import Scorer  # noqa: E402
 
 LARGEST = 0.3  # strength of the kind "patch": 26 % of the face
@@ -84,9 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--axes", nargs="+", default=["quality"], metavar="AXIS", help="maps to make (quality)")
     parser.add_argument("--faces", type=positive, default=500, help="(500)")
     parser.add_argument("--workers", type=positive, default=2, help="processes (2)")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; nothing was measured to its end")
+    return report_exit_code(parser, run, arguments, "stopped; nothing was measured to its end")
 
 
 if __name__ == "__main__":

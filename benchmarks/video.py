@@ -26,8 +26,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from command_line import exit_code, positive  # noqa: E402
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
+from command_line import positive  # noqa: E402
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code  # noqa: E402
 
 WIDTH, HEIGHT, RATE = 640, 360, 10
 EVERY = 20  # of the frames one is looked at
@@ -129,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: `command_line.exit_code`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=positive, nargs="+", default=[1, 10, 60], help="lengths (1 10 60)")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+    return report_exit_code(parser, run, arguments)
 
 
 if __name__ == "__main__":

@@ -32,10 +32,9 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from benchmarks.raw_photographs import PLACED, point_error  # noqa: E402
-from command_line import exit_code  # noqa: E402
 from faces.degradations import degrade  # noqa: E402
 from faces.reader import read_image  # noqa: E402
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code  # noqa: E402
 from recipes.raw_photographs.train_points import originals  # noqa: E402
 
 PEOPLE, BEST = 30, 3
@@ -251,9 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="the data folder of docs/data.md")
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="where the photographs are made, to keep")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+    return report_exit_code(parser, run, arguments)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 
 from evaluation.edc import Floats
 
-# what numpy raises for files that are no arrays, or damaged ones
-DAMAGE = (ValueError, KeyError, TypeError, EOFError, OverflowError, SyntaxError, RecursionError, tokenize.TokenError)
-DAMAGE += (NotImplementedError, RuntimeError, MemoryError, zlib.error, struct.error)  # type: ignore[assignment]
+# What numpy and zipfile raise for files that are no arrays, or damaged ones. RuntimeError is also that of a compression
+# which zipfile does not know, and that of an encrypted member.
+DAMAGE = (
+    ValueError, KeyError, TypeError, EOFError, OverflowError, SyntaxError, tokenize.TokenError,
+    RuntimeError, MemoryError, zlib.error, struct.error,
+)  # fmt: skip
 UNPACKED = 200  # times its packed size that a member of an .npz may have; and at least
 SMALL = 1 << 26  # bytes
 

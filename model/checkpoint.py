@@ -195,7 +195,7 @@ def _require_no_bomb(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+    except (zipfile.BadZipFile, RuntimeError, ValueError, struct.error) as error:  # RuntimeError: a newer kind of zip
         raise CheckpointError(f"{path} is damaged or incomplete ({error}): get it again") from error
     total, size = sum(member.file_size for member in members), path.stat().st_size
     if total > COPIES * size + CODE_BYTES:

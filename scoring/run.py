@@ -165,10 +165,11 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
         remaining, total = iter(part), len(part)
         write_settings(args.output, args.shard, settings_of(scorer, args))
         args.output = shard_table(args.output, args.shard)
+    write = partial(write_files, scorer, cluster, remaining, total, args, doubtful)
     if journal_of(args):
-        statuses = write_files(scorer, cluster, remaining, total, args, doubtful)
+        statuses = write()
     elif args.selection.needs_all or args.copy_to or args.map:
-        statuses = print_finished_table(scorer, cluster, remaining, total, args, doubtful)
+        statuses = print_finished_table(write, args)
     else:
         statuses = print_table(watched(scores_of(scorer, cluster, remaining, args), doubtful), args.selection)
     warn_of_doubtful(doubtful.total())
@@ -271,18 +272,11 @@ def journal_of(args: argparse.Namespace) -> Any:
     return args.output or args.report
 
 
-def print_finished_table(
-    scorer: Scorer,
-    cluster: Cluster | None,
-    paths: Iterable[str],
-    total: int | None,
-    args: argparse.Namespace,
-    doubtful: Counter[str],
-) -> Counter[str]:
-    """Print the table at the end, for what needs all rows; until then they are in a temporary file."""
+def print_finished_table(write: Callable[[], Counter[str]], args: argparse.Namespace) -> Counter[str]:
+    """Print the table at the end, for what needs all rows; until then `write` puts them into a temporary file."""
     with tempfile.TemporaryDirectory() as folder:
         args.output = Path(folder) / "scores.jsonl"
-        statuses = write_files(scorer, cluster, paths, total, args, doubtful)
+        statuses = write()
         print(readable_header(selected=bool(args.selection)))
         with open(args.output, encoding="utf-8") as lines:
             for line in lines:

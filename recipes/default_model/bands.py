@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 import evaluate
-from command_line import exit_code, natural
+from command_line import natural
 from evaluation.bands import as_lines, measure_bands, pair_errors, rates
 from evaluation.bench import Bootstrap, similarities
 from evaluation.edc import Floats
@@ -33,7 +33,7 @@ from model.checkpoint import sha256_of
 from model.files import write_text
 from model.weights import find_weights
 from recipes.default_model.crops import data_file
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option, name_of
+from recipes.default_model.reports.results import Cell, Column, Output, name_of, report_exit_code
 from scoring import Scorer
 from scoring.bands import bands_file
 
@@ -155,14 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 when the call was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="with faces/, fr/ and pairs/")
-    parser.add_argument("--weights", nargs="+", default=list(WEIGHTS), help="names or files (both shipped ones)")
+    parser.add_argument("--weights", nargs="+", default=list(WEIGHTS), help="names or files (the default model)")
     folder = Path("runs/evaluation")
     parser.add_argument("--embeddings", type=Path, default=folder, help="EMBEDDINGS/SET/MODEL.npz (runs/evaluation)")
     parser.add_argument("--bootstrap", type=natural, default=1000, metavar="N", help="replicates (1000)")
     parser.add_argument("--workers", type=natural, default=0, metavar="N", help="processes that read images (0)")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; tables that were measured to their end are written")
+    return report_exit_code(parser, run, arguments, "stopped; tables that were measured to their end are written")
 
 
 if __name__ == "__main__":

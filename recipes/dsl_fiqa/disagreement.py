@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import exit_code, keep_freed_memory, positive
+from command_line import positive
 from faces.degradations import KINDS, degrade
 from faces.listing import list_images
 from faces.reader import read_image
 from methods.dsl_fiqa.evaluation import rank_correlation
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 from scoring import Scorer
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -170,10 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--utility", default="clib-fiqa", help="weights of CLIB-FIQA")
     parser.add_argument("--limit", type=positive, default=300, help="people of LFW's test part (default: 300)")
     parser.add_argument("--figures", type=Path, help="folder of perceptual.png and perceptual_samples.png")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    keep_freed_memory()
-    return exit_code(lambda: report(args), stopped="stopped; nothing was written")
+    return report_exit_code(parser, report, arguments)
 
 
 if __name__ == "__main__":

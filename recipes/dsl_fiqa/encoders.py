@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from command_line import exit_code, keep_freed_memory, natural, positive
+from command_line import natural, positive
 from faces.degradations import PHOTOGRAPHIC
 from methods.dsl_fiqa.data import read_rated_set
 from methods.dsl_fiqa.retrieval import UNTRAINED, damaged_crops, drawn, encode, figures_of, load_encoders
 from model.loading import load
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 from recipes.dsl_fiqa.strength import held_out_kinds, read_damage
 
 SIZE = 128  # side of the crops
@@ -89,10 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--recognizer", type=Path, required=True, help="a face recognition network")
     parser.add_argument("--limit", type=positive, default=20, help="photographs (default: 20)")
     parser.add_argument("--seed", type=natural, default=0)
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    keep_freed_memory()
-    return exit_code(lambda: report(args), stopped="stopped; nothing was written")
+    return report_exit_code(parser, report, arguments)
 
 
 if __name__ == "__main__":

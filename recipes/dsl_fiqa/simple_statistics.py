@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from command_line import exit_code, keep_freed_memory, natural, positive
+from command_line import natural, positive
 from faces.degradations import PHOTOGRAPHIC, degrade
 from faces.reader import read_image
 from methods.dsl_fiqa.data import read_rated_set
 from methods.dsl_fiqa.evaluation import rank_correlation
 from methods.dsl_fiqa.make_set import UNDAMAGED
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 from recipes.dsl_fiqa.strength import read_damage
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
@@ -133,10 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="the set of methods.dsl_fiqa.make_set")
     parser.add_argument("--limit", type=positive, default=300, help="pictures of each part (default: 300)")
     parser.add_argument("--seed", type=natural, default=0)
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    keep_freed_memory()
-    return exit_code(lambda: report(args), stopped="stopped; nothing was written")
+    return report_exit_code(parser, report, arguments)
 
 
 if __name__ == "__main__":

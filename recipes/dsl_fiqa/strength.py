@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from command_line import exit_code, keep_freed_memory, natural, positive
+from command_line import natural, positive
 from methods.dsl_fiqa.data import RatedSet, read_pictures, read_rated_set, score_pictures
 from methods.dsl_fiqa.evaluation import rank_correlation
 from methods.dsl_fiqa.make_set import UNDAMAGED
 from methods.dsl_fiqa.networks import load_quality_network
 from model.dsl_fiqa import DslFiqa
 from model.fast_dsl_fiqa import accelerate_dsl_fiqa
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 
 CPU = torch.device("cpu")
 
@@ -151,10 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--replicates", type=positive, default=200, help="of the bootstrap (default: 200)")
     parser.add_argument("--name", default="dsl_fiqa_strength", help="of the table in --results")
     parser.add_argument("--workers", type=natural, default=0)
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    keep_freed_memory()
-    return exit_code(lambda: report(args), stopped="stopped; nothing was written")
+    return report_exit_code(parser, report, arguments)
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from command_line import exit_code, positive
+from command_line import positive
 from model.calibration import Calibration, calibrated
 from model.checkpoint import read_checkpoint
 from model.prompts import FACTORS
 from recipes.default_model.calibrate import known_levels
 from recipes.default_model.crops import first_of_each, lfw_test_paths
 from recipes.default_model.reports.reliability import Labelled, Reliability
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 from scoring import Scorer
 
 COLUMNS = [
@@ -70,9 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=positive, default=1, metavar="N", help="every N-th identity (default: all)")
     cache = Path("runs/yaw_test.json")
     parser.add_argument("--cache", type=Path, default=cache, help="dlib's landmarks of each face, found once")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: run(args), stopped="stopped; nothing was written")
+    return report_exit_code(parser, run, arguments)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from command_line import exit_code
 from evaluation.bench import Result
 from evaluation.compare import ENOUGH_ERRORS, differences, pooled, read_runs
 from evaluation.tables import DEFAULT_LIMIT, scaled_means, uses_model
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 
 COMMAND = "benchmarks/evaluation_table.sh"
 WHAT = f"pAUC({DEFAULT_LIMIT:g}) / (FNMR(0) * {DEFAULT_LIMIT:g}), 1 is useless, lower is better"
@@ -160,9 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--excerpt", default="", metavar="NAME", help="also the short table of README.md")
     parser.add_argument("--command", default=COMMAND, help=f"what makes these tables again ({COMMAND})")
     parser.add_argument("--weights", nargs="*", default=[], help="the models that were judged, for --results")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: report(args), stopped="stopped; the finished tables are above")
+    return report_exit_code(parser, report, arguments, "stopped; the finished tables are above")
 
 
 if __name__ == "__main__":

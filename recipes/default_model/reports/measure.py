@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from command_line import exit_code, positive
+from command_line import positive
 from faces.degradations import KINDS, degrade
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, quality_anchor
 from labels.recognition import load_recognizer
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 from scoring import Scorer
 
 ANCHORS = ("ratio", "shifted")
@@ -85,9 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with faces/, fr/ and splits/")
     parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
     parser.add_argument("--damaged-faces", type=positive, default=200, help="test identities in the damage table (200)")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: report(args), stopped="stopped; the finished tables are above")
+    return report_exit_code(parser, report, arguments, "stopped; the finished tables are above")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from command_line import exit_code, positive
+from command_line import positive
 from faces.degradations import KINDS, SIZE, degrade
 from faces.pose import euler_angles, pose_class
 from model.calibration import Calibration, calibrated
@@ -28,7 +28,7 @@ from model.prompts import AXES
 from recipes.default_model.crops import factor_rows as rows_of
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
 from recipes.default_model.landmarks import OPEN, SHUT, key_of, landmarks_of, mouth_opening
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option, name_of
+from recipes.default_model.reports.results import Cell, Column, Output, name_of, report_exit_code
 from scoring import Scorer
 
 BINS = 10
@@ -227,9 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = Path("runs/landmarks_test.npz")
     parser.add_argument("--cache", type=Path, default=cache, help="dlib's landmarks of each face, found once")
     parser.add_argument("--figure", type=Path, help="PNG of the reliability diagrams")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: report(args), stopped="stopped; nothing was measured to its end")
+    return report_exit_code(parser, report, arguments, "stopped; nothing was measured to its end")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from command_line import exit_code, keep_freed_memory
 from model.checkpoint import sha256_of
 from model.files import write_text
 from model.weights import WEIGHTS, find_weights
@@ -89,6 +90,19 @@ class Output:
 def add_results_option(parser: argparse.ArgumentParser) -> None:
     help_text = "also write each table as FOLDER/NAME.json; `results` for the docs, then `make docs-tables`"
     parser.add_argument("--results", type=Path, metavar="FOLDER", help=help_text)
+
+
+def report_exit_code(
+    parser: argparse.ArgumentParser,
+    report: Callable[[argparse.Namespace], int],
+    arguments: Sequence[str] | None,
+    stopped: str = "stopped; nothing was written",
+) -> int:
+    """Read the command line of a report, which also has --results, and run it: `command_line.exit_code`."""
+    add_results_option(parser)
+    args = parser.parse_args(arguments)
+    keep_freed_memory()
+    return exit_code(lambda: report(args), stopped)
 
 
 def as_json(result: Result) -> str:

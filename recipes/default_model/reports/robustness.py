@@ -22,12 +22,11 @@ import cv2
 import numpy as np
 from scipy.stats import spearmanr
 
-from command_line import exit_code
 from faces.align import aligned
 from faces.degradations import compress
 from faces.listing import expand_inputs
 from faces.reader import ImageError, read_image
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 from scoring import Scorer
 
 SIZE = 112
@@ -142,9 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("images", nargs="+", metavar="PATH", help="faces: files, folders, patterns, @list")
     parser.add_argument("--weights", default="clib-fiqa", help="model to measure")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: report(args), stopped="stopped; the finished rows are above")
+    return report_exit_code(parser, report, arguments, "stopped; the finished rows are above")
 
 
 if __name__ == "__main__":

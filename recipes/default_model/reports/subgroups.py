@@ -20,7 +20,6 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from command_line import exit_code
 from evaluation.bench import image_quality, similarities
 from evaluation.edc import Floats, fixed_threshold
 from evaluation.embeddings import read_embeddings
@@ -30,7 +29,7 @@ from faces.pose import pose_class
 from model.prompts import AXES
 from recipes.default_model.crops import data_file, factor_rows
 from recipes.default_model.landmarks import yaw_of
-from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
+from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 
 FMR = 1e-3
 DISCARDED = 0.1
@@ -93,9 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the data folder")
     cache = Path("runs/landmarks_test.npz")
     parser.add_argument("--cache", type=Path, default=cache, help="dlib's landmarks, found once")
-    add_results_option(parser)
-    args = parser.parse_args(arguments)
-    return exit_code(lambda: report(args), stopped="stopped; nothing was printed")
+    return report_exit_code(parser, report, arguments, "stopped; nothing was printed")
 
 
 if __name__ == "__main__":
