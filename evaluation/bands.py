@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.bench import Bootstrap, require_both_kinds
-from evaluation.bootstrap import interval
+from evaluation.bootstrap import drawn_identities, interval
 from evaluation.edc import (
     DiscardOrder,
     Floats,
@@ -54,11 +54,8 @@ def measure_bands(
             raise ValueError(unreachable(ordered, errors, rate))
     low = [-np.inf, *(float(start) for start in starts if start is not None)]
     band = np.searchsorted(low, worse, side="right") - 1  # (M,) 0, 1 or 2
-    people, person, counts = np.unique(identity, return_inverse=True, return_counts=True)
-    rng = np.random.default_rng((bootstrap.seed, *counts.tolist()))
     limits, inside, above = (np.full((bootstrap.replicates, len(BANDS)), np.nan) for _ in range(3))
-    for row in range(bootstrap.replicates):
-        weights = np.bincount(rng.integers(0, len(people), len(people)), minlength=len(people))[person]
+    for row, weights in enumerate(drawn_identities(identity, bootstrap.replicates, bootstrap.seed)):
         limits[row, 1:] = [_or_nan(lowest_quality(ordered, worse, errors, rate, weights)) for rate in wanted]
         inside[row], above[row] = rates(band, errors, weights)
     fnmr, fnmr_above = rates(band, errors, np.ones(len(errors)))

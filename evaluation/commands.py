@@ -7,7 +7,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -186,7 +186,7 @@ def _record(
     args: argparse.Namespace, pairs: Pairs, qualities: Mapping[str, Floats], models: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """What the results rest on, and on standard error the images that count as the worst."""
-    from evaluation.provenance import sha256_of_input, versions
+    from evaluation.provenance import versions
 
     without_score = {}
     for name, quality in qualities.items():
@@ -198,17 +198,27 @@ def _record(
                 f" worst: {', '.join(worst[:EXAMPLES])}",
                 file=sys.stderr,
             )
-    mated = int(pairs.mated.sum())
-    scores = (file_and_column(file)[0] for file in args.scores.values())
-    inputs = [args.pairs, *scores, *args.embeddings.values()]
     return {
         "settings": {name: vars(args)[name] for name in ("protocol", "fmr", "limits", "bootstrap", "seed")},
-        "pairs": {"images": len(pairs.names), "mated": mated, "non_mated": len(pairs.mated) - mated},
-        "inputs": {str(file): sha256_of_input(file) for file in dict.fromkeys(inputs)},
+        "pairs": _counts(pairs),
+        "inputs": _hashes(args.pairs, args.scores.values(), args.embeddings.values()),
         "methods": {name: {"file": args.scores[name], "without_ok_score": without_score[name]} for name in qualities},
         "fr": {name: {"file": args.embeddings[name], "model_sha256": model} for name, model in models.items()},
         "versions": versions(),
     }
+
+
+def _counts(pairs: Pairs) -> dict[str, int]:
+    mated = int(pairs.mated.sum())
+    return {"images": len(pairs.names), "mated": mated, "non_mated": len(pairs.mated) - mated}
+
+
+def _hashes(pairs: str | Path, scores: Iterable[str], embeddings: Iterable[str | Path]) -> dict[str, str]:
+    """The SHA-256 of each input file; `scores` may name a column too, FILE:COLUMN."""
+    from evaluation.provenance import sha256_of_input
+
+    files: list[str | Path] = [pairs, *(file_and_column(file)[0] for file in scores), *embeddings]
+    return {str(file): sha256_of_input(file) for file in dict.fromkeys(files)}
 
 
 def _draw(
@@ -286,8 +296,8 @@ def bands(args: argparse.Namespace) -> int:
     bootstrap = Bootstrap(args.bootstrap, args.seed)
     measured = measure_bands(pairs, quality, similarity, args.fmr, args.fnmr, bootstrap)
     source = {
-        "pairs": {"images": len(pairs.names), "mated": int(pairs.mated.sum()), "non_mated": int((~pairs.mated).sum())},
-        "inputs": {str(f): sha256_of_input(f) for f in (args.pairs, args.scores, *args.embeddings.values())},
+        "pairs": _counts(pairs),
+        "inputs": _hashes(args.pairs, [args.scores], args.embeddings.values()),
         "bootstrap": args.bootstrap,
         "seed": args.seed,
         "date": date.today().isoformat(),

@@ -6,20 +6,18 @@ not change the memory that it needs.
 
 from __future__ import annotations
 
-import heapq
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from .listing import list_images
-from .reader import ImageError, read_image
+from .reader import MAX_BYTES, ImageError, read_image
 
 T = TypeVar("T")
 
@@ -70,7 +68,9 @@ def frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
             raise ImageError("not_a_video", f"{path} holds no readable video: {error}") from error
 
 
-def folder_frames(folder: str | Path, rate: float = 25.0, every: int = 1) -> Iterator[Frame]:
+def folder_frames(
+    folder: str | Path, rate: float = 25.0, every: int = 1, max_bytes: int = MAX_BYTES
+) -> Iterator[Frame]:
     """Every `every`-th picture of a folder of frames, in the order of the numbers in their names; `rate` a second.
 
     A frame that cannot be read is left out. Raises ImageError (missing) when the folder holds no picture.
@@ -80,7 +80,7 @@ def folder_frames(folder: str | Path, rate: float = 25.0, every: int = 1) -> Ite
         raise ImageError("missing", f"{folder} holds no picture; a folder of frames was expected")
     for number in range(0, len(paths), every):
         try:
-            rgb = read_image(paths[number])
+            rgb = read_image(paths[number], max_bytes=max_bytes)
         except ImageError:
             continue
         yield Frame(number, number / rate, rgb)
@@ -140,11 +140,6 @@ class Tracker:
             self._last[number] = np.asarray(box, float), seconds
         return numbers
 
-    @property
-    def open(self) -> set[int]:
-        """The tracks that a later frame may go on with."""
-        return set(self._last)
-
 
 def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Intersection over union of boxes (N, 4) and (M, 4) as left, top, right, bottom: (N, M)."""
@@ -152,24 +147,3 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     both = np.prod(np.clip(high - low, 0, None), axis=2)
     areas = [np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1) for boxes in (a, b)]
     return both / np.maximum(areas[0][:, None] + areas[1][None] - both, 1e-9)
-
-
-@dataclass
-class BestShots(Generic[T]):
-    """Keeps the `most` best items of each track, and gives them out when the track has ended."""
-
-    most: int
-    _kept: dict[int, list[tuple[float, int, T]]] = field(default_factory=dict)   # heaps, the worst item first
-    _order: Iterator[int] = field(default_factory=count)
-
-    def add(self, track: int, quality: float, item: T) -> None:
-        """Take an item. Of equally good ones the first counts more."""
-        heap = self._kept.setdefault(track, [])
-        heapq.heappush(heap, (quality, -next(self._order), item))
-        if len(heap) > self.most:
-            heapq.heappop(heap)
-
-    def ended(self, still_open: set[int]) -> Iterator[tuple[int, Sequence[T]]]:
-        """Track number and items, best first, of every track that is not open any more; they are then forgotten."""
-        for track in sorted(self._kept.keys() - still_open):
-            yield track, [item for _, _, item in sorted(self._kept.pop(track), reverse=True, key=lambda kept: kept[:2])]

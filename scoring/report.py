@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from faces.containers import read_picture
+from faces.reader import MAX_BYTES
 from faces.workers import as_it_is, load_batches
 from model.files import open_text, replacing
 from model.prompts import AXES, FACTORS
@@ -48,12 +49,14 @@ def write_report(
     about: Mapping[str, Any],
     workers: int = 0,
     swapped_channels: bool = False,
+    max_bytes: int = MAX_BYTES,
 ) -> None:
     """Write the page of `total` rows, which are those of `scoring.tables.row_of`, perhaps with further columns.
 
     about: `model` (a line of text), `created` (a date), `range` (lowest and highest possible quality, or None) and
     `percentile_set` (name, or None). Pictures are read again from the paths of the rows, by `workers` processes; a
-    file that cannot be read has none. With `swapped_channels` the files hold BGR. The file is written atomically.
+    file that cannot be read, or has more than `max_bytes`, has none. With `swapped_channels` the files hold BGR. The
+    page is written atomically.
     """
     head, tail = _page().split("{{data}}")
     facts = {
@@ -66,7 +69,7 @@ def write_report(
     with replacing(path) as temporary, open_text(temporary, "w") as file:
         file.write(head)
         file.write(_element(facts, 'id="about-data"'))
-        for chunk, pictures in _with_pictures(rows, side, workers, swapped_channels):
+        for chunk, pictures in _with_pictures(rows, side, workers, swapped_channels, max_bytes):
             file.write(_element([_face(row, advice) for row in chunk], 'class="rows"'))
             file.write(f'<script type="text/plain" class="pictures">{" ".join(pictures)}</script>\n')
         file.write(_element(advice, 'id="advice-data"'))
@@ -94,20 +97,20 @@ def _page() -> str:
 
 
 def _with_pictures(
-    rows: Iterable[Mapping[str, Any]], side: int, workers: int, swapped_channels: bool
+    rows: Iterable[Mapping[str, Any]], side: int, workers: int, swapped_channels: bool, max_bytes: int
 ) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:
     """Chunks of rows, each with the pictures of its rows as base64; "" for a file that cannot be read."""
     rows, again = tee(rows)
     keys = (json.dumps([row["path"], row.get("box")]) for row in again)
-    read = partial(_picture, side=side, swapped_channels=swapped_channels)
+    read = partial(_picture, side=side, swapped_channels=swapped_channels, max_bytes=max_bytes)
     for loaded in load_batches(keys, as_it_is, CHUNK, workers, read):
         yield list(islice(rows, len(loaded))), [item.value or "" for item in loaded]
 
 
-def _picture(key: str, side: int, swapped_channels: bool) -> str:
+def _picture(key: str, side: int, swapped_channels: bool, max_bytes: int) -> str:
     """A small WebP, as base64, of the image at a path: of the face when its box is known. Raises ImageError."""
     path, box = json.loads(key)
-    rgb = read_picture(path)
+    rgb = read_picture(path, max_bytes)
     image = Image.fromarray(_around(rgb, box) if box else rgb)
     image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)
     if swapped_channels:

@@ -48,9 +48,10 @@ from .video import video_scores, write_shots
 
 FEW = 64  # so few images are read before worker processes would have started
 MOST_WORKERS = 16
-FACE_OPTIONS = ("faces", "min_face_size", "rotate", "detector")
-METHOD_OPTIONS = ("degradation_encoder", "crops", "landmark_folder")
-OPTIONS = (*FACE_OPTIONS, *METHOD_OPTIONS, "bands", "max_bytes")
+OPTIONS = (
+    *("faces", "min_face_size", "rotate", "detector"),
+    *("degradation_encoder", "crops", "landmark_folder", "bands", "max_bytes"),
+)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -210,15 +211,16 @@ def default_workers(scorer: Scorer, first: str, cores: int) -> int:
 
     One reader keeps up with a network on the CPU when the pictures are aligned crops; whether they are, `first` shows.
     """
-    if scorer.device.type == "cpu" and (scorer.align == "no" or (scorer.align == "auto" and is_crop(first))):
+    crops = scorer.align == "no" or (scorer.align == "auto" and is_crop(first, scorer.max_bytes))
+    if scorer.device.type == "cpu" and crops:
         return 1
     return min(MOST_WORKERS, cores)
 
 
-def is_crop(path: str) -> bool:
+def is_crop(path: str, max_bytes: int) -> bool:
     """Whether the file is an image of the size of aligned crops."""
     try:
-        return is_aligned(read_picture(path))
+        return is_aligned(read_picture(path, max_bytes))
     except ImageError:
         return False
 
@@ -304,7 +306,7 @@ def write_files(
     mark = marker(args.selection, journal.rows)
     if args.report:
         rows = mark(journal.rows()) if args.selection else journal.rows()
-        write_page(scorer, rows, sum(1 for _ in journal.rows()), args)
+        write_page(scorer, rows, journal.count(), args)
     use_selected(scorer, lambda: mark(journal.rows()), args)
     return journal.finish(mark) if args.selection else journal.finish()
 
@@ -331,9 +333,9 @@ def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argpar
     if args.selection:
         print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
     if args.copy_to:
-        count = copy_files(lambda: selected_paths(rows()), args.copy_to)
+        count = copy_files(lambda: selected_paths(rows()), args.copy_to, scorer.max_bytes)
         selected = (row for row in rows() if row["selected"])
-        count += write_shots(selected, args.copy_to, args.every, args.frames or 25.0)
+        count += write_shots(selected, args.copy_to, args.every, args.frames or 25.0, scorer.max_bytes)
         print(f"{count} files -> {args.copy_to}", file=sys.stderr)
     if args.map:
         count = write_maps(lambda: selected_paths(rows()), args.map, partial(scorer.region_map, axis=args.map_of))
@@ -349,4 +351,4 @@ def write_page(scorer: Scorer, rows: Iterator[Row], total: int, args: argparse.N
         "percentile_set": scorer.percentiles and scorer.percentiles.set,
     }
     shown = tqdm(rows, total=total, unit=" pictures", disable=None)
-    write_report(args.report, shown, total, about, args.workers, args.swapped_channels)
+    write_report(args.report, shown, total, about, args.workers, args.swapped_channels, scorer.max_bytes)

@@ -6,6 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,6 @@ from faces.detect import MIN_FACE_SIZE, Finder
 from faces.reader import MAX_BYTES, ImageError, read_image, to_rgb
 from faces.workers import Loaded, load_batches
 from model.bands import Bands
-from model.calibration import Calibration
 from model.checkpoint import sha256_of
 from model.device import pick_device
 from model.fast import PRECISIONS, pick_precision
@@ -100,13 +100,13 @@ class Scorer:
         self.batch_size = batch_size or max(1, CROPS_AT_ONCE[self.device.type] // method.crops)
         self.percentiles = Percentiles.from_metadata(network.metadata)
         self.bands: Bands | None = bands_of(self.weights, bands)
-        self.calibrated = Calibration.from_metadata(network.metadata) is not None and options.get("calibrated", True)
         if unknown := options.keys() - method.options:
             known = ", ".join(method.options) or "none"
             raise ValueError(f"{self.method} has no option {min(unknown)}; its options: {known}")
         self.options = options
         alignment = Alignment(align, self.finder, check=True)
         self.scoring = method.scoring(network, self.dtype, self.device, alignment, **options)
+        self.calibrated = getattr(self.scoring, "calibration", None) is not None
         self.predict: Callable[[Batch], Columns] = self.scoring.predict
         self.prepare: Callable[..., Prepared | list[Prepared]] = self.scoring.prepare
         if swapped_channels:
@@ -186,7 +186,7 @@ class Scorer:
         if axis not in ("quality", *method.axes):
             known = ", ".join(dict.fromkeys(["quality", *method.axes]))
             raise ValueError(f"{self.method} has no axis {axis!r}: expected one of {known}")
-        prepared = self.prepare_first(pixels(image, color))
+        prepared = self.prepare_first(pixels(image, color, self.max_bytes))
         return map_regions(prepared.crops[0], axis, partial(self._values, axis, prepared.extra))
 
     def prepare_first(self, rgb: np.ndarray, path: str = "") -> Prepared:
@@ -211,6 +211,13 @@ class Scorer:
     def score_loaded(self, batch: Sequence[Loaded[Prepared | list[Prepared]]]) -> list[Score]:
         """The scores of one batch of `load`, in its order. Only one thread at a time may call it."""
         return list(self._scores([batch]))
+
+    def score_each(self, batch: Sequence[Loaded[Prepared | list[Prepared]]]) -> list[list[Score]]:
+        """The scores of one batch of `load`, for each item those of its faces. As `score_loaded`."""
+        found: list[list[Score]] = [[] for _ in batch]
+        for score in self.score_loaded([replace(item, path=str(i)) for i, item in enumerate(batch)]):
+            found[int(score.path or 0)].append(score)
+        return found
 
     def _load(self, image: Picture, color: str, points: Any = None) -> Loaded[Prepared | list[Prepared]]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""

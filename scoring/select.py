@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from faces.containers import read_member, split
-from faces.reader import ImageError
+from faces.reader import MAX_BYTES, ImageError
 from model.bands import BANDS
 from model.files import filling_folder
 from model.percentiles import discard_threshold
@@ -118,7 +118,7 @@ def check_outside(folder: Path, inputs: Iterable[str]) -> None:
             raise ValueError(f"the files in {folder} would be images of {path}: choose a folder outside")
 
 
-def copy_files(read: Callable[[], Iterator[str]], folder: Path) -> int:
+def copy_files(read: Callable[[], Iterator[str]], folder: Path, max_bytes: int = MAX_BYTES) -> int:
     """Copy the files at these paths into a new folder, which appears with all of them or not at all; how many.
 
     The sub-folders that the paths have beyond their common one are kept. `read` gives the paths, each time anew.
@@ -130,7 +130,7 @@ def copy_files(read: Callable[[], Iterator[str]], folder: Path) -> int:
         for path, target in places(read, temporary):
             try:
                 if place := split(path):   # a picture in an archive
-                    target.write_bytes(read_member(*place))
+                    target.write_bytes(read_member(*place, max_bytes))
                 else:
                     shutil.copyfile(path, target)
             except (FileNotFoundError, ImageError) as error:

@@ -83,7 +83,7 @@ def write_csv(path: Path, rows: Iterable[Row]) -> None:
     columns = [*COLUMNS, *ADDED, *(["selected"] if "selected" in first else [])]
     with open_text(path, "w") as file:
         write_csv_rows(file, [columns])
-        write_csv_rows(file, ([_cells(row)[column] for column in columns] for row in rows))
+        write_csv_rows(file, ([cells[column] for column in columns] for cells in map(_cells, rows)))
 
 
 def _cells(row: Row) -> Row:
@@ -311,6 +311,11 @@ class Journal:
         with open(self.partial, "a", encoding="utf-8", buffering=1) as file:
             file.writelines(_json_line(row_of(score)) for score in scores)
 
+    def count(self) -> int:
+        """How many rows are finished."""
+        with open(self.partial, "rb") as file:
+            return sum(1 for _ in file) - 1
+
     def rows(self) -> Iterator[Row]:
         """The finished rows."""
         return itertools.islice(self._lines(), 1, None)
@@ -355,11 +360,6 @@ WIDTHS |= {axis: max(len(s.split()[0]) for s in [axis, *AXES[axis]]) for axis in
 def readable_header(selected: bool = False) -> str:
     """The first line of the table for the terminal: single words, and the path, which may be of any length, last."""
     return "  ".join([*(column.ljust(WIDTHS[column]) for column in _readable(selected)), "path"])
-
-
-def readable(score: Score) -> str:
-    """The line of one score."""
-    return readable_row(row_of(score))
 
 
 def readable_row(row: Row) -> str:

@@ -30,12 +30,11 @@ def video_scores(scorer: Scorer, path: str, every: int = 1, rate: float = 25.0) 
     """
     tracker, seen = Tracker(), False
     try:
-        pictures = frames_of(path, every, rate)
+        pictures = frames_of(path, every, rate, scorer.max_bytes)
         while batch := list(islice(pictures, scorer.batch_size)):
-            loaded = [replace(scorer.load(frame.rgb), path=str(i)) for i, frame in enumerate(batch)]
-            found = scorer.score_loaded([item for item in loaded if item.value is not None])
-            for i, frame in enumerate(batch):
-                scores = [score for score in found if score.path == str(i)]
+            loaded = [scorer.load(frame.rgb) for frame in batch]
+            for frame, item, found in zip(batch, loaded, scorer.score_each(loaded), strict=True):
+                scores = found if item.value is not None else []
                 boxes = np.array([score.box or (0, 0, *frame.rgb.shape[1::-1]) for score in scores]).reshape(-1, 4)
                 for score, track in zip(scores, tracker.link(boxes, frame.seconds), strict=True):
                     seen = True
@@ -47,13 +46,13 @@ def video_scores(scorer: Scorer, path: str, every: int = 1, rate: float = 25.0) 
         yield Score(path, "no_face")
 
 
-def frames_of(path: str, every: int, rate: float) -> Iterator[Frame]:
+def frames_of(path: str, every: int, rate: float, max_bytes: int) -> Iterator[Frame]:
     """The frames of a video file or of a folder. Raises ImageError."""
-    return folder_frames(path, rate, every) if Path(path).is_dir() else frames(path, every)
+    return folder_frames(path, rate, every, max_bytes) if Path(path).is_dir() else frames(path, every)
 
 
-def write_shots(rows: Iterable[Row], folder: Path, every: int, rate: float) -> int:
-    """Write the aligned crop of each row that is of a video, as VIDEO_trackT_frameN.png; how many.
+def write_shots(rows: Iterable[Row], folder: Path, every: int, rate: float, max_bytes: int) -> int:
+    """Write the aligned crop of each row that is of a video, as VIDEO_trackT_frameN_faceF.png; how many.
 
     The videos are read once more, since no frame was kept.
     """
@@ -64,7 +63,7 @@ def write_shots(rows: Iterable[Row], folder: Path, every: int, rate: float) -> i
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for path, at in wanted.items():
-        for frame in frames_of(path, every, rate):
+        for frame in frames_of(path, every, rate, max_bytes):
             for row in at.get(frame.number, ()):
                 crop = warp(frame.rgb, np.reshape(row["points"], (5, 2)), ARCFACE_POINTS, SIZE)
                 name = f"{Path(path).name}_track{row['track']}_frame{frame.number}_face{row['face']}.png"

@@ -48,8 +48,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads:
         set_threads(args.threads)
-    scorer = Scorer(args.method, args.weights, args.device, "auto", args.align, args.batch_size)
-    app = create_app(scorer, Limits(waiting=args.waiting), args.readers, args.host)
+    limits = Limits(waiting=args.waiting)
+    scorer = Scorer(
+        args.method, args.weights, args.device, "auto", args.align, args.batch_size, max_bytes=limits.image_bytes
+    )
+    app = create_app(scorer, limits, args.readers, args.host)
     uvicorn.run(app, host=args.host, port=args.port, access_log=False, server_header=False)
     return 0
 

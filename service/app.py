@@ -8,7 +8,6 @@ import io
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -145,13 +144,10 @@ class Service:
         self.metrics.watch_waiting(lambda: self.batcher.taken)
 
     def _score_batch(self, items: list[Item]) -> list[list[Score]]:
-        """The scores of each item: one for each of its faces."""
+        """The scores of each item, those of its faces."""
         torch.set_num_threads(self.threads)  # of this thread; the readers have set 1 for all that came after them
         self.metrics.batches.observe(len(items))
-        found: list[list[Score]] = [[] for _ in items]
-        for score in self.scorer.score_loaded([replace(item, path=str(i)) for i, item in enumerate(items)]):
-            found[int(score.path or 0)].append(score)
-        return found
+        return self.scorer.score_each(items)
 
     def reserve(self, count: int) -> None:
         """Take places for images. Raises the HTTPException of a full queue."""
@@ -186,8 +182,6 @@ class Service:
 
     async def load(self, upload: UploadFile) -> Item:
         """An uploaded image, decoded and prepared by one of the threads."""
-        if (upload.size or 0) > self.limits.image_bytes:
-            return Loaded("", "too_large", None)
         return await asyncio.get_running_loop().run_in_executor(self.readers, self._load, upload)
 
     def _load(self, upload: UploadFile) -> Item:

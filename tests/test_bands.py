@@ -134,6 +134,14 @@ def test_evaluate_writes_a_table_with_its_source(
     assert "mated pairs" in capsys.readouterr().err
 
 
+def test_the_scores_may_be_a_column(measured: list[str], tmp_path: Path) -> None:
+    """OFIQ's tables have several; the table of bands names the file and its hash."""
+    named = [f"{flag}:quality" if flag.startswith("--scores") else flag for flag in measured]
+    assert evaluate.main([*named, "--fnmr", "0.1", "0.04", "--bootstrap", "0"]) == 0
+    inputs = Bands.read(tmp_path / "bands.json").source["inputs"]
+    assert inputs[str(tmp_path / "scores.csv")] == sha256_of(tmp_path / "scores.csv")
+
+
 def test_a_table_is_refused_for_other_weights(
     measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,8 +147,16 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
     assert peaks[1] < 1.2 * peaks[0]
 
 
-def fake_picture(key: str, side: int, swapped_channels: bool) -> str:
+def fake_picture(key: str, side: int, swapped_channels: bool, max_bytes: int) -> str:
     return "UklGRg" * 150
+
+
+def test_the_limit_of_a_file_holds_for_pictures_too(tmp_path: Path) -> None:
+    Image.fromarray(recipe.mirror_image(0)).save(tmp_path / "a.png")
+    size = (tmp_path / "a.png").stat().st_size
+    for limit, shown in ((size, True), (size - 1, False)):
+        write_report(tmp_path / "r.html", [row(str(tmp_path / "a.png"), 0.5)], 1, ABOUT, max_bytes=limit)
+        assert [bool(data) for data in pictures_of((tmp_path / "r.html").read_text())] == [shown]
 
 
 @pytest.fixture

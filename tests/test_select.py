@@ -286,7 +286,7 @@ def test_a_file_that_vanished_loses_no_rows(
 ) -> None:
     output, best = tmp_path / "scores.csv", tmp_path / "best"
 
-    def gone(read: object, folder: Path) -> int:
+    def gone(read: object, folder: Path, max_bytes: int) -> int:
         raise RuntimeError("a.png was scored, and is not there any more: nothing was copied")
 
     with monkeypatch.context() as patch:

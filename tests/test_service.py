@@ -37,7 +37,7 @@ LIMITS = Limits(images=4, image_bytes=60_000, body_bytes=200_000, requests=2, wa
 @pytest.fixture(scope="module")
 def scorer(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Scorer:
     weights = save_tiny_clib_fiqa(tmp_path_factory.mktemp("weights") / "tiny.safetensors", golden)
-    return Scorer(weights=weights, device="cpu", align="auto", batch_size=4)
+    return Scorer(weights=weights, device="cpu", align="auto", batch_size=4, max_bytes=LIMITS.image_bytes)
 
 
 @pytest.fixture
@@ -252,6 +252,15 @@ def test_models_and_metrics(client: TestClient) -> None:
     assert 'fiqa_requests_total{code="200",path="/score"} 1.0' in text
     assert 'fiqa_requests_total{code="404",path="other"} 1.0' in text
     assert re.search(r"fiqa_images_waiting 0\.0", text)
+
+
+def test_the_bound_of_an_image_holds_for_maps_too(client: TestClient) -> None:
+    large = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(large).save(stream, "PNG")
+    assert len(stream.getvalue()) > LIMITS.image_bytes
+    answer = client.post("/map", files=[("image", ("a.png", stream.getvalue()))]).json()
+    assert answer["status"] == "too_large"
 
 
 def test_a_map_where_the_scorer_makes_one(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ from scoring.tables import (
     FORMATS,
     Journal,
     check_table_name,
-    readable,
     readable_header,
+    readable_row,
     row_of,
 )
 
@@ -108,11 +108,11 @@ def test_lines_are_the_published_ones_without_failures(tmp_path: Path) -> None:
 def test_readable_lines_split_into_their_cells() -> None:
     assert readable_header().split() == ["status", "quality", *FACTORS, "path"]
     columns = len(readable_header().split())
-    lines = [readable(score).split(maxsplit=columns - 1) for score in SCORES]
+    lines = [readable_row(row_of(score)).split(maxsplit=columns - 1) for score in SCORES]
     assert [line[-1] for line in lines] == [score.path for score in SCORES]
     assert lines[0][:4] == ["ok", "0.6180", "clear", "unobstructed"]
     assert lines[1][:3] == ["no_face", "-", "-"]
-    starts = {line.index(str(score.path)) for line, score in zip(map(readable, SCORES), SCORES, strict=True)}
+    starts = {readable_row(row_of(score)).index(str(score.path)) for score in SCORES}
     assert starts == {readable_header().index("path")}, "columns are aligned"
 
 
@@ -225,9 +225,9 @@ def test_lines_leave_out_names_that_they_cannot_hold(tmp_path: Path) -> None:
 
 def test_a_name_takes_one_line_of_the_terminal() -> None:
     for name in NAMES:
-        assert len(readable(score_of(name)).splitlines()) == 1
-    assert readable(score_of("a\r\x1b[2Jb.png")).endswith(r"a\r\x1b[2Jb.png")
-    assert readable(score_of(NAMES[4])).endswith(NAMES[4])
+        assert len(readable_row(row_of(score_of(name))).splitlines()) == 1
+    assert readable_row(row_of(score_of("a\r\x1b[2Jb.png"))).endswith(r"a\r\x1b[2Jb.png")
+    assert readable_row(row_of(score_of(NAMES[4]))).endswith(NAMES[4])
 
 
 def test_a_score_with_a_remark_is_kept(tmp_path: Path) -> None:

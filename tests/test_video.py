@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from faces.reader import ImageError
-from faces.video import BestShots, Tracker, folder_frames, frames, is_video, overlaps
+from faces.video import Tracker, folder_frames, frames, is_video, overlaps
 
 av = pytest.importorskip("av")
 
@@ -131,9 +131,7 @@ def test_a_face_that_was_away_too_long_gets_a_new_number():
     assert tracker.link(none, 0.5) == []
     assert tracker.link(box, 1.0) == [0]
     assert tracker.link(none, 1.5) == []
-    assert tracker.open == {0}
     assert tracker.link(box, 2.5) == [1]
-    assert tracker.open == {1}
 
 
 def test_a_track_goes_on_where_few_frames_are_looked_at():
@@ -147,12 +145,3 @@ def test_a_track_takes_one_face_of_a_frame():
     tracker = Tracker()
     tracker.link(np.array([[0, 0, 40, 40]]), 0.0)
     assert tracker.link(np.array([[4, 0, 44, 40], [1, 0, 41, 40]]), 0.04) == [1, 0]
-
-
-def test_best_shots_are_given_out_when_their_track_has_ended():
-    best = BestShots(2)
-    for track, quality, item in [(0, 0.1, "a"), (1, 0.9, "b"), (0, 0.5, "c"), (0, 0.5, "d"), (0, 0.3, "e")]:
-        best.add(track, quality, item)
-    assert list(best.ended({1})) == [(0, ["c", "d"])]
-    assert list(best.ended({1})) == []
-    assert list(best.ended(set())) == [(1, ["b"])]
