@@ -6,7 +6,7 @@ PY := .venv/bin/python
 .PHONY: licences audit dsl-fiqa dsl-fiqa-reports test-oldest clean
 
 help:                            ## list the targets
-	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z][a-z-]*:.*##' Makefile | sed -E 's/^([a-z-]+):[^#]*## */\1@/' | awk -F@ '{ printf "%-17s %s\n", $$1, $$2 }'
 
 setup: .venv/core.stamp          ## install what scoring, labelling and training need
 setup-dev: .venv/dev.stamp       ## install the extras and the tools of developers too
@@ -47,15 +47,15 @@ WEIGHTS := weights/clib_fiqa_tiny.safetensors
 weights: tables                  ## make the networks in weights/ again, and measure them: hours on two cores
 	$(PY) train.py --clip-model $(RECIPE)/tiny.safetensors --checkpoints $(RECIPE)/tiny $(TRAIN)
 	cp $(RECIPE)/tiny/clib_fiqa.safetensors $(WEIGHTS)
-	$(PY) -m recipes.default_model.calibrate $(WEIGHTS) --data $(DATA)
 	$(PY) -m recipes.default_model.percentiles $(WEIGHTS) @$(RECIPE)/lfw_test.txt --set "LFW test identities"
+	$(MAKE) calibrate
 	$(PY) -m recipes.default_model.reports.measure --data $(DATA) --results results
-	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --figure docs/reliability.png --results results
-	$(PY) -m recipes.default_model.bands --data $(DATA) --results results
+	$(MAKE) bands
 
 calibrate: setup-dev             ## calibrate the factors of the weights in weights/; their sha256 changes
 	$(PY) -m recipes.default_model.calibrate $(WEIGHTS) --data $(DATA)
 	$(PY) -m recipes.default_model.reports.reliability --data $(DATA) --figure docs/reliability.png --results results
+	$(PY) -m recipes.default_model.reports.calibration --every 3 --data $(DATA) --results results
 
 bands: setup-dev                 ## measure the bands of the weights in weights/, whatever weights these are
 	$(PY) -m recipes.default_model.bands --data $(DATA) --results results

@@ -7,6 +7,7 @@ have no header, may be separated by spaces, and may hold their quality as `[[0.5
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from itertools import chain
@@ -87,9 +88,9 @@ def is_storable(path: str) -> bool:
     return not any(character in path for character in "\t\n\r")
 
 
-def resolve(label: Label, table_path: str | Path) -> Path:
+def resolve(label: Label, table_path: str | Path) -> str:
     """Where the image of a row lies: relative paths start at the folder of the table."""
-    return Path(table_path).parent / label.path
+    return os.path.join(os.path.dirname(table_path), label.path)  # a Path would be slow for millions of rows
 
 
 def _parser(columns: Sequence[str]) -> Callable[[str], Label]:

@@ -142,6 +142,11 @@ def read_names(path: str | Path) -> list[str]:
         return [line.rstrip("\r\n") for line in file]
 
 
+def names_in(files: Iterable[str | Path]) -> set[str]:
+    """The names in text files, one a line, without the spaces around them."""
+    return {name for file in files for line in read_names(file) if (name := line.strip())}
+
+
 def read_json(path: str | Path, expected: type, advice: str) -> Any:
     """The content of a JSON file that is of the type `expected`.
 

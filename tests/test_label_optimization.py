@@ -291,8 +291,8 @@ def test_label_tables_keep_their_other_columns(files, label_table, tmp_path, cap
 
     elsewhere = tmp_path / "elsewhere" / "deep" / "new.tsv"  # the rows still name the same files
     assert run_optimise(files, "--skip-unscored", "--epsilon", "0.02", scores=label_table, output=elsewhere) == 0
-    paths = [resolve(label, elsewhere).resolve() for label in read_labels(elsewhere)]
-    assert paths == [resolve(label, label_table).resolve() for label in read_labels(label_table)]
+    paths = [Path(resolve(label, elsewhere)).resolve() for label in read_labels(elsewhere)]
+    assert paths == [Path(resolve(label, label_table)).resolve() for label in read_labels(label_table)]
 
 
 def test_published_label_rows_without_a_header(files, tmp_path):

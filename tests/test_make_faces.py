@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +80,3 @@ def test_the_dark_side_of_a_face_is_no_border(data: Path) -> None:
     assert border[:20].all()
     assert border[:, :10].all()
     assert not border[30:80, 20:92].any()
-
-
-def test_tables_are_written(tmp_path: Path) -> None:
-    make_faces.write_rows(tmp_path / "a.tsv", ("path", "n"), [("x", 1)])
-    with (tmp_path / "a.tsv").open(newline="") as file:
-        assert list(csv.DictReader(file, delimiter="\t")) == [{"path": "x", "n": "1"}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from labels.label_table import read_labels
+from labels.label_table import read_labels, resolve
 from methods.clib_fiqa.losses import TASKS
 from model.preprocessing import Preprocessing
 from training import processes
@@ -53,8 +52,7 @@ def read_faces(
     labels = read_labels(table)
     rows = [row for row, label in enumerate(labels) if label.quality is not None]
     raw = [math.nan if label.quality is None else label.quality for label in labels]
-    folder = os.path.dirname(table)  # as `resolve`, without an object for each of millions of rows
-    paths = [os.path.join(folder, label.path) for label in labels]
+    paths = [resolve(label, table) for label in labels]
     images, bad = read_images(paths, rows, preprocessing, cache, workers, cache_size=cache_size)
     skipped = [(label.path, "no_quality") for label in labels if label.quality is None]
     skipped += [(labels[row].path, status) for row, status in bad.items()]

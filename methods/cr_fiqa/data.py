@@ -15,7 +15,7 @@ from faces.listing import list_images
 from faces.reader import read_image
 from labels.anchors import identity_of
 from methods.cr_fiqa.recordio import RecordReader, read_samples
-from model.files import read_names
+from model.files import names_in
 from model.preprocessing import Preprocessing
 from training import processes
 from training.images import Cache, Images, keeps, read_images
@@ -102,9 +102,9 @@ def _wanted(source: _Source, files: Sequence[str], min_images: int) -> NDArray[n
     """Which images (N,) are of an identity that the files name, if there are any, and that has enough images."""
     wanted = np.bincount(source.labels, minlength=len(source.names)) >= min_images
     if files:
-        lines = [line.strip() for file in files for line in read_names(file)]
-        missing = sorted({line for line in lines if line}.difference(source.names))
+        named = names_in(files)
+        missing = sorted(named.difference(source.names))
         if missing:
             raise ValueError(f"--identities: {len(missing)} identities have no images in --data, as {missing[0]}")
-        wanted &= np.isin(source.names, lines)
+        wanted &= np.isin(source.names, list(named))
     return wanted[source.labels]

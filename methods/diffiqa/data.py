@@ -17,7 +17,7 @@ from faces.degradations import SIZE, compress, degrade
 from faces.listing import expand_inputs
 from faces.reader import read_image
 from faces.workers import as_it_is, load_batches
-from model.files import read_names
+from model.files import names_in
 from model.preprocessing import Preprocessing
 from training import processes
 from training.step import TrainingError
@@ -42,8 +42,7 @@ def find_images(arguments: Sequence[str], identities: Sequence[str]) -> list[str
     """
     paths = list(expand_inputs(arguments, sys.stdin))
     if identities:
-        lines = (line.strip() for file in identities for line in read_names(file))
-        wanted = {line for line in lines if line}
+        wanted = names_in(identities)
         paths = [path for path in paths if Path(path).parent.name in wanted]
     if not paths:
         raise ValueError(f"--data {','.join(arguments)}: no images were found, or none of the --identities")

@@ -25,7 +25,7 @@ from faces.random_crops import CROPS, crops_for, cut, fit, landmarks_for, mirror
 from faces.reader import read_image
 from faces.workers import as_it_is, load_batches
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
-from model.files import open_text
+from model.files import names_in
 from training import processes
 from training.images import CACHE_BYTES, Cache, mixed_seed
 
@@ -65,17 +65,8 @@ class Picture(NamedTuple):
 
 def photographs(folders: Sequence[str], without: Sequence[str] = ()) -> list[str]:
     """All images below the folders, but for those whose own folder is named in one of the files `without`."""
-    names = left_out(without)
+    names = names_in(without)
     return [str(path) for folder in folders for path in list_images(folder) if path.parent.name not in names]
-
-
-def left_out(files: Sequence[str]) -> set[str]:
-    """The names in these files, one a line."""
-    names: set[str] = set()
-    for file in files:
-        with open_text(file) as lines:
-            names |= {line.strip() for line in lines}
-    return names
 
 
 def read_rated_set(folder: str | Path, landmarks: bool) -> RatedSet:

@@ -31,8 +31,8 @@ from faces.dlib_models import largest_face
 from faces.random_crops import fit
 from faces.reader import read_image
 from faces.workers import load_batches
-from methods.dsl_fiqa.data import left_out, photographs
-from model.files import printable, write_text
+from methods.dsl_fiqa.data import photographs
+from model.files import names_in, printable, write_text
 
 PARTS = (("train", 0.8), ("val", 0.05), ("test", 0.15))  # shares of the people
 CHUNK = 16
@@ -94,7 +94,7 @@ def make_set(args: argparse.Namespace) -> int:
     for part in parts:
         for sub in ("img", "landmark"):
             (Path(args.output) / part / sub).mkdir(parents=True, exist_ok=True)
-    unseen = {name for name in people if part_of(name, args.seed) != "train"} | left_out(args.without)
+    unseen = {name for name in people if part_of(name, args.seed) != "train"} | names_in(args.without)
     write_text(Path(args.output) / "unseen.txt", "".join(f"{name}\n" for name in sorted(unseen)))
     for number, path, versions in _made(args, kinds, held_out, paths):
         part = part_of(path.parent.name, args.seed)

@@ -9,7 +9,7 @@ known from what was done, their pose from dlib's landmarks, and their expression
 the held-out identities with more images help there. No image of an LFW test identity is read.
 
 The file is written again with the same tensors. Its sha256 changes: model/weights.py names the new one, and bands are
-measured afterwards. Numbers that were measured of qualities stay true.
+measured afterwards. Numbers that were measured of qualities stay true, those of probabilities do not.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("weights", nargs="+", type=Path, help="checkpoints, .safetensors")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="with faces/, factors/ and splits/")
-    cache = Path("runs/yaw_unseen.json")
-    parser.add_argument("--cache", type=Path, default=cache, help="dlib's yaw of each face, found once")
+    cache = Path("runs/landmarks.npz")
+    parser.add_argument("--cache", type=Path, default=cache, help="dlib's landmarks of each face, found once")
     args = parser.parse_args(arguments)
     return exit_code(lambda: run(args), stopped="stopped; a checkpoint that is not named above is as it was")
 

@@ -14,11 +14,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -29,10 +28,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
+from evaluation.inputs import write_tsv
 from faces.degradations import KINDS, degrade
 from faces.listing import list_images
 from faces.reader import read_image
-from model.files import open_text, replacing
 from recipes.default_model.crops import (
     celeba_paths,
     cfp_faces,
@@ -81,9 +80,9 @@ def run(options: argparse.Namespace) -> int:
     with ProcessPoolExecutor() as pool:
         made = list(tqdm(pool.map(work, range(len(faces)), faces, chunksize=32), total=len(faces), unit="face"))
     rows = [(face.path, face.source.relative_to(data).as_posix(), face.identity) for face in faces]
-    write_rows(output / "originals.tsv", ("path", "source", "identity"), rows)
+    write_tsv(output / "originals.tsv", ("path", "source", "identity"), rows)
     head = ("path", "blur", "illumination", "occlusion", "kinds")
-    write_rows(output / "damage.tsv", head, (row for rows in made for row in rows))
+    write_tsv(output / "damage.tsv", head, (row for rows in made for row in rows))
     print(f"{output}: {len(faces)} faces and {sum(map(len, made))} versions of them")
     return 0
 
@@ -178,14 +177,6 @@ def damage_once_or_twice(image: np.ndarray, rng: np.random.Generator) -> tuple[n
         illumination = 0 if factor == "illumination" and strength >= 0.1 else illumination
         occlusion = 0 if factor == "occlusion" else occlusion
     return image, (blur, illumination, occlusion), done
-
-
-def write_rows(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table separated by tabs, written atomically."""
-    with replacing(path) as temporary, open_text(temporary, "w") as file:
-        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
-        writer.writerow(head)
-        writer.writerows(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

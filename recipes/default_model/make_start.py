@@ -6,8 +6,6 @@ and the text tower, a small CLIP transformer, have random weights, which `train.
 
     python -m recipes.default_model.make_start --trunk ../shared/data/fr/mobilefacenet_foamliu.safetensors \\
         --output runs/default/tiny.safetensors
-    python -m recipes.default_model.make_start --trunk ../shared/data/fr/mobilefacenet_foamliu.safetensors \\
-        --factor-trunk weights/mfn_small.safetensors --output runs/default/small.safetensors
 """
 
 from __future__ import annotations

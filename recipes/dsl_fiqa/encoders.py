@@ -67,7 +67,7 @@ def named_file(text: str) -> tuple[str, str]:
 
 def report(args: argparse.Namespace) -> int:
     people = read_damage(read_rated_set(args.set / "test", False))
-    found = sorted({path for path in people.photographs.tolist() if path.startswith(str(args.photos))})
+    found = sorted({path for path in people.photographs.tolist() if Path(path).is_relative_to(args.photos)})
     paths = drawn(found, args.limit, args.seed)
     columns = [Column("kinds"), Column("features")]
     heads = ("top-1", "mAP", "same photograph first", "kind, probe", "strength, probe (SRCC)")

@@ -27,6 +27,7 @@ from methods.dsl_fiqa.make_set import UNDAMAGED
 from methods.dsl_fiqa.networks import load_quality_network
 from model.dsl_fiqa import DslFiqa
 from model.fast_dsl_fiqa import accelerate_dsl_fiqa
+from model.files import open_text
 from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 
 CPU = torch.device("cpu")
@@ -49,7 +50,7 @@ class Damage:
 def read_damage(rated: RatedSet) -> Damage:
     """damage.tsv of the set, in the order of its pictures. Raises ValueError when it is of another set."""
     file = rated.folder / "damage.tsv"
-    with open(file, newline="", encoding="utf-8", errors="surrogateescape") as lines:
+    with open_text(file) as lines:
         rows = {row["image"]: row for row in csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)}
     if missing := [name for name in rated.names if name not in rows]:
         raise ValueError(f"{file} has no row of {missing[0]}: make the set again with methods.dsl_fiqa.make_set")

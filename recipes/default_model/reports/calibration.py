@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", default="clib-fiqa", help="name or file")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="with faces/, factors/ and splits/")
     parser.add_argument("--every", type=positive, default=1, metavar="N", help="every N-th identity (default: all)")
-    cache = Path("runs/yaw_test.json")
+    cache = Path("runs/landmarks_test.npz")
     parser.add_argument("--cache", type=Path, default=cache, help="dlib's landmarks of each face, found once")
     return report_exit_code(parser, run, arguments)
 
