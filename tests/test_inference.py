@@ -23,6 +23,7 @@ from PIL import Image
 import inference
 import scoring.run
 from faces.align import ALIGN
+from faces.reader import MAX_BYTES
 from model.fast import PRECISIONS
 from model.files import only_run, open_text
 from model.prompts import FACTORS, joint_prompts
@@ -317,7 +318,7 @@ def test_readers_by_device_and_by_what_is_read(faces: Path, tmp_path: Path) -> N
         ("cpu", "yes", crop, 8),
         ("cuda", "no", crop, 8),
     ]:
-        scorer: Any = SimpleNamespace(device=torch.device(device), align=align)
+        scorer: Any = SimpleNamespace(device=torch.device(device), align=align, max_bytes=MAX_BYTES)
         assert scoring.run.default_workers(scorer, first, cores=8) == expected
     assert scoring.run.default_workers(scorer, crop, cores=64) == scoring.run.MOST_WORKERS
 
