@@ -370,9 +370,9 @@ def window(rgb: np.ndarray, matrix: np.ndarray, border: int = cv2.BORDER_REPLICA
 
 
 @cache
-def _center_face() -> CenterFace:
+def _center_face() -> nn.Module:
     network: CenterFace = load(DETECTOR)
-    return network
+    return fuse_convolutions(network.requires_grad_(False).to(memory_format=torch.channels_last))
 
 
 @cache

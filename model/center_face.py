@@ -24,7 +24,7 @@ LEVELS = (1, 2, 4, 6)  # stages whose outputs, with strides 4, 8, 16 and 32, the
 WIDTH = 24
 
 
-class InvertedResidual(nn.Module):
+class Widened(nn.Module):
     """Widen, filter each channel, narrow. The input is added where the resolution and the width stay the same."""
 
     def __init__(self, inputs: int, outputs: int, widen: int, stride: int) -> None:
@@ -64,7 +64,7 @@ class CenterFace(nn.Module):
         for widen, outputs, count, stride in STAGES:
             blocks = []
             for i in range(count):
-                blocks.append(InvertedResidual(inputs, outputs, widen, stride if i == 0 else 1))
+                blocks.append(Widened(inputs, outputs, widen, stride if i == 0 else 1))
                 inputs = outputs
             stages.append(nn.Sequential(*blocks))
         self.stages = nn.ModuleList(stages)
@@ -77,16 +77,16 @@ class CenterFace(nn.Module):
         self.points = nn.Conv2d(WIDTH, 10, 1)  # y and x of each point from the box's corner, as shares of its sides
 
     def forward(self, x: Tensor) -> Cells:
-        x = F.relu(self.stem(x))
+        x = F.relu(self.stem(x), inplace=True)
         maps: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
             if i in LEVELS:
-                maps.append(F.relu(self.laterals[len(maps)](x)))
+                maps.append(F.relu(self.laterals[len(maps)](x), inplace=True))
         x = maps[3]
         for level in (2, 1, 0):
-            x = F.relu(self.enlarge[level](x)) + maps[level]
-        x = F.relu(self.conv(x))
+            x = F.relu(self.enlarge[level](x), inplace=True).add_(maps[level])
+        x = F.relu(self.conv(x), inplace=True)
         return self._cells(x)
 
     def _cells(self, x: Tensor) -> Cells:

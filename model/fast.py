@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .center_face import Widened
 from .clip import AttentionPool, Bottleneck, ModifiedResNet
 from .face_points import Block
 from .face_trunk import ConvNormReLU6, DepthwiseStem, InvertedResidual
@@ -167,6 +168,19 @@ class FastInvertedResidual(nn.Module):
         return self.narrow(self.hidden(x), x if self.residual else None)
 
 
+class FastWidened(nn.Module):
+    """`Widened` of fused convolutions. Where it adds its input it overwrites it: nothing reads that one later."""
+
+    def __init__(self, block: Widened) -> None:
+        super().__init__()
+        self.expand = nn.Identity() if block.expand is None else FusedConv(block.expand, "relu")
+        self.depthwise, self.project = FusedConv(block.depthwise, "relu"), FusedConv(block.project)
+        self.residual = block.residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.depthwise(self.expand(x)), x if self.residual else None)
+
+
 class FastBlock(nn.Module):
     """`Block` of the network of points, of fused convolutions. A shortcut that is its input is overwritten: nothing
     else reads it."""
@@ -199,6 +213,7 @@ FAST: dict[type[nn.Module], Any] = {
     Block: FastBlock,
     IBasicBlock: FastIBasicBlock,
     InvertedResidual: FastInvertedResidual,
+    Widened: FastWidened,
     DepthwiseStem: fast_stem,
     ConvNormReLU6: fast_relu6,
     nn.Conv2d: FusedConv,
