@@ -142,12 +142,18 @@ def test_tiles_cover_a_picture_and_overlap() -> None:
 
 
 def test_scales_reach_the_smallest_face() -> None:
-    assert search_scales(100, 24) == [3.2]
-    scales = search_scales(4000, 24)
+    assert search_scales(80, 100, 24) == [3.2]
+    scales = search_scales(3000, 4000, 24)
     assert scales[0] == 320 / 4000
     assert all(small < large <= 2 * small for small, large in pairwise(scales))
     assert scales[-1] >= 16 / 24
-    assert search_scales(4000, 400) == [320 / 4000]
+    assert search_scales(3000, 4000, 400) == [320 / 4000]
+
+
+def test_the_time_for_a_huge_picture_has_a_bound() -> None:
+    for height, width in [(5000, 10_000), (10_000, 5000), (100, 30_000)]:
+        assert height * width * search_scales(height, width, 24)[-1] ** 2 <= 8.001e6
+    assert 40 * search_scales(5000, 10_000, 24)[-1] >= 16   # pixels of a face that is found
 
 
 def test_a_face_is_kept_once() -> None:
