@@ -72,7 +72,7 @@ def test_tables_name_levels(tmp_path: Path) -> None:
     (tmp_path / "factors").mkdir()
     Image.new("RGB", (112, 112)).save(tmp_path / "factors/a.png")
     labels = ["exaggerated expression", "typical expression"]
-    one = from_rows(tmp_path, "expression", "here", [{"path": "a.png", "label": label} for label in labels])
+    one = from_rows(tmp_path, "expression", "here", [{"path": "factors/a.png", "label": label} for label in labels])
     assert [AXES["expression"][level] for level in one.levels] == labels
     assert len(one.crops) == 2
 

@@ -65,7 +65,7 @@ def known_levels(
             changed, (blur, illumination, occlusion), _ = damage_once_or_twice(crop, rng)
             yield changed, {"blur": blur, "occlusion": occlusion, "illumination": illumination}
     expressions = factor_rows(data, "expression_lfw", held_out=None)
-    labels = {row["path"].removeprefix("../"): row["label"] for row in expressions}
+    labels = {row["path"]: row["label"] for row in expressions}
     named = [(path, label) for path in more if (label := labels.get(path.relative_to(data).as_posix()))]
     for crop, (_, label) in zip(read_crops([path for path, _ in named]), named, strict=True):
         yield crop, {"expression": AXES["expression"].index(label)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from os.path import normpath
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,10 @@ def cfp_faces(data: Path) -> list[tuple[str, Path]]:
 
 
 def factor_rows(data: Path, name: str, held_out: bool | None) -> list[dict[str, str]]:
-    """The rows of factors/NAME.tsv, whose `path` is relative to factors/. Without those of the held-out subjects, or
+    """The rows of factors/NAME.tsv, with `path` relative to the data folder. Without those of the held-out subjects, or
     only those, or all (None). Held out from `expression_lfw` are LFW's test identities and every tenth training one."""
     with data_file(data, f"factors/{name}.tsv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+        rows = [row | {"path": normpath(f"factors/{row['path']}")} for row in csv.DictReader(file, delimiter="\t")]
     if held_out is None:
         return rows
     if name == "expression_lfw":
@@ -89,8 +90,8 @@ def factor_faces(data: Path, name: str) -> list[Path]:
     rows = factor_rows(data, name, held_out=False)
     if name == "expression_lfw":
         rows = [row for row in rows if row["label"] == "exaggerated expression"]
-        return sorted({data / row["path"].removeprefix("../") for row in rows})
-    return sorted({data / "factors" / row["path"] for row in rows if row["label"]})
+        return sorted({data / row["path"] for row in rows})
+    return sorted({data / row["path"] for row in rows if row["label"]})
 
 
 def is_oblique(row: Mapping[str, str]) -> bool:

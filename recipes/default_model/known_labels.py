@@ -97,14 +97,13 @@ def known_levels(data: Path) -> dict[str, dict[str, int]]:
     for name in (*HELD, "expression_lfw"):
         factor = name.split("_")[0]
         for row in factor_rows(data, name, held_out=False):
-            path = row["path"].removeprefix("../") if name == "expression_lfw" else f"factors/{row['path']}"
             level = AXES[factor].index(row["label"]) if row["label"] else None
             if row["condition"] == "happiness":
                 level = -1
             elif name == "illumination_b" and is_oblique(row):
                 level = 0
             if level is not None:
-                known.setdefault(path, {})[factor] = level
+                known.setdefault(row["path"], {})[factor] = level
     return known
 
 

@@ -115,7 +115,7 @@ def labelled_faces(data: Path, landmarks: Path) -> list[Face]:
 def laughing_faces(data: Path, landmarks: Path) -> list[Path]:
     """Happy faces of LFW's training identities with an open mouth."""
     happy = [row for row in factor_rows(data, "expression_lfw", held_out=False) if row["condition"] == "happiness"]
-    paths = sorted({data / row["path"].removeprefix("../") for row in happy})
+    paths = sorted({data / row["path"] for row in happy})
     points = landmarks_of(paths, landmarks)
     openings = [None if (found := points[key_of(path)]) is None else mouth_opening(found) for path in paths]
     return [path for path, opening in zip(paths, openings, strict=True) if opening is not None and opening >= OPEN]
@@ -124,13 +124,13 @@ def laughing_faces(data: Path, landmarks: Path) -> list[Path]:
 def side_lit_faces(data: Path) -> list[Path]:
     """Yale's faces in extreme lighting."""
     rows = factor_rows(data, "illumination", held_out=False)
-    return sorted({data / "factors" / row["path"] for row in rows if row["label"] == "extreme lighting"})
+    return sorted({data / row["path"] for row in rows if row["label"] == "extreme lighting"})
 
 
 def oblique_faces(data: Path) -> list[Path]:
     """Faces of Extended Yale B whose light has no label and counts as extreme (crops.py)."""
     rows = factor_rows(data, "illumination_b", held_out=False)
-    return sorted({data / "factors" / row["path"] for row in rows if is_oblique(row)})
+    return sorted({data / row["path"] for row in rows if is_oblique(row)})
 
 
 def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]:

@@ -132,7 +132,7 @@ def held_out_set(data: Path, cache: Path) -> tuple[np.ndarray, np.ndarray]:
 def _labelled_set(data: Path, cache: Path, held_out: bool) -> tuple[np.ndarray, np.ndarray]:
     paths = crop_paths(data, identities(data, held_out))
     yaw = yaw_of(crop_paths(data, identities(data)) + crop_paths(data, identities(data, held_out=True)), cache)
-    smiles = {row["path"].removeprefix("../"): row["label"] for row in factor_rows(data, "expression_lfw", None)}
+    smiles = {row["path"]: row["label"] for row in factor_rows(data, "expression_lfw", None)}
     labels = []
     for path in paths:
         angle = yaw[str(path.relative_to(data))]
@@ -146,7 +146,7 @@ def _labelled_set(data: Path, cache: Path, held_out: bool) -> tuple[np.ndarray, 
                 "obstructed": COVERED, "unobstructed": 0, "normal lighting": 0, "extreme lighting": 1,
                 "typical expression": 0, "exaggerated expression": 1,
             }[row["label"]]
-            paths.append(data / "factors" / row["path"])
+            paths.append(data / row["path"])
             labels.append(label)
     return read_crops(paths), np.array(labels, np.int64)
 

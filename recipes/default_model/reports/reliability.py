@@ -118,7 +118,7 @@ def labelled_sets(data: Path, faces: int, cache: Path) -> Iterator[Labelled]:
     yield real_masks(data, firsts)
     lit = [row for row in rows_of(data, "illumination_b", held_out=True) if row["label"]]
     yield from_rows(data, "illumination", "illumination_b.tsv, held-out subjects", lit)
-    smiles = [data / row["path"].removeprefix("../") for row in people if row["condition"] == "happiness"]
+    smiles = [data / row["path"] for row in people if row["condition"] == "happiness"]
     points = {key: found for key, found in landmarks_of([*firsts, *smiles], cache).items() if found is not None}
     opening = [(path, mouth_opening(points[key_of(path)])) for path in smiles if key_of(path) in points]
     sure = [(path, int(gap <= SHUT)) for path, gap in opening if not SHUT < gap < OPEN]
@@ -131,7 +131,7 @@ def labelled_sets(data: Path, faces: int, cache: Path) -> Iterator[Labelled]:
 
 def real_masks(data: Path, unmasked: Sequence[Path]) -> Labelled:
     """Masks of subjects that no training saw, and faces without a mask."""
-    masks = [data / "factors" / row["path"] for row in rows_of(data, "occlusion_real", held_out=True)]
+    masks = [data / row["path"] for row in rows_of(data, "occlusion_real", held_out=True)]
     levels = np.array([0] * len(masks) + [1] * len(unmasked))
     crops = list(read_crops([*masks, *unmasked]))
     return Labelled("occlusion", "occlusion_real.tsv, held-out subjects; LFW test identities", crops, levels)
@@ -150,7 +150,7 @@ def damaged(factor: str, clean: Sequence[np.ndarray]) -> Labelled:
 
 def from_rows(data: Path, factor: str, where: str, labelled: Sequence[dict[str, str]]) -> Labelled:
     """The faces of a table in factors/, whose labels are names of levels."""
-    crops = read_crops([data / "factors" / row["path"] for row in labelled])
+    crops = read_crops([data / row["path"] for row in labelled])
     return Labelled(factor, where, list(crops), np.array([AXES[factor].index(row["label"]) for row in labelled]))
 
 

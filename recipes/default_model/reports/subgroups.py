@@ -43,7 +43,7 @@ def groups_of(data: Path, names: Sequence[str], cache: Path) -> dict[str, Mask]:
     yaw = yaw_of([data / name for name in names], cache)
     pose = [AXES["pose"][pose_class(angle)] if (angle := yaw[name]) is not None else "" for name in names]
     table = factor_rows(data, "expression_lfw", None)
-    by_people = {row["path"].removeprefix("../"): row["label"] for row in table}
+    by_people = {row["path"]: row["label"] for row in table}
     labels = {"pose": pose, "expression": [by_people.get(name, "") for name in names]}
     return {
         level: np.array([found == level for found in values]) for axis, values in labels.items() for level in AXES[axis]
