@@ -57,10 +57,11 @@ def main() -> None:
     paths = [str(path) for path in islice(list_images(args.faces), args.count)]
     work: dict[tuple[str, str], tuple[Callable[[list[str]], None], list[str]]] = {}
     for size, weights in SIZES.items():
-        scorer = Scorer(weights=weights, align="no", batch_size=args.batch_size)
         work[size, "one at a time"] = partial(one_at_a_time, load(weights)), paths[:FEW]
-        for workers in (0, 2):
-            work[size, f"batches, {workers} readers"] = partial(stream, scorer, workers), paths
+        for align in ("auto", "no"):  # auto, the default, looks at each crop before it is scored
+            scorer = Scorer(weights=weights, align=align, batch_size=args.batch_size)
+            for workers in (0, 1, 2):
+                work[size, f"`--align {align}`, {workers} readers"] = partial(stream, scorer, workers), paths
     best = dict.fromkeys(work, 0.0)
     for _ in range(args.rounds):
         for name, (function, images) in work.items():

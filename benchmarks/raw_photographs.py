@@ -19,7 +19,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,12 +34,14 @@ sys.path.insert(0, str(ROOT))
 
 from command_line import positive  # noqa: E402
 from faces import detect as detector  # noqa: E402
-from faces.detect import Face, detect, shows_aligned_face  # noqa: E402
+from faces.degradations import KINDS, degrade  # noqa: E402
+from faces.detect import Face, detect, is_plain, points_are_placed, shows_aligned_face  # noqa: E402
 from faces.reader import read_image  # noqa: E402
-from faces.template import ARCFACE_POINTS, SIZE, mapped, warp  # noqa: E402
+from faces.template import ARCFACE_POINTS, SIZE, mapped, similarity_transform, warp, warped  # noqa: E402
 from recipes.default_model.crops import lfw_test_paths  # noqa: E402
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
-from recipes.raw_photographs.train_points import folds_of, originals  # noqa: E402
+from recipes.raw_photographs.train_crop_check import MEASURED  # noqa: E402
+from recipes.raw_photographs.train_points import composed, folds_of, originals, similarity  # noqa: E402
 from scoring import Scorer  # noqa: E402
 
 COLUMNS = [
@@ -52,7 +54,13 @@ COLUMNS = [
     Column("… aligned by the reference points", "{:.4f}"),
 ]
 FOUND_COLUMNS = [Column("pictures"), Column("faces"), Column("found, %", "{:.1f}")]
-CROP_COLUMNS = [Column("112x112"), Column("pictures"), Column("doubtful, %", "{:.1f}")]
+CROP_COLUMNS = [
+    Column("112x112"),
+    Column("pictures"),
+    Column("doubtful, %", "{:.1f}"),
+    Column("looked at twice, %", "{:.1f}"),
+    Column("doubtful by the second look alone, %", "{:.1f}"),
+]
 SPEED_COLUMNS = [
     Column("640x480"),
     Column("processor ms a photograph", "{:.0f}"),
@@ -96,7 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output.add("raw_photographs_sizes", "Small faces, and faces in large pictures", FOUND_COLUMNS, rows)
     if "crops" in args.only:
         rows = crop_rows(args.data, chosen, CROPS // args.every, args.folds)
-        output.add("raw_photographs_crops", "Pictures of 112x112 pixels: no aligned face", CROP_COLUMNS, rows)
+        of_check = replace(output, weights=(*output.weights, "crop-check"))
+        of_check.add("raw_photographs_crops", "Pictures of 112x112 pixels: no aligned face", CROP_COLUMNS, rows)
     if "speed" in args.only:
         use_points("face-points")
         rows = speed_rows(args.data, chosen)
@@ -216,57 +225,69 @@ def pasted(
 def crop_rows(
     data: Path, chosen: Sequence[Original], count: int, folds: Sequence[str] | None
 ) -> Iterator[list[Cell]]:
-    """How many crops, and how many pictures that are none, `shows_aligned_face` doubts. None is judged by a network
-    that learned the person, when there are `folds`."""
-    row = partial(doubtful_row, folds)
-    fold_of = folds_of(data)
-    lfw, celeba = lfw_test_paths(data), sorted((data / "faces" / "celeba").glob("*/*.jpg"))
-    for name, paths in (("LFW's test identities", lfw), ("CelebA", celeba)):
-        some = paths[:: max(1, len(paths) // count)]
-        yield row(f"aligned crops of {name}", [(fold_of.get(path.parent.name, 0), read_image(path)) for path in some])
-    yield row("aligned profiles of CFP", list(profiles(data, fold_of)))
-    rng = np.random.default_rng(0)
-    crops = [(one.fold, read_image(data / "faces" / one.path)) for one in chosen]
-    yield row("aligned crops, upside down", [(i, np.ascontiguousarray(np.rot90(crop, 2))) for i, crop in crops])
-    yield row("aligned crops, moved by half their side", [(i, np.roll(crop, 56, axis=1)) for i, crop in crops])
-    yield row("photographs reduced to 112x112", list(reduced(data, chosen)))
-    yield row("parts of photographs beside the face", list(beside_faces(data, chosen, rng)))
-    noise = [(0, rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)) for _ in range(count // 4)]
-    yield row("noise", noise)
-    yield row("smooth colours", [(0, smooth(rng)) for _ in range(count // 4)])
+    """How many crops, and how many pictures that are none, `shows_aligned_face` doubts. They are of people that the
+    small network has never seen, nor the network of points when there are `folds`."""
+    use_points(folds[MEASURED] if folds else "face-points")
+    fold_of, rng = folds_of(data), np.random.default_rng(0)
+    lfw = [read_image(path) for path in evenly(lfw_test_paths(data), count)]
+    celeba = sorted((data / "faces" / "celeba").glob("*/*.jpg"))
+    yield doubtful_row("aligned crops of LFW's test identities", lfw)
+    damaged = [degrade(crop, str(rng.choice(list(KINDS))), rng.uniform(0, 1), rng) for crop in lfw]
+    yield doubtful_row("aligned crops of LFW's test identities, damaged", damaged)
+    some = evenly([path for path in celeba if fold_of[path.parent.name] == MEASURED], count)
+    yield doubtful_row("aligned crops of CelebA", [read_image(path) for path in some])
+    yield doubtful_row("aligned profiles of CFP", list(profiles(data, fold_of)))
+    chosen = [one for one in chosen if one.fold == MEASURED]
+    crops = [read_image(data / "faces" / one.path) for one in chosen]
+    yield doubtful_row("aligned crops, upside down", [np.ascontiguousarray(np.rot90(crop, 2)) for crop in crops])
+    yield doubtful_row("aligned crops, moved by half their side", [np.roll(crop, 56, axis=1) for crop in crops])
+    for name, degrees, scale in (("turned by 45°", 45, 1.0), ("half as large", 0, 0.5), ("twice as large", 0, 2.0)):
+        yield doubtful_row(f"faces {name}", [wrongly_aligned(data, one, degrees, scale) for one in chosen])
+    yield doubtful_row("photographs reduced to 112x112", list(reduced(data, chosen)))
+    yield doubtful_row("parts of photographs beside the face", list(beside_faces(data, chosen, rng)))
+    noise = [rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8) for _ in range(count // 4)]
+    yield doubtful_row("noise", noise)
+    yield doubtful_row("smooth colours", [smooth(rng) for _ in range(count // 4)])
 
 
-def doubtful_row(folds: Sequence[str] | None, name: str, pictures: Sequence[tuple[int, np.ndarray]]) -> list[Cell]:
-    """`pictures` with the fold of the person each."""
-    doubted: list[bool] = []
-    for fold in (0, 1) if folds else (None,):
-        if folds and fold is not None:
-            use_points(folds[fold])
-        doubted += [not shows_aligned_face(picture) for i, picture in pictures if fold in (None, i)]
-    return [name, len(doubted), 100 * float(np.mean(doubted))]
+def evenly(paths: Sequence[Path], count: int) -> Sequence[Path]:
+    """About `count` of the paths, or all when there are fewer."""
+    return paths[:: max(1, len(paths) // count)]
 
 
-def profiles(data: Path, fold_of: Mapping[str, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """CFP's profiles of the people who have originals."""
+def doubtful_row(name: str, pictures: Sequence[np.ndarray]) -> list[Cell]:
+    checks = shows_aligned_face, is_plain, points_are_placed
+    shares = [100 * float(np.mean([not check(picture) for picture in pictures])) for check in checks]
+    return [name, len(pictures), *shares]
+
+
+def profiles(data: Path, fold_of: Mapping[str, int]) -> Iterator[np.ndarray]:
+    """CFP's profiles of the people who are left out."""
     with open(data / "faces" / "cfp_identities.tsv", encoding="utf-8") as file:
         for person in csv.DictReader(file, delimiter="\t"):
             for path in sorted((data / "faces" / "cfp" / person["cfp"]).glob("p*.jpg")):
-                if person["lfw"] in fold_of:
-                    yield fold_of[person["lfw"]], read_image(path)
+                if fold_of.get(person["lfw"]) == MEASURED:
+                    yield read_image(path)
 
 
-def reduced(data: Path, chosen: Sequence[Original]) -> Iterator[tuple[int, np.ndarray]]:
+def wrongly_aligned(data: Path, one: Original, degrees: float, scale: float) -> np.ndarray:
+    """A crop of an original in which the face is turned, or too small or too large."""
+    matrix = composed(similarity(degrees, scale, np.zeros(2)), similarity_transform(one.points, ARCFACE_POINTS))
+    return warped(read_image(data / "raw" / one.path), matrix, SIZE)
+
+
+def reduced(data: Path, chosen: Sequence[Original]) -> Iterator[np.ndarray]:
     """Whole photographs, without those in which the face lies by chance where the template has it."""
     for one in chosen:
         rgb = read_image(data / "raw" / one.path)
         points = (one.points + 0.5) * SIZE / np.array(rgb.shape[1::-1]) - 0.5
         if np.linalg.norm(points - ARCFACE_POINTS, axis=1).mean() > BESIDE:
-            yield one.fold, cv2.resize(rgb, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+            yield cv2.resize(rgb, (SIZE, SIZE), interpolation=cv2.INTER_AREA)
 
 
 def beside_faces(
     data: Path, chosen: Sequence[Original], rng: np.random.Generator
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[np.ndarray]:
     """A square of each photograph that has room for one beside the face: clothes, hair, walls, landscapes."""
     for one in chosen:
         rgb = read_image(data / "raw" / one.path)
@@ -276,7 +297,7 @@ def beside_faces(
         side = min(room[1] - room[0], rgb.shape[0])
         if side >= 40:
             top = int(rng.integers(0, rgb.shape[0] - side + 1))
-            yield one.fold, cv2.resize(rgb[top : top + side, room[0] : room[0] + side], (SIZE, SIZE))
+            yield cv2.resize(rgb[top : top + side, room[0] : room[0] + side], (SIZE, SIZE))
 
 
 def smooth(rng: np.random.Generator) -> np.ndarray:

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -100,7 +101,7 @@ def crops_of(rgb: np.ndarray, alignment: Alignment, points: np.ndarray | None = 
     if alignment.align == "auto" and is_aligned(rgb):
         if not alignment.check:
             return [Crop(rgb, Placed(aligned_by="crop"))]
-        if rgb.std(axis=(0, 1)).max() < FLAT:
+        if cv2.meanStdDev(rgb)[1].max() < FLAT:
             raise ImageError("no_face", "the picture of 112x112 pixels has one colour; an aligned face was expected")
         return [Crop(rgb, Placed(aligned_by="crop" if shows_aligned_face(rgb) else "doubtful"))]
     faces, count = alignment.finder.find(rgb)

@@ -23,15 +23,17 @@ import torch
 from torch import nn
 
 from model.center_face import LARGEST_STRIDE, CenterFace
+from model.crop_check import CropCheck
 from model.face_points import CENTRE, SPAN, FacePoints
 from model.face_points import SIZE as WINDOW
 from model.fast import fuse_convolutions
 from model.loading import load
 
-from .template import ARCFACE_POINTS, mapped_back, off_template, rescaled, resized, scale_of, similarity_transform
+from .template import ARCFACE_POINTS, mapped_back, off_template, rescaled, resized, similarity_transform, warped
 
 DETECTOR = "center-face"  # the name in `model/weights.py`, and in the column `aligned_by`
 POINTS = "face-points"
+CHECK = "crop-check"
 CHOICES = ("largest", "central", "all")
 ROTATE = ("no", "auto")
 MIN_FACE_SIZE = 24  # pixels
@@ -48,6 +50,7 @@ SURE = 0.5  # from which on a larger version of the picture need not be searched
 UPRIGHT = 0.75  # from which on the other quarter turns are not tried
 SAME_FACE = 0.4  # intersection over union
 INSIDE = 0.7  # share of the smaller box that lies in the larger one
+PLAIN = 6.0  # the small network's logit from which on a crop needs no second look
 CERTAIN = 1.0  # the logit from which on a crop shows a face
 UPSIDE_DOWN = -20.0  # the logit of a face on its head
 MISPLACED = 9.0  # pixels by which the alignment of a crop's own points would move the template's
@@ -335,7 +338,21 @@ def refine_points(rgb: np.ndarray, points: Sequence[np.ndarray]) -> tuple[list[n
 @one_thread()
 @torch.inference_mode()
 def shows_aligned_face(crop: np.ndarray) -> bool:
-    """Whether a face lies in an RGB uint8 crop (112, 112, 3) where the template has it."""
+    """Whether a face lies in an RGB uint8 crop (112, 112, 3) where the template has it.
+
+    A small network (model/crop_check.py) is sure of nearly all crops. The network of points looks at the others, which
+    takes twenty times as long.
+    """
+    return is_plain(crop) or points_are_placed(crop)
+
+
+def is_plain(crop: np.ndarray) -> bool:
+    """Whether the small network is sure that a crop (112, 112, 3) shows an aligned face."""
+    return bool(_crop_check()(torch.from_numpy(halved(crop))[None])[0] > PLAIN)
+
+
+def points_are_placed(crop: np.ndarray) -> bool:
+    """Whether the network of points finds a face in a crop (112, 112, 3), and its points on the template's."""
     points, logits = _both_ways_up(crop, [np.eye(2, 3)], (np.array(crop.shape[1::-1]) - 1) / 2)
     return logits[0] > CERTAIN and off_template(points[0].double().numpy()) < MISPLACED
 
@@ -366,18 +383,25 @@ def window(rgb: np.ndarray, matrix: np.ndarray, border: int = cv2.BORDER_REPLICA
     zoom = WINDOW / SPAN
     matrix = zoom * matrix
     matrix[:, 2] += (WINDOW - 1) / 2 - zoom * np.array(CENTRE)
-    scale = scale_of(matrix)
-    if scale < 0.5:
-        rgb = resized(rgb, scale)
-        linear = matrix[:, :2] / scale
-        matrix = np.column_stack([linear, matrix[:, 2] + linear @ np.full(2, 0.5 - 0.5 * scale)])
-    return cv2.warpAffine(rgb, matrix, (WINDOW, WINDOW), flags=cv2.INTER_LINEAR, borderMode=border)
+    return warped(rgb, matrix, WINDOW, border)
+
+
+def halved(crop: np.ndarray) -> np.ndarray:
+    """An RGB uint8 crop (112, 112, 3) in grey and at half its size, as the small network sees it: (56, 56)."""
+    grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
+    return cv2.resize(grey, (grey.shape[1] // 2, grey.shape[0] // 2), interpolation=cv2.INTER_AREA)
 
 
 @cache
 def _center_face() -> nn.Module:
     network: CenterFace = load(DETECTOR)
     return fuse_convolutions(network.requires_grad_(False).to(memory_format=torch.channels_last))
+
+
+@cache
+def _crop_check() -> nn.Module:
+    network: CropCheck = load(CHECK)
+    return fuse_convolutions(network.requires_grad_(False))
 
 
 @cache

@@ -77,3 +77,14 @@ def resized(rgb: np.ndarray, scale: float) -> np.ndarray:
 def rescaled(points: np.ndarray, scale: float) -> np.ndarray:
     """Where points of an image lie in its `resized` version."""
     return (points + 0.5) * scale - 0.5   # pixel centres have whole coordinates, the picture starts at -0.5
+
+
+def warped(rgb: np.ndarray, matrix: np.ndarray, size: int, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
+    """What a similarity (2, 3) fills from an image: (size, size, 3), bilinear. `border` of OpenCV says what lies beyond
+    the image: black by default. An image of more than twice the scale is first reduced by averaging areas."""
+    scale = scale_of(matrix)
+    if scale < 0.5:
+        rgb = resized(rgb, scale)
+        linear = matrix[:, :2] / scale
+        matrix = np.column_stack([linear, matrix[:, 2] + linear @ np.full(2, 0.5 - 0.5 * scale)])
+    return cv2.warpAffine(rgb, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)

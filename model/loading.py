@@ -14,6 +14,7 @@ from .checkpoint import CheckpointError, read_checkpoint
 from .clib_fiqa import ClibFiqa
 from .clip import CLIP
 from .confidence import ConfidenceMLP
+from .crop_check import CropCheck
 from .degradation_encoder import DegradationEncoder
 from .diffusion import GaussianDiffusion
 from .dsl_fiqa import DslFiqa
@@ -40,6 +41,7 @@ SYSTEMS: dict[str, Any] = {  # `system` in a checkpoint's metadata -> the class 
     "dsl-fiqa-de": DegradationEncoder,
     "center-face": CenterFace,
     "face-points": FacePoints,
+    "crop-check": CropCheck,
 }
 TELLING_KEYS = {  # a key that only the checkpoints of one system have -> that system
     "visual.conv1.weight": "clib-fiqa",

@@ -101,6 +101,15 @@ WEIGHTS = (
         image_size=192,
     ),
     KnownWeights(
+        "crop-check",
+        "crop_check.safetensors",
+        SHIPPED,
+        SHIPPED_LICENCE,
+        sha256="1a2a79b2b04b8360460ca12d096de4964a6e7a1307291376b89a081d0d2e1367",
+        system="crop-check",
+        image_size=56,
+    ),
+    KnownWeights(
         "ediffiqa",
         "ediffiqa_t.safetensors",
         SHIPPED,

@@ -1,1 +1,1 @@
-"""What makes the shipped face detector and its points."""
+"""What makes the shipped face detector, its points and the check of crops."""
