@@ -97,13 +97,11 @@ dsl-fiqa: setup-dev              ## make the network of DSL-FIQA in weights/ aga
 	$(PY) -m methods.dsl_fiqa.train_degradation --data $(DATA)/raw --without $(DSL)/set/unseen.txt --kinds $(SEEN) \
 		--preset small --precision bf16 --output $(DSL)/de
 	$(PY) -m methods.dsl_fiqa.train --data $(DSL)/set/train --validation $(DSL)/set/val --preset small --precision bf16 \
-		--encoder $(DSL)/de/degradation_encoder.safetensors --output $(DSL)/first
-	$(PY) -m methods.dsl_fiqa.train --data $(DSL)/set/train --validation $(DSL)/set/val --preset small --precision bf16 \
-		--start-weights $(DSL)/first/dsl_fiqa.safetensors --output $(DSL)/quality
+		--encoder $(DSL)/de/degradation_encoder.safetensors --output $(DSL)/quality
 	cp $(DSL)/quality/dsl_fiqa.safetensors weights/dsl_fiqa_small.safetensors
 
 dsl-fiqa-reports: setup-dev      ## measure that network, its encoder and its parts (after `make dsl-fiqa`)
-	$(PY) -m recipes.dsl_fiqa.strength $(DSL)/set --crops 4 --results results
+	$(PY) -m recipes.dsl_fiqa.strength $(DSL)/set --results results
 	$(PY) -m recipes.dsl_fiqa.simple_statistics $(DSL)/set --results results
 	$(PY) -m recipes.dsl_fiqa.disagreement --data $(DATA) --results results --figures docs
 	$(PY) -m methods.dsl_fiqa.train_degradation --data $(DATA)/raw --without $(DSL)/set/unseen.txt --kinds $(SEEN) \

@@ -40,6 +40,7 @@ from model.degradation_encoder import DegradationEncoder
 from model.dsl_fiqa import DslFiqa, DslFiqaShape
 from model.fast import PRECISIONS
 from model.fast_dsl_fiqa import accelerate_dsl_fiqa, product
+from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **_: object) -> Tensor:
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--crops", type=positive, default=20, help="of the picture (default: 20)")
     parser.add_argument("--batches", type=positive, nargs="+", default=[4, 20], help="crops at a time")
     parser.add_argument("--rounds", type=positive, default=2)
+    add_results_option(parser)
     args = parser.parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
@@ -165,13 +167,34 @@ def main() -> None:
         in_batches(network, picture._replace(corners=corners[:1]), 1, torch.float32)
     flop, fastest = counter.get_total_flops() * args.crops, peaks()
     rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in fastest.items())
-    print(f"{torch.get_num_threads()} threads, {flop / 1e12:.2f} TFLOP; GFLOP/s of a core: {rates}")
-    for name, value in times.items():
-        faster, lighter = times["published"] / value, work["published"] / work[name]
-        share = flop / work[name] / fastest[precisions[name]]
-        print(f"{name:20} {value:8.2f} s  {faster:5.2f} x published", end="  ")
-        print(f"{work[name]:8.2f} s of the cores  {lighter:5.2f} x published  {share:5.0%} of the peak", end="  ")
-        print(f"score {scores[name] - scores['published']:+.1e}")
+    threads = torch.get_num_threads()
+    what = (
+        f"A picture of {args.crops} crops, {args.preset} sizes: {flop / 1e12:.2f} TFLOP, {threads} threads; "
+        f"GFLOP/s of a core in a large product: {rates}"
+    )
+    columns = [
+        Column("arithmetic"),
+        Column("seconds", "{:.2f}", "min"),
+        Column("times as fast as published", "{:.2f}"),
+        Column("seconds of the cores", "{:.2f}"),
+        Column("times as fast, by the cores", "{:.2f}"),
+        Column("% of the peak", "{:.0f}"),
+        Column("difference of the score", "{:+.5f}"),
+    ]
+    rows: list[list[Cell]] = [
+        [
+            name,
+            value,
+            times["published"] / value,
+            work[name],
+            work["published"] / work[name],
+            100 * flop / work[name] / fastest[precisions[name]],
+            scores[name] - scores["published"],
+        ]
+        for name, value in times.items()
+    ]
+    command = f"python benchmarks/dsl_fiqa.py --preset {args.preset} --crops {args.crops}"
+    Output(args.results, command).add("dsl_fiqa_speed", what, columns, rows)
 
 
 if __name__ == "__main__":

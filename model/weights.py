@@ -158,7 +158,7 @@ WEIGHTS = (
         "dsl_fiqa_small.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="fe146636ade872a99025be943d1333d61a2ba827b73529c4c9c1013a81dd4423",
+        sha256="5d0a43e127f1d4f512c6c718e6b5d2921fd38f9c079f31f2208c8439b37d964d",
         system="dsl-fiqa",
         image_size=128,
     ),
