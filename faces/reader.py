@@ -34,9 +34,10 @@ _MOST_DEEP = 2**32 - 1   # of a sample in the modes I and F
 
 
 class ImageError(RuntimeError):
-    """A picture that cannot be used. `status` says why: missing, not_a_file, empty, unreadable (by permission or by a
-    failing disk), not_an_image (or not one of the six formats), truncated (cut off or damaged, also where a decoder
-    could repair it), too_large (bytes, pixels, or parts of the file), too_slow (to decode), no_face."""
+    """A picture that cannot be used. `status` says why: missing, not_a_file, linked_folder (below a folder: it is not
+    entered), empty, unreadable (by permission or by a failing disk), not_an_image (or not one of the six formats),
+    truncated (cut off or damaged, also where a decoder could repair it), too_large (bytes, pixels, or parts of the
+    file), too_slow (to decode), no_face."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(status, message)   # both, so that the error survives the way back from a worker process
@@ -109,6 +110,8 @@ def _content(path: str | Path, max_bytes: int) -> bytes:
 
 
 def _require_file(path: str | Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode) and os.path.islink(path):   # as `list_images` gives them
+        raise ImageError("linked_folder", f"{path} is a link to a folder, which is not entered; name it to read it")
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not_a_file", f"{path} is a folder, a pipe or a device; an image file was expected")
 
