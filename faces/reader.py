@@ -14,14 +14,22 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .headers import HeaderError, TooMuchError, checked, exif_orientation, is_known_format, require_undamaged
+from .headers import (
+    HeaderError,
+    TooMuchError,
+    checked,
+    exif_orientation,
+    is_known_format,
+    libtiff_heard,
+    require_undamaged,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 50_000_000
@@ -78,7 +86,7 @@ def read_image(
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:   # known from the header, before anything is decoded
                 raise TooMuchError(f"{image.width} x {image.height} pixels, limit {max_pixels:,}")
-            require_undamaged(content)
+            require_undamaged(content, max_pixels)
             return _pil_to_rgb(image)
 
 
@@ -180,7 +188,8 @@ def _decoding(name: str) -> Iterator[None]:
 
 def _pil_to_rgb(image: Image.Image) -> np.ndarray:
     """Block by block, as a copy of a large picture takes hundreds of megabytes and each step makes one."""
-    image.load()
+    with libtiff_heard() if image.format == "TIFF" else nullcontext():
+        image.load()
     rgb = np.empty((image.height, image.width, 3), np.uint8)
     largest = max((block.max() for _, block in _samples(image)), default=0) if _is_deep(image) else 0
     if _is_deep(image):
