@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,13 @@ def packed(**arrays: object) -> bytes:
     return buffer.getvalue()
 
 
+def labelled(label: float) -> bytes:
+    """A RecordIO of three images, the first of which has this label."""
+    content = bytearray(next(reader for reader in READERS if reader.name == "RecordIO").files[0])
+    struct.pack_into("<If", content, 8, 0, label)
+    return bytes(content)
+
+
 FOUND = [  # inputs that once ended in a traceback, or filled the memory
     ("pairs", b"a.jpg b.jpg 99999999999999999999\n", "line 1: expected two names and 1"),
     ("pairs", b"a.jpg b.jpg " + b"9" * 5000 + b"\n", "line 1: expected two names and 1"),
@@ -83,6 +91,8 @@ FOUND = [  # inputs that once ended in a traceback, or filled the memory
     ("scores as JSONL", b"[" * 100_000, "line 1: expected an object with path and quality"),
     ("index of a RecordIO", b"0\t99999999999999999999\n", "expected lines `number<TAB>byte`"),
     ("index of a RecordIO", b"0\t-8\n", "a number or a byte is negative"),
+    ("RecordIO", labelled(float("nan")), "a label is nan; whole numbers were expected"),
+    ("RecordIO", labelled(float("inf")), "a label is inf; whole numbers were expected"),
     ("embeddings", packed(names=np.zeros(70_000_000, "S1"), embeddings=np.ones((1, 1))), "unpacks from"),
     ("embeddings", packed(names=np.array(["a"]), embeddings=np.ones((1, 0))), "numbers (names, D) were expected"),
     ("bin", pickle.dumps(([{}, 3], [True])), "an image is of type dict"),
