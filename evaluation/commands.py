@@ -279,7 +279,7 @@ def _stored_threshold(args: argparse.Namespace) -> int:
             " python -m recipes.default_model.percentiles"
         )
     print(f"threshold = {percentiles.threshold(args.discard):.6g}")
-    print(f"discards {args.discard:.1%} of {percentiles.set} ({percentiles.images} images): quality < threshold")
+    print(f"discards {args.discard:.1%} of {printable(percentiles.set)} ({percentiles.images} images): quality < threshold")
     return 0
 
 
