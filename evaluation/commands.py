@@ -279,7 +279,8 @@ def _stored_threshold(args: argparse.Namespace) -> int:
             " python -m recipes.default_model.percentiles"
         )
     print(f"threshold = {percentiles.threshold(args.discard):.6g}")
-    print(f"discards {args.discard:.1%} of {printable(percentiles.set)} ({percentiles.images} images): quality < threshold")
+    images = f"{printable(percentiles.set)} ({percentiles.images} images)"
+    print(f"discards {args.discard:.1%} of {images}: quality < threshold")
     return 0
 
 
