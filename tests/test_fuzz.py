@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import pickle
 import re
@@ -83,6 +84,12 @@ def labelled(label: float) -> bytes:
     return bytes(content)
 
 
+ZIP_OF_AN_EMPTY_NAME = base64.b64decode(
+    "UEsDBBQAAAAIALNAel0RDABQSwECFAMUAACACAAIALNAel2raBESDAAAAIwAAAgHAAAAAAAAAAAAAACAAQAAAABhLmpwZ1BLBQYAAAAAAQABADUAAAAx"
+    "AAAAAAA="
+)
+
+
 FOUND = [  # inputs that once ended in a traceback, or filled the memory
     ("pairs", b"a.jpg b.jpg 99999999999999999999\n", "line 1: expected two names and 1"),
     ("pairs", b"a.jpg b.jpg " + b"9" * 5000 + b"\n", "line 1: expected two names and 1"),
@@ -95,6 +102,7 @@ FOUND = [  # inputs that once ended in a traceback, or filled the memory
     ("RecordIO", labelled(float("inf")), "a label is inf; whole numbers were expected"),
     ("embeddings", packed(names=np.zeros(70_000_000, "S1"), embeddings=np.ones((1, 1))), "unpacks from"),
     ("embeddings", packed(names=np.array(["a"]), embeddings=np.ones((1, 0))), "numbers (names, D) were expected"),
+    ("zip archive", ZIP_OF_AN_EMPTY_NAME, "is a damaged archive, or none"),
     ("bin", pickle.dumps(([{}, 3], [True])), "an image is of type dict"),
     ("bin", pickle.dumps(([b"a", b"b"], ["x"])), "the labels of the pairs are not True and False"),
     ("labels of DSL-FIQA", b"[" * 100_000, "is no JSON"),
