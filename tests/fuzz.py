@@ -3,6 +3,8 @@
     .venv/bin/pip install atheris
     .venv/bin/python tests/fuzz.py image -max_total_time=300 -rss_limit_mb=2000 -timeout=10
     .venv/bin/python tests/fuzz.py                             lists the readers
+    .venv/bin/python tests/fuzz.py all 180 results             each reader for 180 seconds, into results/fuzzing.json
+    .venv/bin/python tests/fuzz.py all 180 results image bin   these readers only; the rows of the others stay
 
 What follows the name are flags of libFuzzer. An input that ends in another error than ours, takes more than -timeout
 seconds or more memory than -rss_limit_mb is written to a file `crash-…`, `timeout-…` or `oom-…` in the current folder.
@@ -10,6 +12,8 @@ seconds or more memory than -rss_limit_mb is written to a file `crash-…`, `tim
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -18,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 OURS = ["evaluation", "faces", "labels", "model", "methods"]
+LIMITS = ["-rss_limit_mb=2000", "-timeout=10"]
+COMMAND = "python tests/fuzz.py all {} results"
 
 
 def main() -> int:
@@ -27,6 +33,8 @@ def main() -> int:
     except ImportError:
         print("error: pip install atheris (Linux, CPython up to the version its page names)", file=sys.stderr)
         return 2
+    if sys.argv[1:2] == ["all"] and len(sys.argv) > 3:
+        return fuzz_all(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
     with atheris.instrument_imports(include=OURS):
         from readers import READERS, attempt
     found = [reader for reader in READERS if reader.name in sys.argv[1:2]]
@@ -44,6 +52,40 @@ def main() -> int:
         atheris.Setup([sys.argv[0], str(corpus), *sys.argv[2:]], lambda content: attempt(reader, path, content))
         atheris.Fuzz()
     return 0
+
+
+def fuzz_all(seconds: int, results: Path, names: list[str]) -> int:
+    """Each reader in a process of its own, one after the other; a row for each in RESULTS/fuzzing.json."""
+    from readers import READERS
+
+    from recipes.default_model.reports.results import Column, read_result, write_results
+
+    file = results / "fuzzing.json"
+    old = {row[0]: row for row in read_result(file).rows} if file.is_file() else {}
+    columns = [Column("reader"), Column("seconds"), Column("inputs", "{:,}"), Column("branches at the start"),
+               Column("branches at the end"), Column("inputs that broke it")]  # fmt: skip
+    for reader in READERS:
+        if names and reader.name not in names:
+            continue
+        command = [sys.executable, __file__, reader.name, f"-max_total_time={seconds}", *LIMITS]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        row = [reader.name, seconds, *found_in(done.stdout.decode(errors="replace"), done.returncode)]
+        print(row, flush=True)
+        if done.returncode:
+            sys.stdout.buffer.write(done.stdout[-6000:])
+        old[reader.name] = row
+        rows = [old[reader.name] for reader in READERS if reader.name in old]
+        write_results(file, "Coverage-guided fuzzing of the readers", COMMAND.format(seconds), columns, rows)
+    return int(any(row[-1] for row in old.values()))
+
+
+def found_in(log: str, code: int) -> tuple[int, int, int, int]:
+    """Executions, branches of our code reached by the whole files and at the end, inputs that broke the reader."""
+    runs = [int(number) for number in re.findall(r"^#(\d+)\s", log, flags=re.MULTILINE)]
+    branches = [int(number) for number in re.findall(r"\bcov: (\d+)", log)]
+    if not branches:
+        raise RuntimeError(f"the fuzzer did not begin:\n{log[-2000:]}")
+    return max(runs), branches[0], branches[-1], int(code != 0)
 
 
 if __name__ == "__main__":
