@@ -12,6 +12,7 @@ seconds or more memory than -rss_limit_mb is written to a file `crash-…`, `tim
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import sys
@@ -28,16 +29,20 @@ COMMAND = "python tests/fuzz.py all {} results"
 
 def main() -> int:
     """Exit code 1 when an input broke a reader, 2 for a call that was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reader", nargs="?", metavar="READER", help="or all")
+    parser.add_argument("flags", nargs=argparse.REMAINDER, help="of libFuzzer; after all: SECONDS RESULTS READER…")
+    args = parser.parse_args()
     try:
         import atheris
     except ImportError:
         print("error: pip install atheris (Linux, CPython up to the version its page names)", file=sys.stderr)
         return 2
-    if sys.argv[1:2] == ["all"] and len(sys.argv) > 3:
-        return fuzz_all(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
+    if args.reader == "all" and len(args.flags) > 1:
+        return fuzz_all(int(args.flags[0]), Path(args.flags[1]), args.flags[2:])
     with atheris.instrument_imports(include=OURS):
         from readers import READERS, attempt
-    found = [reader for reader in READERS if reader.name in sys.argv[1:2]]
+    found = [reader for reader in READERS if reader.name == args.reader]
     if not found:
         print("\n".join(reader.name for reader in READERS))
         return 2
@@ -49,7 +54,7 @@ def main() -> int:
         for number, content in enumerate(reader.files):
             (corpus / str(number)).write_bytes(content)
 
-        atheris.Setup([sys.argv[0], str(corpus), *sys.argv[2:]], lambda content: attempt(reader, path, content))
+        atheris.Setup([sys.argv[0], str(corpus), *args.flags], lambda content: attempt(reader, path, content))
         atheris.Fuzz()
     return 0
 
