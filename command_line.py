@@ -22,8 +22,6 @@ THREADS_HELP = """CPU threads of each operation (default: OMP_NUM_THREADS, else 
     on the same cores give 1"""
 
 MOST_SHARDS = 100_000
-SHARD_HELP = "do the I-th of N parts of the work, each on a machine of its own; --merge N then makes the output"
-MERGE_HELP = "make the output of N finished shards: the same command with --merge N in place of --shard I/N"
 FILE_SIZE_HELP = "megabytes of the largest image file that is read, a larger one is too_large (default: 200)"
 
 
@@ -69,11 +67,15 @@ def channels(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def add_cluster_flags(add: Callable[..., Any]) -> None:
-    """The flags of a run over many hosts; `faces.cluster.cluster_of` reads them."""
+def add_machine_flags(add: Callable[..., Any]) -> None:
+    """The flags of a run over several machines: a cluster (`faces.cluster.cluster_of` reads these), or shards."""
     add("--engine", choices=("local", "ray"), default="local", help="ray: over many hosts (docs/scale.md)")
     add("--address", metavar="ADDRESS", help="ray: local (default: started here), auto, or a running one, HOST:PORT")
     add("--actors", type=positive, metavar="N", help="ray: processes that hold the network (default: as many as fit)")
+    shard_help = "do the I-th of N parts of the work, each on a machine of its own; --merge N then makes the output"
+    merge_help = "make the output of N finished shards: the same command with --merge N in place of --shard I/N"
+    add("--shard", type=shard, metavar="I/N", help=shard_help)
+    add("--merge", type=positive, default=0, metavar="N", help=merge_help)
 
 
 def exit_code(run: Callable[[], int], stopped: str, hint: Callable[[BaseException], str] = lambda error: "") -> int:

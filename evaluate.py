@@ -24,10 +24,8 @@ from typing import Any
 
 from command_line import (
     FILE_SIZE_HELP,
-    MERGE_HELP,
-    SHARD_HELP,
     THREADS_HELP,
-    add_cluster_flags,
+    add_machine_flags,
     channels,
     exit_code,
     keep_freed_memory,
@@ -36,7 +34,6 @@ from command_line import (
     natural,
     positive,
     set_threads,
-    shard,
 )
 from evaluation.commands import BASELINES, bands, baseline, compare, edc, embed, pairs, prepare, threshold
 from evaluation.tables import DEFAULT_LIMIT
@@ -59,10 +56,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("images", nargs="+", metavar="PATH", help=FACES)
     add("--fr", required=True, metavar="MODEL", help=".onnx, a checkpoint, or dlib")
     add("--output", type=Path, required=True, metavar="FILE.npz", help="names, embeddings, model_sha256")
-    add("--shard", type=shard, metavar="I/N", help=SHARD_HELP)
-    add("--merge", type=positive, default=0, metavar="N", help=MERGE_HELP)
     add("--flip", action="store_true", help="concatenate the mirror image's embedding, as CR-FIQA does")
-    add_cluster_flags(add)
+    add_machine_flags(add)
     _add_running_flags(add, batch_size=64)
 
     add = _command(commands, baseline, "\n".join(f"  {name:11} {what}" for name, (what, _) in BASELINES.items()))

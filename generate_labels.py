@@ -16,10 +16,8 @@ from pathlib import Path
 
 from command_line import (
     FILE_SIZE_HELP,
-    MERGE_HELP,
-    SHARD_HELP,
     THREADS_HELP,
-    add_cluster_flags,
+    add_machine_flags,
     channels,
     exit_code,
     keep_freed_memory,
@@ -28,7 +26,6 @@ from command_line import (
     natural,
     positive,
     set_threads,
-    shard,
 )
 
 
@@ -65,10 +62,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, default=32, metavar="N", help="images a network sees at once (default 32)")
     add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
-    add_cluster_flags(add)
+    add_machine_flags(add)
     add("--max-file-size", type=megabytes, default="200", metavar="MB", help=FILE_SIZE_HELP)
-    add("--shard", type=shard, metavar="I/N", help=SHARD_HELP)
-    add("--merge", type=positive, default=0, metavar="N", help=MERGE_HELP)
     add("--resume", action="store_true", help="go on with an interrupted run")
     args = parser.parse_args(arguments)
     if args.header and args.centres:

@@ -31,10 +31,8 @@ from pathlib import Path
 
 from command_line import (
     FILE_SIZE_HELP,
-    MERGE_HELP,
-    SHARD_HELP,
     THREADS_HELP,
-    add_cluster_flags,
+    add_machine_flags,
     available_cores,
     exit_code,
     keep_freed_memory,
@@ -43,7 +41,6 @@ from command_line import (
     natural,
     positive,
     set_threads,
-    shard,
 )
 
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
@@ -107,9 +104,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output or --report")
     add("--every", type=positive, default=1, metavar="N", help="of a video look at each N-th frame (default: all)")
     add("--frames", type=rate, metavar="RATE", help="take each folder as the frames of a video, so many a second")
-    add_cluster_flags(add)
-    add("--shard", type=shard, metavar="I/N", help=SHARD_HELP)
-    add("--merge", type=positive, metavar="N", help=MERGE_HELP)
+    add_machine_flags(add)
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
     add("--faces", choices=("largest", "central", "all"), help="which faces count (default: largest; of a video all)")

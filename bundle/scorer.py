@@ -15,7 +15,6 @@ Exit code: 0 when all were scored, 1 when some were not, 2 when the call was wro
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import os
@@ -34,6 +33,7 @@ from PIL import Image
 
 from faces.listing import expand_inputs
 from faces.reader import ImageError, read_image, to_rgb
+from model.files import open_text, printable, replacing, write_csv_rows
 
 FACTORS = ("blur", "occlusion", "pose", "expression", "illumination")
 COLUMNS = ("path", "status", "quality", *FACTORS)
@@ -151,15 +151,14 @@ class Scorer:
 
 
 def write_rows(file: IO[str], rows: Iterable[Row], suffix: str) -> Counter[str]:
-    """Write a table and count its rows by status."""
+    """Write a table and count its rows by status. CSV that a spreadsheet opens computes nothing."""
     statuses: Counter[str] = Counter()
-    table = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     if suffix == ".csv":
-        table.writerow(COLUMNS)
+        write_csv_rows(file, [COLUMNS])
     for row in rows:
         statuses[row["status"]] += 1
         if suffix == ".csv":
-            table.writerow(["" if row[column] is None else row[column] for column in COLUMNS])
+            write_csv_rows(file, [[row[column] for column in COLUMNS]])
         else:
             file.write(json.dumps(row) + "\n")
     return statuses
@@ -172,16 +171,11 @@ def run(args: argparse.Namespace) -> int:
     scorer = Scorer(threads=args.threads)
     rows = scorer.stream(expand_inputs(args.images, sys.stdin))
     if not args.output:
-        return code_of(write_rows(sys.stdout, rows, ".csv"), args)
+        shown = ({**row, "path": printable(row["path"])} for row in rows)
+        return code_of(write_rows(sys.stdout, shown, ".csv"), args)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_name(args.output.name + ".partial")
-    try:
-        with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            code = code_of(write_rows(file, rows, args.output.suffix.lower()), args)
-        os.replace(partial, args.output)
-    finally:
-        partial.unlink(missing_ok=True)
-    return code
+    with replacing(args.output) as temporary, open_text(temporary, "w") as file:
+        return code_of(write_rows(file, rows, args.output.suffix.lower()), args)
 
 
 def code_of(statuses: Counter[str], args: argparse.Namespace) -> int:
@@ -206,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
 
 

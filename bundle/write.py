@@ -74,25 +74,25 @@ def export(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
         folder = Path(scratch)
-        _write(folder, model, settings)
+        (folder / MODEL).write_bytes(model.SerializeToString())
+        (folder / SCORER).write_text(standalone(TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
+        _write_settings(folder, settings)  # the scorer reads them
         check = compare(folder, reference, held_out, faces.name)
         _require_equal(check, precision)
         settings["check"] = vars(check)
         if precision == "int8":
             enough = faces.folder is not None and len(calibration) >= ENOUGH
             settings["calibration"] = {"on": faces.name, "faces": len(calibration), "enough": enough}
-        _write(folder, model, settings)
+        _write_settings(folder, settings)
+        (folder / README).write_text(readme(settings), encoding="utf-8")
         output.mkdir(exist_ok=True)
         for name in FILES:
             os.replace(folder / name, output / name)
     return check
 
 
-def _write(folder: Path, model: Any, settings: Mapping[str, Any]) -> None:
-    (folder / MODEL).write_bytes(model.SerializeToString())
-    (folder / SCORER).write_text(standalone(TEMPLATE.read_text(encoding="utf-8")), encoding="utf-8")
+def _write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / README).write_text(readme(settings), encoding="utf-8")
 
 
 def settings_of(scorer: Scorer, model: Any, precision: str, input_type: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from evaluation.pairs import Pairs, read_pairs, write_pairs
 from evaluation.scores import file_and_column, read_scores, write_scores
 from evaluation.tables import DEFAULT_LIMIT, LIMITS, as_text, limits_of, tables, write_tables
 from model.bands import Bands
-from model.files import write_text
+from model.files import printable, write_text
 
 if TYPE_CHECKING:  # imported where they are used: importing torch takes longer than a small evaluation
     from evaluation.extract import Extraction, Row
@@ -279,7 +279,8 @@ def _stored_threshold(args: argparse.Namespace) -> int:
             " python -m recipes.default_model.percentiles"
         )
     print(f"threshold = {percentiles.threshold(args.discard):.6g}")
-    print(f"discards {args.discard:.1%} of {percentiles.set} ({percentiles.images} images): quality < threshold")
+    images = f"{printable(percentiles.set)} ({percentiles.images} images)"
+    print(f"discards {args.discard:.1%} of {images}: quality < threshold")
     return 0
 
 
@@ -314,9 +315,13 @@ def bands(args: argparse.Namespace) -> int:
 def pairs(args: argparse.Namespace) -> int:
     """A pair list of a folder that has a sub-folder for each identity."""
     from evaluation.make_pairs import draw_pairs
-    from faces.listing import list_images
+    from faces.listing import is_linked_folder, list_images
 
-    names = [path.relative_to(args.faces).as_posix() for path in list_images(args.faces)]
+    found = list_images(args.faces)
+    linked = {path for path in found if is_linked_folder(path)}
+    if linked:
+        print(printable(f"note: {len(linked)} linked folders were not entered, as {min(linked)}"), file=sys.stderr)
+    names = [path.relative_to(args.faces).as_posix() for path in found if path not in linked]
     rows = draw_pairs(names, args.mated, args.non_mated, args.seed)
     write_pairs(args.output, rows)
     mated = sum(same for *_, same in rows)

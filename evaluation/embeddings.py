@@ -20,7 +20,7 @@ from evaluation.edc import Floats
 # What numpy and zipfile raise for files that are no arrays, or damaged ones. RuntimeError is also that of a compression
 # which zipfile does not know, and that of an encrypted member.
 DAMAGE = (
-    ValueError, KeyError, TypeError, EOFError, OverflowError, SyntaxError, tokenize.TokenError,
+    ValueError, LookupError, TypeError, EOFError, OverflowError, SyntaxError, tokenize.TokenError,
     RuntimeError, MemoryError, zlib.error, struct.error,
 )  # fmt: skip
 UNPACKED = 200  # times its packed size that a member of an .npz may have; and at least

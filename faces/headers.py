@@ -6,13 +6,16 @@ bytes cost them minutes or gigabytes. And some repair what is damaged without a 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import re
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from PIL import Image
@@ -26,7 +29,12 @@ _SOI, _EOI, _SOS, _APP0, _APP1, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE
 _ADOBE = 0xEE   # says which colours the channels are
 _REPAIRED = ("Corrupt JPEG data", "Premature end of JPEG")   # warnings of libjpeg that mean lost pixels
 _PNG_START = b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 0x0112
+_ORIENTATION, _COMPRESSION, _JPEG_TABLES = 0x0112, 0x0103, 0x015B
+_PARTS_OF_TIFF = ((0x0111, 0x0117), (0x0144, 0x0145))   # where strips, or tiles, begin, and how many bytes they have
+_JPEG_IN_TIFF, _DEFLATE = 7, (8, 32946)
+_BLOCK_BYTES = 1 << 20
+_LIBTIFF_HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p)
+_heard = threading.local()   # what libtiff said of the picture that this thread decodes
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
@@ -58,22 +66,105 @@ def checked(content: bytes) -> bytes:
     return content
 
 
-def require_undamaged(content: bytes) -> None:
-    """Raise HeaderError for a JPEG in which libjpeg would fill up or guess pixels.
+def require_undamaged(content: bytes, max_pixels: int) -> None:
+    """Raise HeaderError for a JPEG or a TIFF in which a decoder would fill up or guess pixels without a word.
 
-    It says so in warnings, which Pillow drops. An eighth of the picture in grey takes its Huffman decoder through all
-    of the data.
+    Raises TooMuchError for strips of a TIFF that overlap, or that unpack to more than such a picture needs.
     """
+    if content.startswith(b"\xff\xd8"):
+        _check_jpeg(content, max_pixels)
+    elif content[:2] in (b"II", b"MM"):
+        total = 0
+        for compression, tables, strip in _strips(content):
+            total += len(strip)
+            if total > len(content):
+                raise TooMuchError("its strips take more bytes than the file has")
+            if compression == _JPEG_IN_TIFF:
+                _count_scans(strip, 2)
+                _check_jpeg(tables[:-2] + strip[2:] if tables else strip, max_pixels)   # one beginning, one end
+            elif compression in _DEFLATE:
+                _check_deflate(strip, 16 * max_pixels)   # bytes: four channels of floats
+
+
+def _check_jpeg(jpeg: bytes, max_pixels: int) -> None:
+    """libjpeg repairs what it can. It says so in warnings, which Pillow drops. An eighth of the picture in grey takes
+    its Huffman decoder through all of the data. A larger JPEG, which libtiff refuses, is not looked at."""
     libjpeg = _libjpeg()
-    if libjpeg is None or not content.startswith(b"\xff\xd8"):
+    if libjpeg is None:
         return
     try:
-        in_ink = libjpeg.decode_jpeg_header(content, strict=False)[2] == "CMYK"
-        colours = "CMYK" if in_ink else "GRAY"
-        libjpeg.decode_jpeg(content, colorspace=colours, min_height=1, min_width=1, min_factor=8)
+        height, width, space, *_ = libjpeg.decode_jpeg_header(jpeg, strict=False)
+        colours = "CMYK" if space == "CMYK" else "GRAY"
+        if height * width <= max_pixels:
+            libjpeg.decode_jpeg(jpeg, colorspace=colours, min_height=1, min_width=1, min_factor=8)
     except ValueError as error:   # what it cannot decode at all, Pillow decides
         if str(error).startswith(_REPAIRED):
             raise HeaderError(str(error)) from error
+
+
+def _check_deflate(strip: bytes, most_bytes: int) -> None:
+    """libtiff stops at the last pixel, and may not reach the checksum behind it."""
+    unpack, size = zlib.decompressobj(), 0
+    try:
+        while strip and not unpack.eof:
+            size += len(unpack.decompress(strip, _BLOCK_BYTES))
+            strip = unpack.unconsumed_tail
+            if size > most_bytes:
+                raise TooMuchError("a strip unpacks to more than a picture has")
+    except zlib.error as error:   # what cannot be unpacked at all, libtiff decides
+        if "incorrect data check" in str(error):
+            raise HeaderError("the checksum of a strip is wrong") from error
+
+
+def _strips(content: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Compression, shared JPEG tables (or nothing) and bytes of each strip or tile of a TIFF in a compression that can
+    be checked."""
+    with suppress(struct.error, OverflowError):   # the decoder says that it is damaged
+        fields = {tag: field for tag, *field in _tiff_tags(content)}
+        wanted = _COMPRESSION, _JPEG_TABLES, *chain.from_iterable(_PARTS_OF_TIFF)
+        tags = {tag: _values(content, *fields.get(tag, (0, 0, b""))) for tag in wanted}
+        compression, tables = next(iter(tags[_COMPRESSION]), 0), bytes(tags[_JPEG_TABLES])
+        for begins, sizes in _PARTS_OF_TIFF if compression in (_JPEG_IN_TIFF, *_DEFLATE) else ():
+            for begin, size in zip(tags[begins], tags[sizes], strict=False):
+                yield compression, tables, content[begin : begin + size]
+
+
+@contextmanager
+def libtiff_heard() -> Iterator[None]:
+    """Raise HeaderError at the end of the block when libtiff reported an error in this thread.
+
+    It goes on where it can, with pixels that it guesses, and writes a line to stderr, which stays empty here. Where
+    Pillow's libtiff cannot be reached, nothing is heard. Of two threads that decode at a time, one may miss a report.
+    """
+    set_handler = _libtiff()
+    if set_handler is None:
+        yield
+        return
+    _heard.reporter = None
+    before = set_handler(ctypes.cast(_hear, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        set_handler(before)
+    if _heard.reporter is not None:
+        raise HeaderError(f"{_heard.reporter} of libtiff found an error")
+
+
+@_LIBTIFF_HANDLER
+def _hear(reporter: bytes | None, form: bytes, arguments: int) -> None:
+    _heard.reporter = (reporter or b"a part").decode("ascii", "backslashreplace")
+    _libtiff()(None)   # the first report is enough: a hostile file has one a line
+
+
+@cache
+def _libtiff() -> Any:
+    """The function that sets the handler of errors in the libtiff that Pillow uses; None where it cannot be reached."""
+    try:
+        set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
+    except (OSError, AttributeError):
+        return None
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    return set_handler
 
 
 @cache
@@ -128,6 +219,18 @@ def _tiff_tags(content: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         if start + (number + 1) * entry.size > len(content):
             return   # the decoder finds out that it is cut off
         yield entry.unpack_from(content, start + number * entry.size)
+
+
+def _values(content: bytes, kind: int, count: int, field: bytes) -> tuple[int, ...]:
+    """The values of a TIFF's tag of whole numbers or bytes; none for another type, or more than MAX_PARTS."""
+    form = {1: "B", 3: "H", 4: "I", 7: "B", 16: "Q"}.get(kind)
+    if form is None or count > MAX_PARTS:
+        return ()
+    values = struct.Struct(f"{_byte_order(content)}{count}{form}")
+    if values.size <= len(field):
+        return values.unpack_from(field)
+    place = int.from_bytes(field, "little" if _byte_order(content) == "<" else "big")
+    return values.unpack_from(content, place)
 
 
 def _check_tiff(content: bytes) -> None:

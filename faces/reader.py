@@ -14,14 +14,22 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .headers import HeaderError, TooMuchError, checked, exif_orientation, is_known_format, require_undamaged
+from .headers import (
+    HeaderError,
+    TooMuchError,
+    checked,
+    exif_orientation,
+    is_known_format,
+    libtiff_heard,
+    require_undamaged,
+)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 50_000_000
@@ -34,9 +42,10 @@ _MOST_DEEP = 2**32 - 1   # of a sample in the modes I and F
 
 
 class ImageError(RuntimeError):
-    """A picture that cannot be used. `status` says why: missing, not_a_file, empty, unreadable (by permission or by a
-    failing disk), not_an_image (or not one of the six formats), truncated (cut off or damaged, also where a decoder
-    could repair it), too_large (bytes, pixels, or parts of the file), too_slow (to decode), no_face."""
+    """A picture that cannot be used. `status` says why: missing, not_a_file, linked_folder (below a folder: it is not
+    entered), empty, unreadable (by permission or by a failing disk), not_an_image (or not one of the six formats),
+    truncated (cut off or damaged, also where a decoder could repair it), too_large (bytes, pixels, or parts of the
+    file), too_slow (to decode), no_face."""
 
     def __init__(self, status: str, message: str) -> None:
         super().__init__(status, message)   # both, so that the error survives the way back from a worker process
@@ -77,7 +86,7 @@ def read_image(
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:   # known from the header, before anything is decoded
                 raise TooMuchError(f"{image.width} x {image.height} pixels, limit {max_pixels:,}")
-            require_undamaged(content)
+            require_undamaged(content, max_pixels)
             return _pil_to_rgb(image)
 
 
@@ -109,6 +118,8 @@ def _content(path: str | Path, max_bytes: int) -> bytes:
 
 
 def _require_file(path: str | Path, status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode) and os.path.islink(path):   # as `list_images` gives them
+        raise ImageError("linked_folder", f"{path} is a link to a folder, which is not entered; name it to read it")
     if not stat.S_ISREG(status.st_mode):
         raise ImageError("not_a_file", f"{path} is a folder, a pipe or a device; an image file was expected")
 
@@ -177,7 +188,8 @@ def _decoding(name: str) -> Iterator[None]:
 
 def _pil_to_rgb(image: Image.Image) -> np.ndarray:
     """Block by block, as a copy of a large picture takes hundreds of megabytes and each step makes one."""
-    image.load()
+    with libtiff_heard() if image.format == "TIFF" else nullcontext():
+        image.load()
     rgb = np.empty((image.height, image.width, 3), np.uint8)
     largest = max((block.max() for _, block in _samples(image)), default=0) if _is_deep(image) else 0
     if _is_deep(image):

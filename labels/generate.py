@@ -19,7 +19,7 @@ import torch
 
 from faces.cluster import cluster_of
 from faces.dlib_models import LANDMARKS_FILE, dlib_file
-from faces.listing import list_images
+from faces.listing import is_linked_folder, list_images
 from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
 from labels.factors import (
@@ -144,10 +144,12 @@ def make_embed(args: argparse.Namespace) -> Callable[[Sequence[Loaded[np.ndarray
 def choose_images(args: argparse.Namespace) -> tuple[list[str], list[str], Skipped]:
     """The images below args.data to label, those below args.centres that are needed for class centres only, and why
     the rest is left out. Raises ValueError when there is none to label."""
-    names = names_in(args.data)
-    gallery = names if args.centres == args.data else names_in(args.centres)
+    names, skipped = names_in(args.data)
+    gallery = names
+    if args.centres != args.data:
+        gallery, linked = names_in(args.centres)
+        skipped |= linked
     photos = count_photos(gallery)
-    skipped: Skipped = {}
     for name in names:
         if not is_storable(name):
             skipped[args.data / name] = "bad_path"
@@ -163,9 +165,11 @@ def choose_images(args: argparse.Namespace) -> tuple[list[str], list[str], Skipp
     return chosen, others, skipped
 
 
-def names_in(folder: Path) -> list[str]:
-    """The images below a folder, relative to it, sorted by path."""
-    return [path.relative_to(folder).as_posix() for path in list_images(folder)]
+def names_in(folder: Path) -> tuple[list[str], Skipped]:
+    """The images below a folder, relative to it, sorted by path; and its linked sub-folders, which are not entered."""
+    found = list_images(folder)
+    skipped = {path: "linked_folder" for path in found if is_linked_folder(path)}
+    return [path.relative_to(folder).as_posix() for path in found if path not in skipped], skipped
 
 
 def readable(folder: Path, names: Sequence[str], columns: Columns, skipped: Skipped) -> EmbeddedFaces:

@@ -1,8 +1,8 @@
 """Measuring many images, one row an image, so that an interrupted measurement goes on where it stopped.
 
 The rows lie in one `.npy` file per column, which has its final length from the beginning. `progress.json` says how many
-rows are complete; it is written after their bytes have reached the disk. So a run may be killed at any time, and the
-results, which may be larger than the memory, are memory-mapped.
+rows are complete, and has their checksum; it is written after their bytes have reached the disk. So a run may be killed
+at any time, and the results, which may be larger than the memory, are memory-mapped.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,7 +32,16 @@ PART_BATCHES = 32    # the progress is recorded after so many batches: what a ki
 START_ANEW = "run without --resume to start anew"
 TEXT_WIDTH = 16      # characters of a text column, such as the status
 
+BLOCK_BYTES = 1 << 20   # that are read at a time for a checksum
+
 Columns = dict[str, np.ndarray]   # status (N,) str, embeddings (N, D) float32, labels (N, 5) int8: one row an image
+
+
+class Done(NamedTuple):
+    """How many rows are complete, and the CRC-32 of the header and these rows in each file."""
+
+    rows: int
+    checksums: dict[str, int]
 
 
 def part_of(items: Sequence[T], shard: tuple[int, int], batch_size: int) -> Sequence[T]:
@@ -101,25 +111,25 @@ def measure(
     from tqdm import tqdm
 
     parts.mkdir(parents=True, exist_ok=True)
-    if (row := _completed(parts)) == 0:
+    done = _completed(parts)
+    if done.rows == 0:
         for file in parts.glob("*.npy"):   # of a run that recorded nothing
             file.unlink()
-    paths = (str(folder / name) for name in islice(names, row, None))
+    paths = (str(folder / name) for name in islice(names, done.rows, None))
     read = partial(read_picture, max_bytes=max_bytes)
     if cluster and make_compute:
         results = cluster.results(paths, partial(read_and_prepare, read, prepare), make_compute, batch_size)
     else:
         results = map(compute, load_batches(paths, prepare, batch_size, workers, read))
-    with tqdm(total=len(names), initial=row, desc=parts.name, unit=" faces", disable=None) as progress:
+    with tqdm(total=len(names), initial=done.rows, desc=parts.name, unit=" faces", disable=None) as progress:
         try:
             for number, columns in enumerate(results, 1):
-                _write_rows(parts, columns, row, len(names))
-                row += len(columns["status"])
+                done = _write_rows(parts, columns, done, len(names))
                 progress.update(len(columns["status"]))
                 if number % PART_BATCHES == 0:
-                    _record(parts, row)
+                    _record(parts, done)
         finally:
-            _record(parts, row)
+            _record(parts, done)
     return _columns_in(parts)
 
 
@@ -136,7 +146,7 @@ def gather(folder: Path, name: str, settings: Mapping[str, Any], items: Sequence
             raise ValueError(f"there is no {parts}: run --shard {shard[0]}/{count} first")
         _require_same(parts / "settings.json", settings, "merge", f"run --shard {shard[0]}/{count} with the same")
         expected = len(part_of(items, shard, int(settings["batch_size"])))
-        if _completed(parts / name) != expected:
+        if _completed(parts / name).rows != expected:
             raise ValueError(f"{parts} is not finished: run --shard {shard[0]}/{count} --resume")
         if expected:
             found.append(_columns_in(parts / name))
@@ -161,47 +171,51 @@ def _require_same(record: Path, settings: Mapping[str, Any], verb: str, advice: 
         )
 
 
-def _completed(parts: Path) -> int:
-    """How many rows are complete."""
+def _completed(parts: Path) -> Done:
+    """What `_record` recorded. Raises ValueError when the rows are not those that were."""
     record = parts / "progress.json"
     if not record.is_file():
-        return 0
+        return Done(0, {})
     progress = read_json(record, dict, START_ANEW)
-    rows, files = progress.get("rows"), progress.get("files")
-    if not isinstance(rows, int) or not isinstance(files, list):
+    rows, checksums = progress.get("rows"), progress.get("checksums")
+    if not isinstance(rows, int) or not isinstance(checksums, dict):
         raise ValueError(f"{record} is damaged; {START_ANEW}")
-    paths = [parts / str(name) for name in files]
-    if not all(path.is_file() for path in paths):
-        return 0
-    for path in paths:
-        _require_rows(path, rows)
-    return rows
+    if not all((parts / name).is_file() for name in checksums):
+        return Done(0, {})
+    for name, checksum in checksums.items():
+        _require_rows(parts / name, rows, checksum)
+    return Done(rows, checksums)
 
 
-def _require_rows(path: Path, rows: int) -> None:
-    """Raise ValueError when a `.npy` file does not hold so many rows, which it did when they were recorded."""
+def _require_rows(path: Path, rows: int, checksum: int) -> None:
+    """Raise ValueError when a `.npy` file does not hold the rows that it did when they were recorded."""
     with open(path, "rb") as file:
         try:
             np.lib.format.read_magic(file)
             shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError as error:
+        except Exception as error:   # numpy evaluates the header, and a damaged one can raise anything
             raise ValueError(f"{path} is damaged; {START_ANEW}") from error
-        held = os.fstat(file.fileno()).st_size - file.tell()
-        if held < rows * math.prod(shape[1:]) * dtype.itemsize:
+        size, found = file.tell() + rows * math.prod(shape[1:]) * dtype.itemsize, 0
+        if os.fstat(file.fileno()).st_size < size:
             raise ValueError(f"{path} has lost some of its {rows} finished rows; {START_ANEW}")
+        file.seek(0)
+        while block := file.read(min(size, BLOCK_BYTES)):
+            found, size = zlib.crc32(block, found), size - len(block)
+        if found != checksum:
+            raise ValueError(f"{path} is damaged: its {rows} finished rows have changed; {START_ANEW}")
 
 
-def _record(parts: Path, rows: int) -> None:
+def _record(parts: Path, done: Done) -> None:
     """Record that so many rows are complete, after they have reached the disk."""
-    files = sorted(parts.glob("*.npy"))
-    for path in files:
+    for path in sorted(parts.glob("*.npy")):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    write_json(parts / "progress.json", {"rows": rows, "files": [path.name for path in files]})
+    write_json(parts / "progress.json", done._asdict())
 
 
-def _write_rows(parts: Path, batch: Columns, row: int, rows: int) -> None:
-    """Write a batch of columns from this row on, into files for `rows` rows."""
+def _write_rows(parts: Path, batch: Columns, done: Done, rows: int) -> Done:
+    """Write a batch of columns behind the rows that are done, into files for `rows` rows; what is done then."""
+    checksums = {}
     for name, column in batch.items():
         path, values = parts / f"{name}.npy", _as_stored(column)
         if not path.exists():
@@ -209,8 +223,13 @@ def _write_rows(parts: Path, batch: Columns, row: int, rows: int) -> None:
         with open(path, "r+b") as file:
             np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
-            file.seek(row * values[:1].nbytes, os.SEEK_CUR)
-            file.write(values.tobytes())
+            start, content = file.tell(), values.tobytes()
+            file.seek(0)
+            of_header = zlib.crc32(file.read(start))
+            file.seek(start + done.rows * values[:1].nbytes)
+            file.write(content)
+        checksums[path.name] = zlib.crc32(content, done.checksums.get(path.name, of_header))
+    return Done(done.rows + len(batch["status"]), dict(sorted(checksums.items())))
 
 
 def _create(path: Path, values: np.ndarray, rows: int) -> None:

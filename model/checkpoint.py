@@ -16,6 +16,7 @@ import json
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,6 +33,8 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 TYPES = (*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 COPIES = 4  # of the bytes of a file that its tensors may take: weights can be tied
 CODE_BYTES = 16_000_000  # and the code of a TorchScript archive, which is compressed
+CHECKSUM = "crc32"  # in the metadata of a file that is checked when it is read
+BLOCK_BYTES = 1 << 20
 LISTED_KEYS = 8  # an error names so many keys of a kind, then says how many more there are
 TORCHSCRIPT_SCALARS = ("input_resolution", "context_length", "vocab_size")  # in OpenAI's archives beside the weights
 
@@ -67,25 +70,46 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
     return {key: _widen(tensor) for key, tensor in _without_module_prefix(tensors).items()}, metadata
 
 
-def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write safetensors atomically."""
+def save_checkpoint(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], checked: bool = False
+) -> None:
+    """Write safetensors atomically; with a checksum in the metadata, if it is to be `checked` when it is read."""
     from safetensors.torch import save
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     on_cpu = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with replacing(path) as temporary:
-        temporary.write_bytes(_with_metadata_in_order(save(on_cpu, dict(metadata))))
+        temporary.write_bytes(_with_metadata_in_order(save(on_cpu, dict(metadata)), checked))
 
 
-def _with_metadata_in_order(content: bytes) -> bytes:
+def _with_metadata_in_order(content: bytes, checked: bool) -> bytes:
     """safetensors writes the metadata in a random order; in that of their keys, equal weights are equal files."""
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])
     header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+    if checked:
+        header["__metadata__"][CHECKSUM] = _checksum(header, zlib.crc32(memoryview(content)[end:]))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the tensors are aligned
     return len(text).to_bytes(8, "little") + text + content[end:]
+
+
+def _checksum(header: Mapping[str, Any], of_data: int) -> str:
+    """The CRC-32 of a header of safetensors, without the checksum that it may hold, behind that of the tensors."""
+    metadata = {key: text for key, text in header["__metadata__"].items() if key != CHECKSUM}
+    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True)
+    return str(zlib.crc32(text.encode(), of_data))
+
+
+def _require_checksum(path: Path) -> None:
+    """Raise CheckpointError when a safetensors file is not what its own checksum says."""
+    with open(path, "rb") as file:
+        header, of_data = json.loads(file.read(int.from_bytes(file.read(8), "little"))), 0
+        while block := file.read(BLOCK_BYTES):
+            of_data = zlib.crc32(block, of_data)
+    if header["__metadata__"][CHECKSUM] != _checksum(header, of_data):
+        raise CheckpointError(f"{path} is damaged: its checksum is wrong")
 
 
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
@@ -164,7 +188,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118 (no iterator)
+            metadata = file.metadata() or {}
+            if CHECKSUM in metadata:
+                _require_checksum(path)
+            return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (no iterator)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged or incomplete safetensors ({error}): get it again") from error
 

@@ -247,7 +247,7 @@ def print_sentence(score: Score, percentiles: Percentiles | None, selected: bool
     if score.sentence:
         print(score.sentence)
     if percentiles:
-        print(f"higher than {score.percentile:.0f} % of {percentiles.set} ({percentiles.images} images)")
+        print(f"higher than {score.percentile:.0f} % of {printable(percentiles.set)} ({percentiles.images} images)")
     if score.band:
         print(f"band: {score.band}")
     for reason in score.reasons or ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ FACE_COLUMNS = ("face", "box", "points", "detection", "aligned_by", "faces", "fr
 ADDED = ("percentile", "band", "reasons", "advice", *FACE_COLUMNS)  # behind COLUMNS in CSV
 PARQUET_GROUP = 8192  # rows
 MANIFEST = "_manifest.json"
+CHECKSUM = "crc32"   # of a line of a journal
+CHECKED = f', "{CHECKSUM}": '
 
 
 def row_of(score: Score) -> Row:
@@ -248,7 +251,8 @@ def write_table(
 class Journal:
     """The rows of a run, on disk as soon as they are finished, so that nothing is lost when the run is interrupted.
 
-    Whatever the format of `output`, `FILE.partial` is JSON lines: the run's settings, then the rows. `finish` writes
+    Whatever the format of `output`, `FILE.partial` is JSON lines: the run's settings, then the rows, each with a
+    checksum. `finish` writes
     the table from it, atomically. Images that have no `path score` line go to `FILE.txt.skipped.tsv`. Only one process
     may have a journal of an output at a time: hold `model.files.only_run(output)`.
     """
@@ -309,7 +313,7 @@ class Journal:
     def keep(self, scores: Iterable[Score]) -> None:
         """Write each row as soon as its score is there."""
         with open(self.partial, "a", encoding="utf-8", buffering=1) as file:
-            file.writelines(_json_line(row_of(score)) for score in scores)
+            file.writelines(_checked_line(row_of(score)) for score in scores)
 
     def count(self) -> int:
         """How many rows are finished."""
@@ -335,9 +339,20 @@ class Journal:
             for number, line in enumerate(file, 1):
                 damaged = f"{self.partial}, line {number} is damaged; run without --resume to start anew"
                 row = parse_json(line, dict, damaged)
-                if number > 1 and not {"path", "status"} <= row.keys():
+                if number > 1 and row.pop(CHECKSUM, None) != _checksum_of(line):
                     raise ValueError(damaged)
                 yield row
+
+
+def _checked_line(row: Row) -> str:
+    """A line of the journal: the row, and behind it the CRC-32 of what stands before."""
+    text = _json_line(row)[:-2]  # without its last bracket
+    return f"{text}{CHECKED}{_checksum_of(text)}}}\n"
+
+
+def _checksum_of(line: str) -> int:
+    """Of a line of the journal, as far as CHECKED or its end."""
+    return zlib.crc32(line.rpartition(CHECKED)[0].encode(errors="surrogateescape") or line.encode())
 
 
 def _drop_torn_line(path: Path) -> int:

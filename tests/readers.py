@@ -9,10 +9,13 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import torch
 from PIL import Image
 
@@ -21,6 +24,7 @@ from evaluation.inputs import read_any_embeddings, read_qualities, read_tsv
 from evaluation.pairs import read_bin, read_pairs
 from evaluation.prepare import _members, _reading
 from evaluation.scores import read_scores
+from faces.containers import read_picture, with_members
 from faces.listing import expand_inputs
 from faces.random_crops import read_landmarks
 from faces.reader import ImageError, read_image
@@ -78,6 +82,23 @@ def safetensors(metadata: dict[str, str]) -> bytes:
     from safetensors.torch import save
 
     return save(ConfidenceMLP().state_dict(), metadata)
+
+
+def parquet_of_pictures() -> bytes:
+    buffer = io.BytesIO()
+    pictures = [{"bytes": picture("PNG"), "path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    pyarrow.parquet.write_table(pyarrow.table({"image": pictures}), buffer)
+    return buffer.getvalue()
+
+
+def tar_of_pictures() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        for name in ("ada/1.png", "notes.txt", "ada/2.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture("PNG"))
+            file.addfile(info, io.BytesIO(picture("PNG")))
+    return buffer.getvalue()
 
 
 def torchscript() -> bytes:
@@ -148,6 +169,15 @@ def read_metadata(path: Path) -> None:
             continue
 
 
+def read_members(path: Path) -> None:
+    """All pictures of a container; one that cannot be read has a status."""
+    for member in islice(with_members([str(path)]), 100):
+        try:
+            read_picture(member)
+        except ImageError:
+            continue
+
+
 def unpack(path: Path) -> None:
     with _reading(path):
         for _, file in _members(path):
@@ -198,6 +228,8 @@ READERS = [
     Reader("labels of DSL-FIQA", ".json", _read_labels, [b'{"Image": ["a.jpg", "b.jpg"], "MOS": [0.5, 1]}']),
     Reader("zip archive", ".zip", unpack, [archive("zip")]),
     Reader("tar archive", ".tgz", unpack, [archive("w:gz"), archive("w")]),
+    Reader("tar of pictures", ".tar", read_members, [tar_of_pictures()], names_file=False),
+    Reader("Parquet of pictures", ".parquet", read_members, [parquet_of_pictures()], names_file=False),
     Reader("list of paths", ".txt", lambda path: list(expand_inputs([f"@{path}"], [])), [b"a.jpg\nb.jpg\n"]),
     Reader("dlib's network", ".dat", read_dlib_resnet, [b"\x03\x01\x01" * 40]),
 ]  # fmt: skip

@@ -122,20 +122,24 @@ def fails(rgb: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two people of three crops each."""
+    """Two people of three crops each, and a linked folder."""
     folder = tmp_path_factory.mktemp("faces")
     for person, name in enumerate(("astronaut", "hopper_dark")):
         (folder / str(person)).mkdir()
         crop = Image.open(SAMPLES / f"{name}.png").convert("RGB").resize((112, 112))
         for turn in range(3):
             crop.rotate(4 * turn).save(folder / str(person) / f"{turn}.png")
+    (folder / "0" / "circle").symlink_to("..")
     return folder
 
 
 def test_embeddings_are_those_of_one_machine(ray: Any, faces: Path, tmp_path: Path) -> None:
     call = ["embed", str(faces), "--fr", "dlib", "--align", "no", "--workers", "0", "--batch-size", "2", "--output"]
-    assert evaluate.main([*call, str(tmp_path / "here.npz")]) == 0
-    assert evaluate.main([*call, str(tmp_path / "ray.npz"), "--engine", "ray"]) == 0
+    assert evaluate.main([*call, str(tmp_path / "here.npz")]) == 1
+    assert evaluate.main([*call, str(tmp_path / "ray.npz"), "--engine", "ray"]) == 1
+    for engine in ("here", "ray"):
+        [_, line] = (tmp_path / f"{engine}.npz.skipped.tsv").read_text().splitlines()
+        assert line == f"{faces}/0/circle\tlinked_folder"
     here, there = np.load(tmp_path / "here.npz"), np.load(tmp_path / "ray.npz")
     assert here["names"].tolist() == there["names"].tolist()
     np.testing.assert_allclose(here["embeddings"], there["embeddings"], atol=1e-6)
@@ -150,18 +154,19 @@ def test_scores_are_those_of_one_machine(
     tables = []
     for engine in ("local", "ray"):
         file = tmp_path / f"{engine}.csv"
-        assert inference.main([*call, "--engine", engine, *(["--output", str(file)] if output else [])]) == 0
+        assert inference.main([*call, "--engine", engine, *(["--output", str(file)] if output else [])]) == 1
         printed = capsys.readouterr().out
         tables.append(file.read_text() if output else printed)
-    assert len(tables[0].splitlines()) == 7
+    assert len(tables[0].splitlines()) == 8
+    assert tables[0].count("linked_folder") == 1
     assert tables[0] == tables[1]
 
 
 def test_a_killed_driver_goes_on(ray: Any, faces: Path, weights: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of the rows; --resume makes the table of one machine, byte for byte."""
     paths = [str(path) for path in sorted(faces.rglob("*.png"))] * 12
-    call = [*paths, str(tmp_path / "none.png"), "--weights", str(weights), "--align", "no", "--batch-size", "2"]
-    call += ["--threads", "1", "--output"]
+    call = [*paths, str(faces / "0"), str(tmp_path / "none.png"), "--weights", str(weights), "--align", "no"]
+    call += ["--batch-size", "2", "--threads", "1", "--output"]
     (tmp_path / "killed.py").write_text(KILLED_DRIVER)
     script = [sys.executable, str(tmp_path / "killed.py"), str(ROOT)]
     script += [*call, str(tmp_path / "ray.csv"), "--engine", "ray"]
@@ -182,8 +187,11 @@ def test_the_cluster_s_flags_need_it(faces: Path, weights: Path, capsys: pytest.
 
 def test_labels_are_those_of_one_machine(ray: Any, faces: Path, tmp_path: Path) -> None:
     call = ["--data", str(faces), "--workers", "0", "--output"]
-    assert generate_labels.main([*call, str(tmp_path / "here.tsv")]) == 0
-    assert generate_labels.main([*call, str(tmp_path / "ray.tsv"), "--engine", "ray"]) == 0
+    assert generate_labels.main([*call, str(tmp_path / "here.tsv")]) == 1
+    assert generate_labels.main([*call, str(tmp_path / "ray.tsv"), "--engine", "ray"]) == 1
+    skipped = [(tmp_path / f"{name}.tsv.skipped.tsv").read_text() for name in ("here", "ray")]
+    assert skipped[0] == skipped[1]
+    assert skipped[0].endswith("/0/circle\tlinked_folder\n")
     lines = [(tmp_path / name).read_text().splitlines()[1:] for name in ("here.tsv", "ray.tsv")]
     for here, there in (map(str.split, pair, "\t\t") for pair in zip(*lines, strict=True)):
         assert float(here[1]) == pytest.approx(float(there[1]), abs=1e-5)

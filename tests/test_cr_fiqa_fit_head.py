@@ -12,6 +12,7 @@ from cr_fiqa_parts import tiny_network
 from labels.anchors import EmbeddedFaces
 from methods.cr_fiqa.fit_head import anchors_of, below_common_folder, main, ridge
 from model.checkpoint import read_checkpoint
+from model.files import only_run
 from model.iresnet import IResNet
 
 RNG = np.random.default_rng(5)
@@ -90,6 +91,15 @@ def test_wrong_calls_end_with_a_message(
     with pytest.raises(SystemExit):
         main([*files, "--output", str(output), "--variance-floor", "1"])
     assert not output.exists()
+
+
+def test_a_second_run_ends_before_the_work(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("methods.cr_fiqa.fit_head.read_checkpoint", lambda path: pytest.fail("the work began"))
+    with only_run(tmp_path / "fitted.pth"):
+        assert main([*files, "--output", str(tmp_path / "fitted.pth")]) == 2
+    assert "another run is writing" in capsys.readouterr().err
 
 
 def test_folders_of_one_leaf_name_are_two_identities() -> None:

@@ -65,6 +65,15 @@ def test_without_a_header_record_all_are_samples(tmp_path):
     assert read_samples(write_records(tmp_path / "set", contents) / "train.rec").labels.tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("label", [float("nan"), float("inf"), 0.5])
+def test_labels_that_are_no_whole_numbers(tmp_path, contents, place, label):
+    contents[place] = content(place, [label, 7.0])
+    path = write_records(tmp_path / "set", contents) / "train.rec"
+    with pytest.raises(RecordError, match=r"train\.rec: a label is"):
+        read_samples(path)
+
+
 def test_damage_is_named(tmp_path, contents):
     path = write_records(tmp_path / "set", contents) / "train.rec"
     whole = path.read_bytes()

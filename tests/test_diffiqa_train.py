@@ -62,6 +62,8 @@ def test_resume_continues_bit_for_bit(faces: Path, tmp_path: Path) -> None:
     train(replace(broken, resume=True))
     for name in ("state.safetensors", "diffusion.safetensors"):
         assert same_tensors(*(load_file(tmp_path / run / name) for run in ("straight", "broken")))
+    train(tiny(faces, tmp_path / "again", num_workers=1))
+    assert len({(tmp_path / run / "diffusion.safetensors").read_bytes() for run in ("again", "broken")}) == 1
     with pytest.raises(ValueError, match="--accumulate 2, not 1"):
         train(replace(broken, resume=True, accumulate=1))
     with pytest.raises(ValueError, match="not those that"):

@@ -95,6 +95,7 @@ def test_a_resumed_training_is_the_same(sets: Path, tmp_path: Path) -> None:
     whole, parts = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert len({(tmp_path / name / "dsl_fiqa.safetensors").read_bytes() for name in ("whole", "parts")}) == 1
     logs = [[record["validation"] for record in read_log(tmp_path / name)] for name in ("whole", "parts")]
     assert logs[0] == logs[1]
 
@@ -206,6 +207,7 @@ def test_degradation_learning_runs_and_resumes(tmp_path: Path, loss: list[str]) 
     whole, parts = (load_file(tmp_path / name / "state.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert len({(tmp_path / name / path.name).read_bytes() for name in ("whole", "parts")}) == 1
 
 
 def test_pictures_kept_in_memory_train_the_same_encoder(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ def test_resume_continues_bit_for_bit(data: Path, tmp_path: Path) -> None:
     train(replace(broken, resume=True))
     for name in ("state.safetensors", "ediffiqa.safetensors"):
         assert same_tensors(*(load_file(tmp_path / run / name) for run in ("straight", "broken")))
+    assert len({(tmp_path / run / "ediffiqa.safetensors").read_bytes() for run in ("straight", "broken")}) == 1
     times = {"seconds": 0, "images_per_second": 0}
     logs = [[record | times for record in read_log(tmp_path / run)] for run in ("straight", "broken")]
     assert logs[0] == logs[1]

@@ -222,6 +222,22 @@ def test_the_command_line_of_the_bundle(small: Path, pictures: Path, tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.jsonl", "tables"]
 
 
+def test_names_in_the_table_of_the_bundle_are_harmless(small: Path, pictures: Path, tmp_path: Path) -> None:
+    """No formula for a spreadsheet, and no escape codes on the terminal."""
+    picture = sorted(pictures.glob("*112.png"))[0].read_bytes()
+    for name in ("=1+1.png", "\x1b[31mred.png"):
+        (tmp_path / name).write_bytes(picture)
+    command = [sys.executable, "-I", str(small.parent / "out" / "scorer.py"), "=1+1.png", "\x1b[31mred.png"]
+    done = subprocess.run([*command, "--output", "a.csv"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    table = (tmp_path / "a.csv").read_text()
+    assert table.splitlines()[1].startswith("'=1+1.png,ok,")
+    assert "\x1b[31mred.png" in table, "the file holds the name itself"
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "\\x1b[31mred.png" in printed.stdout
+    assert "\x1b" not in printed.stdout
+
+
 def test_images_in_any_form(small: Path) -> None:
     scorer = load_scorer(small.parent / "out")
     rgb = recipe.mirror_image(0)

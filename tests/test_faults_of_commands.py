@@ -135,6 +135,12 @@ def noisy(content: bytes) -> bytes:
     return np.random.default_rng(0).bytes(max(len(content), 100))
 
 
+def flipped(content: bytes) -> bytes:
+    """One bit in the middle."""
+    place = len(content) // 2
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
 def without_end(content: bytes) -> bytes:
     return content[:-3]
 
@@ -145,7 +151,8 @@ def without_all(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", RESUMING)
 def test_a_damaged_state(name: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each file of an interrupted run, cut off, empty or noise: an error, or the right result, and never another."""
+    """Each file of an interrupted run, cut off, empty, noise or with another bit: an error, or the right result, and
+    never another."""
     stop(name, place)
     before = place.with_name("before")
     shutil.copytree(place, before)
@@ -153,7 +160,7 @@ def test_a_damaged_state(name: str, place: Path, capsys: pytest.CaptureFixture[s
     assert files
     try:
         for file in files:
-            for damage in (cut, noisy, without_end, without_all) if file == files[0] else (cut, noisy):
+            for damage in (cut, noisy, flipped, *((without_end, without_all) if file == files[0] else ())):
                 shutil.rmtree(place)
                 shutil.copytree(before, place)
                 (place / file).write_bytes(damage((place / file).read_bytes()))

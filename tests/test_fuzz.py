@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import pickle
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +77,19 @@ def packed(**arrays: object) -> bytes:
     return buffer.getvalue()
 
 
+def labelled(label: float) -> bytes:
+    """A RecordIO of three images, the first of which has this label."""
+    content = bytearray(next(reader for reader in READERS if reader.name == "RecordIO").files[0])
+    struct.pack_into("<If", content, 8, 0, label)
+    return bytes(content)
+
+
+ZIP_OF_AN_EMPTY_NAME = base64.b64decode(
+    "UEsDBBQAAAAIALNAel0RDABQSwECFAMUAACACAAIALNAel2raBESDAAAAIwAAAgHAAAAAAAAAAAAAACAAQAAAABhLmpwZ1BLBQYAAAAAAQABADUAAAAx"
+    "AAAAAAA="
+)
+
+
 FOUND = [  # inputs that once ended in a traceback, or filled the memory
     ("pairs", b"a.jpg b.jpg 99999999999999999999\n", "line 1: expected two names and 1"),
     ("pairs", b"a.jpg b.jpg " + b"9" * 5000 + b"\n", "line 1: expected two names and 1"),
@@ -83,8 +98,11 @@ FOUND = [  # inputs that once ended in a traceback, or filled the memory
     ("scores as JSONL", b"[" * 100_000, "line 1: expected an object with path and quality"),
     ("index of a RecordIO", b"0\t99999999999999999999\n", "expected lines `number<TAB>byte`"),
     ("index of a RecordIO", b"0\t-8\n", "a number or a byte is negative"),
+    ("RecordIO", labelled(float("nan")), "a label is nan; whole numbers were expected"),
+    ("RecordIO", labelled(float("inf")), "a label is inf; whole numbers were expected"),
     ("embeddings", packed(names=np.zeros(70_000_000, "S1"), embeddings=np.ones((1, 1))), "unpacks from"),
     ("embeddings", packed(names=np.array(["a"]), embeddings=np.ones((1, 0))), "numbers (names, D) were expected"),
+    ("zip archive", ZIP_OF_AN_EMPTY_NAME, "is a damaged archive, or none"),
     ("bin", pickle.dumps(([{}, 3], [True])), "an image is of type dict"),
     ("bin", pickle.dumps(([b"a", b"b"], ["x"])), "the labels of the pairs are not True and False"),
     ("labels of DSL-FIQA", b"[" * 100_000, "is no JSON"),

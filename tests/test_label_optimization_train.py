@@ -120,6 +120,7 @@ def test_resume_continues_bit_for_bit_in_the_middle_of_an_epoch(data, tmp_path):
     for name in ("state", "regressor"):
         files = [load_file(tmp_path / run / f"{name}.safetensors") for run in ("straight", "broken")]
         assert same_tensors(*files)
+    assert len({(tmp_path / run / "regressor.safetensors").read_bytes() for run in ("straight", "broken")}) == 1
     logs = [[record | {"seconds": 0} for record in read_log(tmp_path / run)] for run in ("straight", "broken")]
     assert logs[0] == logs[1]
 

@@ -125,6 +125,76 @@ def test_a_jpeg_that_libjpeg_repairs_is_damaged(mode: str, progressive: bool) ->
     assert status_of(head + scan[:middle] + scan[middle + 400 :]) == "truncated", "a hole in the middle"
 
 
+def tiff_of_jpeg(strip: bytes, copies: int = 1) -> bytes:
+    """A picture of 64x48 pixels whose strips are all the same bytes of the file."""
+    shorts = [(256, 64), (257, 48), (259, 7), (262, 6), (277, 3), (278, 48 // copies)]
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in shorts)
+    arrays = 8 + 2 + 9 * 12 + 4
+    strips = arrays + 8 * copies + 8
+    places = struct.pack(f"<{copies}I", *[strips] * copies), struct.pack(f"<{copies}I", *[len(strip)] * copies)
+    fields = (strips, len(strip)) if copies == 1 else (arrays, arrays + 4 * copies)
+    entries += struct.pack("<HHII", 258, 3, 3, strips - 8)
+    entries += struct.pack("<HHII", 273, 4, copies, fields[0]) + struct.pack("<HHII", 279, 4, copies, fields[1])
+    bits = struct.pack("<4H", 8, 8, 8, 0)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 9) + entries + bytes(4) + b"".join(places) + bits + strip
+
+
+def test_a_tiff_of_jpegs_that_libjpeg_repairs_is_damaged() -> None:
+    jpeg = encode(noise(), "JPEG")
+    assert status_of(tiff_of_jpeg(jpeg)) == "ok"
+    assert status_of(tiff_of_jpeg(jpeg[:-400] + b"\xff\xd9")) == "truncated"
+    with_tables = encode(noise(200, 160), "TIFF", compression="jpeg")
+    assert status_of(with_tables) == "ok"
+    place = with_tables.index(b"\xff\xda") + 500
+    assert status_of(with_tables[:place] + b"\xff\xd9" + with_tables[place + 2 :]) == "truncated"
+
+
+def test_strips_of_a_tiff_that_are_the_same_bytes() -> None:
+    """100,000 strips that all name 10 MB would be decoded one after the other."""
+    assert status_of(tiff_of_jpeg(encode(noise(), "JPEG"), copies=48)) == "too_large"
+
+
+def test_a_strip_of_thousands_of_scans() -> None:
+    progressive = encode(noise(), "JPEG", progressive=True)
+    last = progressive[progressive.rindex(b"\xff\xda") : -2]
+    assert status_of(tiff_of_jpeg(progressive[:-2] + 2000 * last + b"\xff\xd9")) == "too_large"
+
+
+def test_a_tiff_of_deflate_with_a_wrong_checksum_is_damaged() -> None:
+    """libtiff stops at the last pixel, and may not look at the checksum behind it."""
+    whole = encode(noise(), "TIFF", compression="tiff_adobe_deflate")
+    assert status_of(whole) == "ok"
+    damaged = bytearray(whole)
+    damaged[whole.index(zlib.compress(noise().tobytes())[-4:])] ^= 1
+    assert status_of(bytes(damaged)) == "truncated"
+
+
+def test_a_deflate_bomb_in_a_tiff() -> None:
+    whole = encode(noise(200, 160), "TIFF", compression="tiff_adobe_deflate")
+    place, bomb = whole.index(b"\x78\x9c"), zlib.compress(bytes(50_000_000))
+    assert len(bomb) < 96_000, "it fits into the strip"
+    assert status_of(whole[:place] + bomb + whole[place + len(bomb) :], max_pixels=1_000_000) == "too_large"
+
+
+def test_what_libtiff_repairs_is_damaged(capfd: pytest.CaptureFixture[str]) -> None:
+    """libtiff goes on behind a wrong code of a fax, and told it on stderr alone, in words of the file's making."""
+    fax = encode(noise().convert("1"), "TIFF", compression="group4")
+    assert status_of(fax) == "ok"
+    damaged = bytearray(fax)
+    damaged[60] ^= 8
+    assert status_of(bytes(damaged)) == "truncated"
+    assert status_of(fax) == "ok", "what was heard of one picture is not said of the next"
+    assert capfd.readouterr().err == ""
+
+
+def test_libtiff_tells_other_users_of_the_process_what_it_told_before(capfd: pytest.CaptureFixture[str]) -> None:
+    fax = bytearray(encode(noise().convert("1"), "TIFF", compression="group4"))
+    fax[60] ^= 8
+    assert status_of(bytes(fax)) == "truncated"
+    Image.open(io.BytesIO(fax)).load()
+    assert "Fax4Decode" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("mode", ["F", "I;16", "I"])
 def test_deep_pictures_are_converted_in_blocks(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.arange(60 * 40).reshape(60, 40) * 17

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import sizing
 from docs import render_tables
 from docs.render_tables import documents, names_in, rendered
 from model.checkpoint import sha256_of
@@ -84,6 +85,14 @@ def test_the_short_table_of_the_readme_holds_numbers_of_the_long_ones() -> None:
         for column, cell in zip(short.columns[1:], row[1:], strict=True):
             set_name, judge = column.name.split(", ")
             assert cell == long[names[str(row[0])], set_name, f"{judge} @ 1e-3"][0], (row[0], column.name)
+
+
+def test_the_size_of_a_large_run_follows_from_what_was_measured() -> None:
+    """Run `python benchmarks/sizing.py --results results` after measuring anew."""
+    written = read_result(ROOT / "results" / "sizing.json").rows
+    for row, expected in zip(written, sizing.rows_of(ROOT / "results"), strict=True):
+        assert row[0] == expected[0]
+        assert row[1:] == pytest.approx(expected[1:], abs=1e-5)
 
 
 def test_what_is_written_is_read_and_rendered(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import cr_fiqa_parts
@@ -10,12 +10,23 @@ import pytest
 import torch
 from training_parts import interrupted, write_faces, write_start
 
+import methods.clib_fiqa.files
 import methods.clib_fiqa.train
+import methods.cr_fiqa.config
 import methods.cr_fiqa.train
+import methods.diffiqa.config
+import methods.diffiqa.run
+import methods.dsl_fiqa.config
+import methods.dsl_fiqa.run
+import methods.ediffiqa.config
+import methods.ediffiqa.run
+import methods.label_optimization.config
+import methods.label_optimization.run
 import train
 from config_train import TrainConfig
 from methods.cr_fiqa.files import save_tensors
 from model.checkpoint import read_checkpoint, save_checkpoint
+from training.settings import NOT_RECORDED
 
 CLIB_FIQA_FILES = ("clib_fiqa.safetensors", "mlp.safetensors", "state.safetensors", "confidence.tsv")
 
@@ -64,6 +75,25 @@ def test_clib_fiqa(golden: Path, tmp_path: Path) -> None:
     train.train(replace(broken, resume=True))
     same_files(tmp_path / "one", tmp_path / "two", list(CLIB_FIQA_FILES))
     same_files(tmp_path / "one", tmp_path / "three", list(CLIB_FIQA_FILES))
+
+
+@pytest.mark.parametrize(
+    ("free", "settings"),
+    [
+        (methods.clib_fiqa.files.FREE, [TrainConfig]),
+        (methods.cr_fiqa.files.FREE, [methods.cr_fiqa.config.Config]),
+        (methods.diffiqa.run.FREE, [methods.diffiqa.config.Config]),
+        (
+            methods.dsl_fiqa.run.FREE,
+            [methods.dsl_fiqa.config.QualityConfig, methods.dsl_fiqa.config.DegradationConfig],
+        ),
+        (methods.ediffiqa.run.FREE, [methods.ediffiqa.config.Config]),
+        (methods.label_optimization.run.FREE, [methods.label_optimization.config.Config]),
+    ],
+)
+def test_settings_that_may_change_are_recorded_ones(free: set[str], settings: list[type]) -> None:
+    recorded = {field.name for kind in settings for field in fields(kind)} - set(NOT_RECORDED)
+    assert free <= recorded
 
 
 def test_cr_fiqa(tmp_path: Path) -> None:

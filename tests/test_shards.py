@@ -23,7 +23,8 @@ IMAGES = 11
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with eleven aligned pictures of two identities, one of them cut off, and a tiny FR model."""
+    """The current folder, with eleven aligned pictures of two identities, one of them cut off, a linked folder and a
+    tiny FR model."""
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
         stream = io.BytesIO()
@@ -31,6 +32,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / "faces" / f"id{number % 2}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(stream.getvalue()[: 500 if number == 4 else None])
+    (tmp_path / "faces" / "id0" / "circle").symlink_to("..")
     torch.save(tiny_network().state_dict(), tmp_path / "fr.pth")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -84,10 +84,15 @@ def test_the_scripts(zoo: tuple[Path, dict[str, set[str]]]) -> None:
     assert codes[0::2] == [0, 1, 1, 1]
     assert max(codes[1::2]) - codes[1] < MEMORY
 
-    scored = {row["path"]: row["status"] for row in map(json.loads, (folder / "scores.jsonl").open())}
-    assert scored.keys() == expected.keys()
+    rows = [(row["path"], row["status"]) for row in map(json.loads, (folder / "scores.jsonl").open())]
+    scored = dict(rows)
+    assert sorted(path for path, _ in rows) == sorted(expected), "one row each"
     assert {name: status for name, status in scored.items() if status not in expected[name]} == {}
     good = {name for name, status in scored.items() if status == "ok"}
     assert set(read_embeddings(folder / "embeddings.npz").names) == good
     labelled = {label.path for label in read_labels(folder / "labels.tsv")}
     assert labelled == {name for name in good if not set("\t\n\r") & set(name)} - {"zoo/folder.jpg/inside.png"}
+    for table in ("embeddings.npz", "labels.tsv"):
+        skipped = Path(f"{folder / table}.skipped.tsv").read_text(errors="surrogateescape").splitlines()
+        linked = sorted(line for line in skipped if line.endswith("\tlinked_folder"))
+        assert linked == [f"zoo/{name}\tlinked_folder" for name in ("circle", "circle.jpg", "linked-folder")]

@@ -335,7 +335,8 @@ def write_zoo(folder: Path) -> dict[str, set[str]]:
         add(f"sparse{suffix}", lambda path, start=start: make_sparse(path, start), LARGE)
     (zoo / "folder.jpg").mkdir()
     add("folder.jpg/inside.png", lambda path: path.write_bytes(good), OK)
-    (zoo / "linked-folder").symlink_to("folder.jpg")
+    for name, target in (("linked-folder", "folder.jpg"), ("circle", "."), ("circle.jpg", "..")):
+        add(name, lambda path, target=target: path.symlink_to(target), {"linked_folder"})
     return expected
 
 

@@ -64,7 +64,8 @@ def save_state(run: RunState, facts: Mapping[str, Any], others: Mapping[str, Ten
         tensors |= optimizer_tensors(optimizer, f"{name}.")
     tensors |= {key: tensor for key, tensor in (others or {}).items() if tensor is not None}
     own = {"settings": recorded(run.settings), "data": run.data, "scaler": run.scaler.state_dict()}
-    save_checkpoint(run.path, tensors, {"system": f"{run.system}-training", "run": json.dumps({**own, **facts})})
+    metadata = {"system": f"{run.system}-training", "run": json.dumps({**own, **facts})}
+    save_checkpoint(run.path, tensors, metadata, checked=True)
 
 
 def load_state(

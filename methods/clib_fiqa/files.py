@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # Settings that a resumed run may change; the others would make two runs out of one. Of the label table and the start
 # weights only the path may change.
 FREE = {
-    *("data_list", "clip_model", "mlp", "checkpoints", "device", "precision", "num_workers", "cache", "compile"),
-    *("resume", "epochs", "lr", "mlp_lr", "save_every", "save_every_steps", "save_text_tower", "tensorboard"),
+    *("data_list", "clip_model", "mlp", "device", "precision", "num_workers", "cache", "compile"),
+    *("epochs", "lr", "mlp_lr", "save_every", "save_every_steps", "save_text_tower", "tensorboard"),
 }
 
 

@@ -16,7 +16,7 @@ from training import state
 # Settings that a resumed run may change; the others would make two runs out of one.
 FREE = {
     *("data", "identities", "num_workers", "cache", "start_weights", "lr", "verify", "verify_images", "eval_every"),
-    *("output", "save_every", "save_every_steps", "device", "precision", "compile", "resume"),
+    *("save_every", "save_every_steps", "device", "precision", "compile"),
 }
 
 

@@ -31,6 +31,7 @@ from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, ide
 from methods.cr_fiqa.files import save_tensors
 from methods.cr_fiqa.variance import teaches_quality
 from model.checkpoint import read_checkpoint, sha256_of
+from model.files import only_writer
 from model.iresnet import IResNet
 
 FOLDS = 5
@@ -81,6 +82,12 @@ def below_common_folder(names: Sequence[str]) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
+    with only_writer(args.output):
+        return run_alone(args)
+
+
+def run_alone(args: argparse.Namespace) -> int:
+    """`run`, in the only run that writes this output."""
     tensors, metadata = read_checkpoint(args.backbone)
     given = read_embeddings(args.embeddings)
     if given.model_sha256 not in (None, sha256_of(args.backbone)):

@@ -84,11 +84,20 @@ def read_samples(path: str | Path) -> Samples:
         raise RecordError(f"{path}: {len(offsets)} records, the last beyond the end of the file; is it cut off?")
     starts = _starts(path, content, offsets)
     if numbers[0] == 0 and starts["flag"][0] > 0:
+        _require_whole(path, starts["first"][:1])
         samples = (numbers > 0) & (numbers < int(starts["first"][0]))
     else:
         samples = np.ones(len(numbers), bool)
-    labels = np.where(starts["flag"] > 0, starts["first"], starts["label"])
-    return Samples(offsets[samples], labels[samples].astype(np.int64))
+    labels = np.where(starts["flag"] > 0, starts["first"], starts["label"])[samples]
+    _require_whole(path, labels)
+    return Samples(offsets[samples], labels.astype(np.int64))
+
+
+def _require_whole(path: Path, labels: NDArray[np.float32]) -> None:
+    """Raise RecordError for labels (N,) that are no whole numbers, as NaN."""
+    wrong = (np.trunc(labels) != labels) | (np.abs(labels) >= 2**53)
+    if wrong.any():
+        raise RecordError(f"{path}: a label is {labels[wrong][0]:g}; whole numbers were expected, is the file damaged?")
 
 
 def read_record(descriptor: int, offset: int) -> bytes:

@@ -20,8 +20,8 @@ from training.step import arithmetic
 
 # Settings that a resumed run may change; the others would make two runs out of one.
 FREE = {
-    *("data", "identities", "num_workers", "start_weights", "output", "save_every", "saved", "device", "precision"),
-    *("steps", "lr", "resume"),
+    *("data", "identities", "num_workers", "start_weights", "save_every", "saved", "device", "precision"),
+    *("steps", "lr"),
 }
 
 

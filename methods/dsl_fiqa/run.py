@@ -14,7 +14,7 @@ from training.state import RunState
 # Settings that a resumed run may change; the others would make two runs out of one. Other pictures are found out.
 FREE = {
     *("data", "validation", "real", "without", "num_workers", "cache", "encoder", "start_weights", "trunk"),
-    *("output", "device", "precision", "resume"),
+    *("device", "precision"),
 }
 OTHER_DATA = "the pictures are not those"
 

@@ -25,7 +25,7 @@ from training.step import arithmetic
 DEPTHS = {"L": 100, "M": 50, "S": 18}
 # Settings that a resumed run may change; the others would make two runs out of one.
 FREE = {
-    *("items", "images", "teacher", "num_workers", "cache", "start_weights", "output", "device", "precision", "resume"),
+    *("items", "images", "teacher", "num_workers", "cache", "start_weights", "device", "precision"),
     *("lr", "mlp_lr"),
 }
 

@@ -24,7 +24,7 @@ from training.step import arithmetic
 GROUPS = ((10, 0, 1.0, 1e-5), (50, 10, 0.1, 1e-6), (100, 50, 0.01, 1e-6))
 HEAD_DECAY = 1e-4
 # Settings that a resumed run may change; the others would make two runs out of one.
-FREE = {*("labels", "images", "num_workers", "cache", "backbone", "output", "device", "precision", "resume", "epochs")}
+FREE = {*("labels", "images", "num_workers", "cache", "backbone", "device", "precision", "epochs")}
 
 
 @dataclass

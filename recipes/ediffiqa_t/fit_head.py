@@ -29,7 +29,7 @@ from methods.ediffiqa.losses import quality_loss
 from model.backbones import read_backbone
 from model.checkpoint import read_checkpoint, save_checkpoint, sha256_of
 from model.ediffiqa import EDifFIQA
-from model.files import only_run
+from model.files import only_writer
 from training.schedule import half_cosine
 
 VALIDATION_EVERY = 10
@@ -49,6 +49,12 @@ def fit(network: EDifFIQA, features: Tensor, labels: Tensor, steps: int, batch_s
 
 
 def run(args: argparse.Namespace) -> int:
+    with only_writer(args.output):
+        return run_alone(args)
+
+
+def run_alone(args: argparse.Namespace) -> int:
+    """`run`, in the only run that writes this output."""
     scores = read_qualities(args.scores)
     embeddings = read_embeddings(args.embeddings)
     if embeddings.model_sha256 != sha256_of(args.backbone):
@@ -71,9 +77,7 @@ def run(args: argparse.Namespace) -> int:
         "backbone_sha256": sha256_of(args.backbone),
         "torch": torch.__version__,
     }
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with only_run(args.output):
-        save_checkpoint(args.output, network.state_dict(), metadata)
+    save_checkpoint(args.output, network.state_dict(), metadata)
     print(f"{args.output}: {int((~held_out).sum())} images train; mean error on the {int(held_out.sum())} others "
           f"{validation:.4f}")  # fmt: skip
     return 0
