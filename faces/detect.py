@@ -43,7 +43,6 @@ LARGEST_ENLARGEMENT = 4.0
 RELIABLE = 16.0  # pixels of a face in the searched picture; of smaller ones many are missed
 MOST_SEARCHED = 8e6  # pixels of the largest searched version of a picture: a bound on the time that a huge one takes
 TILE, OVERLAP = 640, 128  # pixels; larger pictures are searched in tiles, so that the memory has a bound
-TILES_AT_ONCE = 4
 WINDOWS_AT_ONCE = 64
 CANDIDATE = 0.3  # CenterFace's score from which on the second network is asked
 SURE = 0.5  # from which on a larger version of the picture need not be searched for the largest face
@@ -227,17 +226,13 @@ def _search_at(rgb: np.ndarray, scale: float) -> Iterator[Face]:
     rows, columns = _tile_starts(height), _tile_starts(width)
     side_y = TILE if len(rows) > 1 else height
     side_x = TILE if len(columns) > 1 else width
-    corners = list(product(rows, columns))
-    for start in range(0, len(corners), TILES_AT_ONCE):
-        some = corners[start : start + TILES_AT_ONCE]
-        tiles = np.stack([picture[top : top + side_y, left : left + side_x] for top, left in some])
-        for (top, left), scores, boxes, points in _cells(tiles, some):
-            inner = _inner_edges(top, left, side_y, side_x, height, width)
-            for score, box, five in zip(scores, boxes, points, strict=True):
-                if not _is_cut(box, inner):
-                    corner = np.array([left, top])
-                    edges = ((box.reshape(2, 2) + corner) / scale - 0.5).ravel().tolist()
-                    yield Face(tuple(edges), float(score), rescaled(five + corner - 0.5, 1 / scale))
+    for top, left in product(rows, columns):   # one by one: several at a time take more memory and no less time
+        inner = _inner_edges(top, left, side_y, side_x, height, width)
+        corner = np.array([left, top])
+        for score, box, five in zip(*_cells(picture[top : top + side_y, left : left + side_x]), strict=True):
+            if not _is_cut(box, inner):
+                edges = ((box.reshape(2, 2) + corner) / scale - 0.5).ravel().tolist()
+                yield Face(tuple(edges), float(score), rescaled(five + corner - 0.5, 1 / scale))
 
 
 def _tile_starts(side: int) -> list[int]:
@@ -264,20 +259,14 @@ def _is_cut(box: np.ndarray, inner: np.ndarray) -> bool:
     return bool((box[:2] < inner[:2]).any() or (box[2:] > inner[2:]).any())
 
 
-def _cells(
-    tiles: np.ndarray, corners: Sequence[tuple[int, int]]
-) -> Iterator[tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray]]:
-    """CenterFace's candidates of some tiles (N, H, W, 3): for each its corner, scores (K,), boxes (K, 4) and points
-    (K, 5, 2) in pixels of the tile."""
-    x = torch.from_numpy(tiles).permute(0, 3, 1, 2).float()
+def _cells(tile: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """CenterFace's candidates in a tile (H, W, 3): scores (K,), boxes (K, 4) and points (K, 5, 2) in its pixels."""
+    x = torch.from_numpy(np.ascontiguousarray(tile)).permute(2, 0, 1)[None].float()
     padding = [side for size in x.shape[:1:-1] for side in (0, -size % LARGEST_STRIDE)]
     cells = _center_face()(torch.nn.functional.pad(x, padding))
     peaks = torch.nn.functional.max_pool2d(cells.score[:, None], 3, 1, 1)[:, 0]
     kept = (cells.score >= CANDIDATE) & (cells.score == peaks)
-    for i, corner in enumerate(corners):
-        chosen = kept[i]
-        yield corner, cells.score[i][chosen].numpy(), cells.box[i][chosen].double().numpy(), (
-            cells.points[i][chosen].double().numpy())
+    return cells.score[kept].numpy(), cells.box[kept].double().numpy(), cells.points[kept].double().numpy()
 
 
 def _suppressed(faces: Sequence[Face]) -> list[Face]:

@@ -53,12 +53,7 @@ def warp(rgb: np.ndarray, points: np.ndarray, template: np.ndarray, size: int) -
 
     A face of more than twice the crop's scale is first reduced by averaging areas, to avoid aliasing.
     """
-    matrix = similarity_transform(points, template)
-    scale = scale_of(matrix)
-    if scale < 0.5:
-        rgb, points = resized(rgb, scale), rescaled(points, scale)
-        matrix = similarity_transform(points, template)
-    return cv2.warpAffine(rgb, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+    return warped(rgb, similarity_transform(points, template), size)
 
 
 def scale_of(matrix: np.ndarray) -> float:

@@ -154,31 +154,30 @@ class FastIBasicBlock(nn.Module):
 
 
 class FastInvertedResidual(nn.Module):
-    """`InvertedResidual` of fused convolutions. Where it adds its input it overwrites it: nothing else reads that one,
-    since `FaceTrunk.maps` are the inputs of strided blocks, which add nothing."""
+    """Fused convolutions that widen, filter each channel and narrow. An input that is added is overwritten, since
+    nothing else reads it: `FaceTrunk.maps` are the inputs of strided blocks, which add nothing, and `CenterFace` has
+    read its maps before."""
 
-    def __init__(self, block: InvertedResidual) -> None:
+    def __init__(self, hidden: nn.Sequential, narrow: Any, residual: bool) -> None:
         super().__init__()
-        widen, filter_each, narrow, norm = block.conv
-        assert isinstance(norm, nn.Identity), "its norm is folded"
-        self.hidden = nn.Sequential(fast_relu6(widen), fast_relu6(filter_each))
-        self.narrow, self.residual = FusedConv(narrow), block.residual
+        self.hidden, self.narrow, self.residual = hidden, FusedConv(narrow), residual
 
     def forward(self, x: Tensor) -> Tensor:
         return self.narrow(self.hidden(x), x if self.residual else None)
 
 
-class FastWidened(nn.Module):
-    """`Widened` of fused convolutions. Where it adds its input it overwrites it: nothing reads that one later."""
+def fast_inverted_residual(block: InvertedResidual) -> FastInvertedResidual:
+    """That of a face trunk, its norms folded."""
+    widen, filter_each, narrow, norm = block.conv
+    assert isinstance(norm, nn.Identity), "its norm is folded"
+    return FastInvertedResidual(nn.Sequential(fast_relu6(widen), fast_relu6(filter_each)), narrow, block.residual)
 
-    def __init__(self, block: Widened) -> None:
-        super().__init__()
-        self.expand = nn.Identity() if block.expand is None else FusedConv(block.expand, "relu")
-        self.depthwise, self.project = FusedConv(block.depthwise, "relu"), FusedConv(block.project)
-        self.residual = block.residual
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.project(self.depthwise(self.expand(x)), x if self.residual else None)
+def fast_widened(block: Widened) -> FastInvertedResidual:
+    """That of CenterFace."""
+    convolutions = [conv for conv in (block.expand, block.depthwise) if conv is not None]
+    hidden = nn.Sequential(*(FusedConv(conv, "relu") for conv in convolutions))
+    return FastInvertedResidual(hidden, block.project, block.residual)
 
 
 class FastBlock(nn.Module):
@@ -212,8 +211,8 @@ def fast_stem(stem: DepthwiseStem) -> nn.Sequential:
 FAST: dict[type[nn.Module], Any] = {
     Block: FastBlock,
     IBasicBlock: FastIBasicBlock,
-    InvertedResidual: FastInvertedResidual,
-    Widened: FastWidened,
+    InvertedResidual: fast_inverted_residual,
+    Widened: fast_widened,
     DepthwiseStem: fast_stem,
     ConvNormReLU6: fast_relu6,
     nn.Conv2d: FusedConv,

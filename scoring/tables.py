@@ -252,9 +252,9 @@ class Journal:
     """The rows of a run, on disk as soon as they are finished, so that nothing is lost when the run is interrupted.
 
     Whatever the format of `output`, `FILE.partial` is JSON lines: the run's settings, then the rows, each with a
-    checksum. `finish` writes
-    the table from it, atomically. Images that have no `path score` line go to `FILE.txt.skipped.tsv`. Only one process
-    may have a journal of an output at a time: hold `model.files.only_run(output)`.
+    checksum. `finish` writes the table from it, atomically. Images that have no `path score` line go to
+    `FILE.txt.skipped.tsv`. Only one process may have a journal of an output at a time: hold
+    `model.files.only_run(output)`.
     """
 
     def __init__(
