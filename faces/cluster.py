@@ -21,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .finished import IDS, RESULTS, Checkpoint, finished_in, forget, names_hash, results_in
+from .finished import IDS, RESULTS, Checkpoint, finished_in, forget, names_hash, results_in, wait_for
 from .workers import Loaded, in_lists, load_all
 
 R = TypeVar("R")
@@ -104,12 +104,7 @@ class Cluster:
             actors = self._most_actors(ray)
             blocks = min(len(missing), max(4 * actors, len(missing) // IN_FILE))
             _write(self._computed(ray, missing, blocks, load, make_compute), kept, min(actors, blocks))
-            finished = finished_in(kept)
-        if lost := missing.keys() - finished.keys():
-            raise RuntimeError(
-                f"{kept} lacks {len(lost)} of {len(missing)} batches that were finished: --checkpoint must be a folder "
-                "that all hosts of the cluster share"
-            )
+            finished = wait_for(kept, missing.keys())
         yield from results_in(finished, names)
 
     def _computed(self, ray: Any, batches: dict[Any, list[str]], blocks: int, load: Any, make_compute: Any) -> Any:

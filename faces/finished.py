@@ -12,7 +12,8 @@ import hashlib
 import json
 import pickle
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -79,10 +80,26 @@ def finished_in(kept: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted((kept / RESULTS).glob("*.parquet")):
         if (kept / IDS / f"{path.stem.removesuffix('-0')}.parquet").is_file():
-            with contextlib.suppress(pyarrow.ArrowInvalid):
+            with contextlib.suppress(pyarrow.ArrowInvalid, OSError):   # of a damaged footer, either
                 for name in ParquetFile(path).read(columns=["batch"])["batch"].to_pylist():
                     files.setdefault(name, path)
     return files
+
+
+def wait_for(kept: Path, names: Set[str], seconds: int = 60) -> dict[str, Path]:
+    """`finished_in` when these batches, which have been finished, are there: a network file system may be late.
+
+    Raises RuntimeError when they do not come.
+    """
+    for left in reversed(range(seconds + 1)):
+        files = finished_in(kept)
+        if not (lost := names - files.keys()):
+            return files
+        time.sleep(min(left, 1))
+    raise RuntimeError(
+        f"{kept} lacks {len(lost)} of {len(names)} batches that were finished: --checkpoint must be a folder that all "
+        "hosts of the cluster share"
+    )
 
 
 def results_in(files: Mapping[str, Path], names: Iterable[str]) -> Iterator[Any]:

@@ -24,7 +24,7 @@ import generate_labels
 import inference
 from command_line import message_of
 from faces.cluster import KEPT, Cluster, cluster_of
-from faces.finished import Checkpoint, finished_in
+from faces.finished import Checkpoint, finished_in, wait_for
 from faces.reader import read_image
 from faces.workers import Loaded, read_and_prepare
 from labels.measure import PART_BATCHES
@@ -196,6 +196,7 @@ def test_what_was_finished_before_the_driver_was_killed_is_not_computed_again(ra
 
 def test_a_batch_counts_as_finished_when_all_of_it_was_written(ray: Any, tmp_path: Path) -> None:
     """Not with a pending name, nor when its file is torn, as after a power cut; without --resume none does."""
+    from pyarrow import parquet
 
     def interrupted(resume: bool) -> int:
         """How many paths were loaded by a run that is stopped at its first row."""
@@ -212,6 +213,13 @@ def test_a_batch_counts_as_finished_when_all_of_it_was_written(ray: Any, tmp_pat
     first.rename(first.with_suffix(".pending.parquet"))
     os.truncate(kept / "results" / f"{second.stem}-0.parquet", 100)
     assert interrupted(resume=True) == 16
+    for path in set(finished_in(kept).values()):   # a byte of each result is another one
+        metadata, content = parquet.read_metadata(path), bytearray(path.read_bytes())
+        for group in range(metadata.num_row_groups):
+            content[metadata.row_group(group).column(1).data_page_offset - 1] ^= 1   # the end of the page before
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged; remove .*/ray-batches to compute"):
+        interrupted(resume=True)
     assert interrupted(resume=False) == 32
 
 
@@ -227,6 +235,13 @@ def test_a_folder_that_cannot_be_written_ends_the_run_with_a_line(ray: Any, tmp_
     with pytest.raises(NotADirectoryError) as error:
         list(Cluster(actors=1, checkpoint=checkpoint(tmp_path)).results(named()[:4], load, make_listed, 1))
     assert message_of(error.value) == f"{kept}: not a directory"
+
+
+def test_a_folder_that_is_not_shared_is_noticed(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    assert wait_for(tmp_path, set()) == {}
+    with pytest.raises(RuntimeError, match=r"lacks 1 of 1 batches .* all hosts of the cluster share"):
+        wait_for(tmp_path, {"name"}, seconds=0)
 
 
 def test_rows_are_recorded_before_their_batches_are_forgotten() -> None:
