@@ -22,6 +22,8 @@ THREADS_HELP = """CPU threads of each operation (default: OMP_NUM_THREADS, else 
     on the same cores give 1"""
 
 MOST_SHARDS = 100_000
+CHECKPOINT_HELP = """ray: keep finished batches in a folder that all hosts see, so that --resume does not compute them
+    again"""
 FILE_SIZE_HELP = "megabytes of the largest image file that is read, a larger one is too_large (default: 200)"
 
 
@@ -72,6 +74,7 @@ def add_machine_flags(add: Callable[..., Any]) -> None:
     add("--engine", choices=("local", "ray"), default="local", help="ray: over many hosts (docs/scale.md)")
     add("--address", metavar="ADDRESS", help="ray: local (default: started here), auto, or a running one, HOST:PORT")
     add("--actors", type=positive, metavar="N", help="ray: processes that hold the network (default: as many as fit)")
+    add("--checkpoint", type=Path, metavar="FOLDER", help=CHECKPOINT_HELP)
     shard_help = "do the I-th of N parts of the work, each on a machine of its own; --merge N then makes the output"
     merge_help = "make the output of N finished shards: the same command with --merge N in place of --shard I/N"
     add("--shard", type=shard, metavar="I/N", help=shard_help)

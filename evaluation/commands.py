@@ -51,15 +51,20 @@ EXAMPLES = 3
 
 def embed(args: argparse.Namespace) -> int:
     """FR embeddings of images as one .npz."""
-    from evaluation.extract import embed_images, embed_shard
+    from evaluation.extract import embed_images, embed_shard, settings_of
     from faces.cluster import cluster_of
+    from faces.finished import Checkpoint
     from labels.label_table import write_skipped
     from model.device import pick_device
 
     names = _image_names(args)
     recognizer = _embedder(args)
-    cluster = cluster_of(args.engine, args.address, args.actors, pick_device(args.device).type)
-    run = replace(_extraction(args, {**_identity(recognizer), "flip": args.flip}), cluster=cluster)
+    run = _extraction(args, {**_identity(recognizer), "flip": args.flip})
+    kept = None
+    if args.checkpoint:
+        kept = Checkpoint(args.checkpoint, {**settings_of(names, run), "shard": args.shard}, args.resume)
+    cluster = cluster_of(args.engine, args.address, args.actors, pick_device(args.device).type, kept)
+    run = replace(run, cluster=cluster)
     if args.shard:
         run = replace(run, shard=args.shard)
         print(f"shard is measured: {embed_shard(names, recognizer, run)}; when all are, --merge {args.shard[1]}")

@@ -187,8 +187,7 @@ def _columns(
     if not names:
         raise ValueError("no images were found in what was given; name files, folders, patterns, @list or -")
 
-    settings = {**run.settings, "align": run.align, "batch_size": run.batch_size, "max_bytes": run.max_bytes}
-    settings["images"] = listing_sha256(names)
+    settings = settings_of(names, run)
     if run.merge:
         return gather(_parts(run), "faces", settings, names, run.merge)
     parts = start_parts(_parts(run), settings, run.resume)
@@ -198,6 +197,12 @@ def _columns(
     make = partial(_make_with_aligned, make_compute) if make_compute else None
     how = run.batch_size, run.workers, run.max_bytes, run.cluster, make
     return measure(Path(), names, prepare, partial(_with_aligned, compute), parts / "faces", *how)
+
+
+def settings_of(names: Sequence[str], run: Extraction) -> dict[str, Any]:
+    """All that the result depends on, as JSON values; the images by their paths, sizes and times of change."""
+    images = {"images": listing_sha256(names)}
+    return {**run.settings, "align": run.align, "batch_size": run.batch_size, "max_bytes": run.max_bytes, **images}
 
 
 def _with_aligned(compute: Compute, loaded: Sequence[Loaded[_Face]]) -> Columns:

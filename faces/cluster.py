@@ -4,7 +4,7 @@ Ray is an extra (`pip install "ray[data]"`). Tasks on CPUs read and prepare the 
 package, so that every picture keeps its status. Actors compute: on GPUs where the device is one, otherwise in the
 processes that read. Ray Data bounds what lies between them, and starts the work of a killed process again. Only the
 driver writes results. So a result exists once, whatever was killed, and an interrupted run goes on from what the driver
-has written.
+has written. With a checkpoint the processes keep what they have finished, too, until the driver has written it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .finished import IDS, RESULTS, Checkpoint, finished_in, forget, names_hash, results_in, wait_for
 from .workers import Loaded, in_lists, load_all
 
 R = TypeVar("R")
 WINDOW = 20_000   # batches that are planned at a time: a list of paths may be endless
+KEPT = 256   # batches for each computing process, of at least four, that a checkpoint keeps at a time: a whole number
+# of `labels.measure.PART_BATCHES`, so that rows have been recorded when their batches are removed
+IN_FILE = 8   # batches in one file of a checkpoint, which a killed process computes again; a file takes about 30 ms
+CHECKPOINTS_SINCE = 2, 60   # of Ray: with two steps for each file, and these names of files
 LOCAL = "local"
 QUIET = {   # before Ray is imported
     "RAY_USAGE_STATS_ENABLED": "0",   # nothing is sent anywhere
@@ -46,6 +51,8 @@ class Cluster:
     """GPUs that each of them takes; less than 1 shares one."""
     cpus: float = 1
     """CPUs, and threads, that each of them takes."""
+    checkpoint: Checkpoint | None = None
+    """Where they keep what they have finished."""
 
     def results(
         self,
@@ -53,26 +60,60 @@ class Cluster:
         load: Callable[[str], Any],
         make_compute: Callable[[], Callable[[Sequence[Loaded[Any]]], R]],
         batch_size: int,
+        name: str = "batches",
     ) -> Iterator[R]:
         """What `compute` makes of each batch of `batch_size` paths, in their order.
 
         `load` reads and prepares the picture of a path, in a task; it may raise ImageError, which becomes the status of
         that picture. `make_compute` is called once in each computing process, and returns what is called with each
-        batch. Both must be picklable. The batches are those of a run on one machine, and so are the results. Raises
-        ImportError without Ray, ConnectionError when there is no cluster at the address.
+        batch. Both must be picklable. The batches are those of a run on one machine, and so are the results. With a
+        checkpoint the results of a window of batches come when all of them are finished; `name` tells them from those
+        of other work in the same run. Raises ImportError without Ray, ConnectionError when there is no cluster at the
+        address, and what `Checkpoint.hold` raises.
         """
-        ray = connect(self.address)
         batches = in_lists(paths, batch_size)
-        while window := list(islice(batches, WINDOW)):
-            yield from self._window(ray, window, load, make_compute)
+        if self.checkpoint is None:
+            ray = connect(self.address)
+            while window := list(islice(batches, WINDOW)):
+                yield from self._window(ray, window, load, make_compute)
+            return
+        with self.checkpoint.hold(name) as kept:
+            ray = connect(self.address)
+            if tuple(map(int, ray.__version__.split(".")[:2])) < CHECKPOINTS_SINCE:
+                raise ImportError(f'--checkpoint needs a newer Ray than {ray.__version__}: pip install -U "ray[data]"')
+            while window := list(islice(batches, KEPT * max(4, self._most_actors(ray)))):
+                yield from self._kept_window(ray, window, load, make_compute, kept)
+                forget(kept)
 
     def _window(self, ray: Any, batches: list[list[str]], load: Any, make_compute: Any) -> Iterator[Any]:
-        rows = [{"batch": number, "paths": pickle.dumps(paths)} for number, paths in enumerate(batches)]
-        blocks = min(len(rows), max(64, 4 * int(ray.cluster_resources().get("CPU", 1))))
+        blocks = min(len(batches), max(64, 4 * int(ray.cluster_resources().get("CPU", 1))))
+        computed = self._computed(ray, dict(enumerate(batches)), blocks, load, make_compute)
+        for number, row in enumerate(computed.iter_rows()):
+            if row["batch"] != number:
+                raise RuntimeError(f"Ray gave batch {row['batch']} in place of {number}: rows would be exchanged")
+            yield pickle.loads(row["result"])
+
+    def _kept_window(
+        self, ray: Any, batches: list[list[str]], load: Any, make_compute: Any, kept: Path
+    ) -> Iterator[Any]:
+        """As `_window`, but batches that are finished in `kept` are not computed, and the others become so."""
+        names = [names_hash(paths) for paths in batches]
+        finished = finished_in(kept)
+        missing = {name: paths for name, paths in zip(names, batches, strict=True) if name not in finished}
+        if missing:
+            actors = self._most_actors(ray)
+            blocks = min(len(missing), max(4 * actors, len(missing) // IN_FILE))
+            _write(self._computed(ray, missing, blocks, load, make_compute), kept, min(actors, blocks))
+            finished = wait_for(kept, missing.keys())
+        yield from results_in(finished, names)
+
+    def _computed(self, ray: Any, batches: dict[Any, list[str]], blocks: int, load: Any, make_compute: Any) -> Any:
+        """The data set of the names of batches and their pickled results."""
+        rows = [{"batch": name, "paths": pickle.dumps(paths)} for name, paths in batches.items()]
         read = ray.data.from_items(rows, override_num_blocks=blocks).map_batches(
             partial(_read, load), batch_size=1, num_cpus=1
         )
-        computed = read.map_batches(
+        return read.map_batches(
             _Compute,
             fn_constructor_args=(make_compute, int(self.cpus)),
             batch_size=1,
@@ -80,10 +121,6 @@ class Cluster:
             num_gpus=self.gpus or None,
             num_cpus=self.cpus,
         )
-        for number, row in enumerate(computed.iter_rows()):
-            if row["batch"] != number:
-                raise RuntimeError(f"Ray gave batch {row['batch']} in place of {number}: rows would be exchanged")
-            yield pickle.loads(row["result"])
 
     def _most_actors(self, ray: Any) -> int:
         if self.actors:
@@ -94,16 +131,19 @@ class Cluster:
         return max(1, int(resources.get("CPU", 1) / self.cpus))
 
 
-def cluster_of(engine: str, address: str | None, actors: int | None, device: str) -> Cluster | None:
-    """The cluster of a command line's --engine, --address, --actors and --device; None for the engine local.
+def cluster_of(
+    engine: str, address: str | None, actors: int | None, device: str, checkpoint: Checkpoint | None = None
+) -> Cluster | None:
+    """The cluster of a command line's --engine, --address, --actors, --device and --checkpoint; None for the engine
+    local.
 
-    A process takes a GPU where the device is CUDA. Raises ValueError for an address or actors without the engine ray.
+    A process takes a GPU where the device is CUDA. Raises ValueError for one of the others without the engine ray.
     """
     if engine != "ray":
-        if address or actors:
-            raise ValueError("--address and --actors are of the engine ray: add --engine ray")
+        if address or actors or checkpoint:
+            raise ValueError("--address, --actors and --checkpoint are of the engine ray: add --engine ray")
         return None
-    return Cluster(address or LOCAL, actors, gpus=1 if device.startswith("cuda") else 0)
+    return Cluster(address or LOCAL, actors, gpus=1 if device.startswith("cuda") else 0, checkpoint=checkpoint)
 
 
 def connect(address: str) -> Any:
@@ -133,6 +173,35 @@ def connect(address: str) -> Any:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return ray
+
+
+def _write(computed: Any, kept: Path, tasks: int) -> None:
+    """Let so many tasks at a time write the results of `computed`, a block each, with Ray Data's checkpoints.
+
+    Ray's own filter of finished rows is not used, as finished batches are left out before: it would hold another CPU
+    and 1 GB for itself, and a cluster of one or two CPUs would wait for ever. Raises OSError where nothing can be
+    written.
+    """
+    from pyarrow.fs import LocalFileSystem
+    from ray.data.checkpoint import CheckpointConfig
+    from ray.exceptions import RayTaskError
+
+    computed.context.checkpoint_config = CheckpointConfig(
+        "batch", str(kept / IDS), delete_checkpoint_on_success=False, override_filesystem=LocalFileSystem()
+    )
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)   # its errors are raised too
+    try:
+        computed.write_parquet(
+            str(kept / RESULTS),
+            filesystem=LocalFileSystem(),
+            ray_remote_args={"num_cpus": 0},   # no CPU is left where all compute
+            concurrency=tasks,
+            write_page_checksum=True,
+        )
+    except RayTaskError as error:
+        if isinstance(error.cause, OSError) and (code := error.cause.errno):   # of writing; the work's are wrapped
+            raise OSError(code, os.strerror(code), str(kept)) from error
+        raise
 
 
 def _read(load: Callable[[str], Any], batch: dict[str, Any]) -> dict[str, list[Any]]:

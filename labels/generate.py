@@ -19,6 +19,7 @@ import torch
 
 from faces.cluster import cluster_of
 from faces.dlib_models import LANDMARKS_FILE, dlib_file
+from faces.finished import Checkpoint
 from faces.listing import is_linked_folder, list_images
 from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of, load_header, quality_anchor
@@ -75,7 +76,8 @@ def generate_alone(args: argparse.Namespace) -> int:
     here = shard_path(folder, args.shard) if args.shard else folder
     parts = here if args.merge else start_parts(here, settings, args.resume)
 
-    cluster = cluster_of(args.engine, args.address, args.actors, device.type)
+    kept = Checkpoint(args.checkpoint, {**settings, "shard": args.shard}, args.resume) if args.checkpoint else None
+    cluster = cluster_of(args.engine, args.address, args.actors, device.type, kept)
 
     def run(images: Path, names: Sequence[str], prepare: Any, compute: Any, make_compute: Any, part: str) -> Columns:
         if args.merge:

@@ -28,7 +28,7 @@ from faces.workers import Loaded, load_batches, read_and_prepare
 from model.files import read_json, replacing, shard_path, write_text
 
 T = TypeVar("T")
-PART_BATCHES = 32    # the progress is recorded after so many batches: what a killed run loses at most
+PART_BATCHES = 32    # the progress is recorded after so many batches: what a killed run loses at most (cluster.KEPT)
 START_ANEW = "run without --resume to start anew"
 TEXT_WIDTH = 16      # characters of a text column, such as the status
 
@@ -118,7 +118,7 @@ def measure(
     paths = (str(folder / name) for name in islice(names, done.rows, None))
     read = partial(read_picture, max_bytes=max_bytes)
     if cluster and make_compute:
-        results = cluster.results(paths, partial(read_and_prepare, read, prepare), make_compute, batch_size)
+        results = cluster.results(paths, partial(read_and_prepare, read, prepare), make_compute, batch_size, parts.name)
     else:
         results = map(compute, load_batches(paths, prepare, batch_size, workers, read))
     with tqdm(total=len(names), initial=done.rows, desc=parts.name, unit=" faces", disable=None) as progress:

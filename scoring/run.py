@@ -20,6 +20,7 @@ from tqdm import tqdm
 from faces.align import is_aligned
 from faces.cluster import Cluster, cluster_of
 from faces.containers import read_picture, with_members
+from faces.finished import Checkpoint, names_hash
 from faces.listing import expand_inputs
 from faces.reader import ImageError
 from faces.video import is_video
@@ -153,7 +154,8 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     if footage:
         args.faces = options.setdefault("faces", "all")
     scorer = Scorer(args.method, args.weights, *settings, **options)
-    cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type)
+    kept = checkpoint_of(scorer, paths, args) if args.checkpoint else None
+    cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type, kept)
     check_method(scorer, args.selection, args.map_of if args.map else None)
     if len(first) == 1 and not journal_of(args) and args.faces != "all" and not footage:
         return score_one(scorer, first[0], args)
@@ -180,6 +182,14 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
 def settings_of(scorer: Scorer, args: argparse.Namespace) -> dict[str, Any]:
     """What the rows depend on besides the images."""
     return {**scorer.settings, "every": args.every, "frames": args.frames}
+
+
+def checkpoint_of(scorer: Scorer, paths: Iterable[str], args: argparse.Namespace) -> Checkpoint:
+    """Where the processes of a cluster keep finished batches. What standard input lists may be endless: it has no
+    hash."""
+    images = names_hash(paths) if isinstance(paths, list) else None
+    settings = {**settings_of(scorer, args), "shard": args.shard, "images": images}
+    return Checkpoint(args.checkpoint, settings, args.resume)
 
 
 def report(statuses: Counter[str], how: str) -> int:

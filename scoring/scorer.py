@@ -170,7 +170,7 @@ class Scorer:
         read = partial(read_prepared, self.prepare, max_bytes=self.max_bytes)
         if cluster:
             make = partial(make_batch_scorer, self.arguments)
-            return chain.from_iterable(cluster.results(paths, read, make, self.batch_size))
+            return chain.from_iterable(cluster.results(paths, read, make, self.batch_size, "scores"))
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
     def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb") -> RegionMap:
