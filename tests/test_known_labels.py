@@ -12,6 +12,7 @@ from labels.anchors import photo_of
 from labels.label_table import Label, read_labels
 from model.prompts import AXES
 from recipes.default_model import known_labels, landmarks
+from recipes.default_model.crops import is_held_out
 from recipes.default_model.known_labels import judge, label_of, smile_label, with_damage
 from recipes.default_model.landmarks import OPEN, SHUT, key_of, landmarks_of, mouth_opening, yaw_of
 
@@ -50,14 +51,34 @@ def test_folders_of_one_name_are_told_apart() -> None:
 
 def test_a_smile_is_exaggerated_when_the_mouth_is_open() -> None:
     assert mouth_opening(face(0.3)) == pytest.approx(0.3)
-    assert [smile_label(0, gap) for gap in (None, SHUT, OPEN)] == [1, 1, 0]
-    assert [smile_label(seen, (SHUT + OPEN) / 2) for seen in (0, 1)] == [0, 1]
+    assert [smile_label(gap) for gap in (None, SHUT, (SHUT + OPEN) / 2, OPEN)] == [1, 1, 1, 0]
     row = {"path": "faces/Ann/1.jpg", "identity": "Ann"}
     assert label_of(row, SEEN, face(OPEN + 0.01), {}).expression == 0
     assert label_of(row, SEEN, face(SHUT - 0.01), {}).expression == 1
     assert label_of(row, SEEN, face(SHUT - 0.01), {"expression": 0}).expression == 0
     assert label_of(row, SEEN, face(OPEN + 0.01), {"expression": -1}).expression == 0
     assert label_of(row, SEEN, face(SHUT - 0.01), {"expression": -1}).expression == 1
+
+
+def test_human_labels_of_expressions_hold_for_held_out_people_too(tmp_path: Path) -> None:
+    names = [f"Person_{index}" for index in range(11)]   # the tenth and the eleventh: held out, and a training one
+    folder = tmp_path / "factors"
+    folder.mkdir()
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "lfw_train_identities.txt").write_text("\n".join(names))
+    head = "path\tlabel\tcondition\tsubject\tsplit\tangle\n"
+    for name in known_labels.HELD:
+        (folder / f"{name}.tsv").write_text(head)
+    (folder / "expression.tsv").write_text(f"{head}y/1.jpg\texaggerated expression\thappiness\ts3\tx\t\n")
+    conditions = ("anger", "happiness", "neutral")
+    labels = {"anger": "exaggerated expression", "happiness": "", "neutral": "typical expression"}
+    faces = [(name, mood) for name in names[8:] for mood in conditions]
+    rows = [f"{name}/{mood}.jpg\t{labels[mood]}\t{mood}\t{name}\ttrain\t\n" for name, mood in faces]
+    (folder / "expression_lfw.tsv").write_text(head + "".join(rows))
+    known = known_labels.known_levels(tmp_path)
+    assert [known[f"factors/{name}/{mood}.jpg"]["expression"] for name, mood in faces] == [0, -1, 1] * 3
+    assert not is_held_out("s3")
+    assert known["factors/y/1.jpg"]["expression"] == 0, "a posed one is at its peak"
 
 
 def test_pose_comes_from_the_name_of_a_cfp_face_or_from_landmarks() -> None:

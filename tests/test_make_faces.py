@@ -57,9 +57,9 @@ def test_light_without_a_label_trains_from_35_degrees_on(data: Path) -> None:
 
 
 def test_the_last_versions_are_not_damaged_and_all_follow_from_the_seed(data: Path, tmp_path: Path) -> None:
-    face = Face(data / "faces/lfw/Ann/Ann_0001.png", "factors/laughter/Ann_Ann_0001.png", "", copies=9, undamaged=6)
+    face = Face(data / "faces/lfw/Ann/Ann_0001.png", "factors/posed/Ann_Ann_0001.png", "", copies=9, undamaged=6)
     rows = make_versions(5, face, tmp_path / "a", seed=1)
-    assert [row[0] for row in rows] == [f"factors/laughter/Ann_Ann_0001~{copy}.png" for copy in range(1, 10)]
+    assert [row[0] for row in rows] == [f"factors/posed/Ann_Ann_0001~{copy}.png" for copy in range(1, 10)]
     assert all(row[1:] == [2, 1, 1, ""] for row in rows[3:])
     assert rows[0][4], "the first version is always damaged"
     assert make_versions(5, face, tmp_path / "b", seed=1) == rows

@@ -121,14 +121,15 @@ def test_facts_of_plain_values() -> None:
 
 def test_calibration_sharpens_and_keeps_other_axes() -> None:
     probabilities = torch.tensor([[0.4, 0.6], [0.5, 0.5], [0.0, 1.0]])
-    sharp = calibrated(probabilities, (0.5, 3.0))
+    sharp = calibrated(probabilities, Scaling((0.5, 3.0), 10))
     assert sharp.sum(dim=1).tolist() == pytest.approx([1, 1, 1])
     assert sharp[0, 1].item() == pytest.approx(0.6**3 / (0.6**3 + 0.4**3))
     assert sharp[1].tolist() == [0.5, 0.5]
-    assert calibrated(torch.tensor([[0.8, 0.2]]), (0.5, 3.0))[0, 0].item() == pytest.approx(2 / 3)
+    assert calibrated(torch.tensor([[0.8, 0.2]]), Scaling((0.5, 3.0), 10))[0, 0].item() == pytest.approx(2 / 3)
     assert torch.isfinite(sharp).all()
     random = torch.from_numpy(np.random.default_rng(0).dirichlet((1, 1, 1), 1000))
-    assert torch.equal(calibrated(random, (0.2, 1.0, 5.0)).argmax(dim=1), random.argmax(dim=1)), "no other name"
+    scaled = calibrated(random, Scaling((0.2, 1.0, 5.0), 10))
+    assert torch.equal(scaled.argmax(dim=1), random.argmax(dim=1)), "no other name"
     table = Calibration("a set", {"occlusion": Scaling((0.5, 3.0), 10)})
     axes = {"occlusion": probabilities, "quality": torch.ones(3, 5) / 5}
     done = table.apply(axes)
@@ -138,10 +139,25 @@ def test_calibration_sharpens_and_keeps_other_axes() -> None:
     assert Calibration.from_metadata({}) is None
 
 
+def test_weights_move_the_border_between_two_levels() -> None:
+    """Where the first level is wanted from 0.4 on, a probability of 0.4 becomes 0.5, whatever the scales."""
+    probabilities = torch.tensor([[0.3, 0.7], [0.4, 0.6], [0.41, 0.59], [0.9, 0.1]])
+    levels = np.array([1, 0, 0, 0])
+    scaling = fit_scaling(probabilities.numpy(), levels, border=0.4)
+    assert scaling.weights == (1.5, 1.0)
+    done = calibrated(probabilities, scaling)
+    assert done[1].tolist() == pytest.approx([0.5, 0.5])
+    assert done.argmax(dim=1).tolist() == [1, done[1].argmax().item(), 0, 0]
+    assert calibrated(probabilities, Scaling((1.0, 1.0), 4, (1.5, 1.0)))[0, 0].item() == pytest.approx(0.45 / 1.15)
+    table = Calibration("a set", {"expression": scaling})
+    assert Calibration.from_metadata({"calibration": table.to_json()}) == table
+
+
+WRONG_WEIGHTS = '{"set": "x", "factors": {"occlusion": {"scales": [1, 1], "images": 1, "weights": [1, 0]}}}'
 WRONG_LEVELS = '{"set": "x", "factors": {"blur": {"scales": [1, 1], "images": 1}}}'
 
 
-@pytest.mark.parametrize("text", ["no JSON", "{}", WRONG_LEVELS])
+@pytest.mark.parametrize("text", ["no JSON", "{}", WRONG_LEVELS, WRONG_WEIGHTS])
 def test_a_damaged_calibration_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="calibration in the metadata of the weights is damaged"):
         Calibration.from_metadata({"calibration": text})
@@ -161,13 +177,11 @@ def test_the_scales_of_overcautious_probabilities_are_found() -> None:
 
 
 def test_the_people_of_the_calibration_are_nobody_else(shared: Path) -> None:
-    few, held_out = unseen_people(shared / "data")
-    names = {path.parent.name for path in held_out}
-    assert not names & set(split(shared / "data", "test"))
-    assert not names & set(identities(shared / "data"))
-    assert set(few) < set(held_out)
-    images = Counter(path.parent.name for path in held_out)
-    assert all(images[path.parent.name] < 3 for path in few)
+    images = Counter(path.parent.name for path in unseen_people(shared / "data"))
+    assert not images.keys() & set(split(shared / "data", "test"))
+    assert not images.keys() & set(identities(shared / "data"))
+    assert len(images) > 100
+    assert max(images.values()) < 3
 
 
 def test_calibration_changes_no_quality() -> None:
@@ -175,7 +189,6 @@ def test_calibration_changes_no_quality() -> None:
     ours = Scorer("clib-fiqa", device="cpu").score(faces)
     raw = Scorer("clib-fiqa", device="cpu", calibrated=False).score(faces)
     assert [score.quality for score in ours] == [score.quality for score in raw]
-    assert [score.sentence for score in ours] == [score.sentence for score in raw], "nor any name of a level"
     assert ours[0].factors != raw[0].factors
     told = {reason.code for score in raw for reason in score.reasons or ()}
     assert told <= {"low_quality"}, "no reasons from probabilities that are not calibrated"

@@ -6,8 +6,8 @@
   lit, and one in six of CFP's faces obstructed.
 - Pose comes from dlib's landmarks, as published. Where dlib finds no face, the pose head of the factor network tells
   profiles from frontal faces. CFP says which of its faces are frontal and which are profiles.
-- Expression: LFW's human labels. A smile is an exaggerated expression when the mouth is open, and typical when it is
-  not (`smile_label`). What the network calls exaggerated without a human label must show an open mouth as well.
+- Expression: LFW's human labels. A smile is an exaggerated expression when the mouth is wide open, else typical
+  (`smile_label`). What the network calls exaggerated without a human label must show an open mouth as well.
 - The labels of factors/ hold for its faces.
 - A damaged version has the pose and expression of its original and the worse of both for the other factors.
 
@@ -38,7 +38,7 @@ from model.fast import accelerate
 from model.files import open_text
 from model.prompts import AXES
 from recipes.default_model.crops import factor_rows, is_oblique
-from recipes.default_model.landmarks import OPEN, SHUT, landmarks_of, mouth_opening
+from recipes.default_model.landmarks import OPEN, landmarks_of, mouth_opening
 
 SIZE = 112
 HELD = ("occlusion_real", "occlusion", "illumination", "illumination_b", "expression")  # of factors/, labels by subject
@@ -78,17 +78,15 @@ def label_of(
         levels |= {"occlusion": 1, "illumination": 1, "expression": 1}
     levels |= known
     if levels["expression"] == -1:
-        levels["expression"] = smile_label(seen["expression"], opening)
+        levels["expression"] = smile_label(opening)
     elif "expression" not in known and (opening is None or opening < OPEN):
         levels["expression"] = 1
     return Label(row["path"], None, **levels, identity=row["identity"] or None, status="ok")
 
 
-def smile_label(seen: int, opening: float | None) -> int:
-    """Exaggerated (0) or typical (1), from the mouth's opening; between both limits the factor network decides."""
-    if opening is None or opening <= SHUT:
-        return 1
-    return 0 if opening >= OPEN else seen
+def smile_label(opening: float | None) -> int:
+    """Exaggerated (0) for a smile with an open mouth, else typical (1)."""
+    return int(opening is None or opening < OPEN)
 
 
 def known_levels(data: Path) -> dict[str, dict[str, int]]:
@@ -96,9 +94,10 @@ def known_levels(data: Path) -> dict[str, dict[str, int]]:
     known: dict[str, dict[str, int]] = {}
     for name in (*HELD, "expression_lfw"):
         factor = name.split("_")[0]
-        for row in factor_rows(data, name, held_out=False):
+        # All of LFW's training identities: a held-out one in this table has its human labels too, not a guess.
+        for row in factor_rows(data, name, held_out=None if name == "expression_lfw" else False):
             level = AXES[factor].index(row["label"]) if row["label"] else None
-            if row["condition"] == "happiness":
+            if name == "expression_lfw" and row["condition"] == "happiness":
                 level = -1
             elif name == "illumination_b" and is_oblique(row):
                 level = 0

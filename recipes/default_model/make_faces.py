@@ -41,12 +41,11 @@ from recipes.default_model.crops import (
     is_oblique,
     split,
 )
-from recipes.default_model.landmarks import OPEN, key_of, landmarks_of, mouth_opening
 from recipes.default_model.variation import black_border, varied
 
-LAUGHTER = "laughter"  # of LFW
 SIDE_LIGHT = "side_light"  # the rare extreme lights of Yale, once more
 OBLIQUE = "oblique_light"  # of Extended Yale B
+POSED = "posed_expression"  # the rare peak expressions of Yale, once more
 # Factor set -> versions of each face, of which those of the second number are not damaged: rare kinds get more.
 FACTOR_COPIES = {
     "occlusion_real": (6, 0),
@@ -54,9 +53,9 @@ FACTOR_COPIES = {
     "illumination": (8, 4),
     "illumination_b": (1, 0),
     "expression_lfw": (11, 8),  # damage hides an expression
-    LAUGHTER: (11, 8),
     SIDE_LIGHT: (12, 8),
     OBLIQUE: (4, 2),
+    POSED: (11, 8),
 }
 SAME_FRAME = "illumination_b"  # all lights of a person are aligned alike, and the dark side is no border
 
@@ -75,7 +74,7 @@ class Face:
 def run(options: argparse.Namespace) -> int:
     data, output = options.data, options.output
     faces = [*web_faces(data, options.min_images, options.copies)]
-    faces += labelled_faces(data, output / "landmarks.npz")
+    faces += labelled_faces(data)
     work = partial(make_versions, output=output, seed=options.seed)
     with ProcessPoolExecutor() as pool:
         made = list(tqdm(pool.map(work, range(len(faces)), faces, chunksize=32), total=len(faces), unit="face"))
@@ -97,12 +96,12 @@ def web_faces(data: Path, min_images: int, copies: int) -> list[Face]:
     return [Face(path, f"faces/{identity}/{name}", identity, copies) for identity, path, name in chosen]
 
 
-def labelled_faces(data: Path, landmarks: Path) -> list[Face]:
-    """The faces of factors/, by set, and laughing faces of LFW."""
+def labelled_faces(data: Path) -> list[Face]:
+    """The faces of factors/, by set; rare ones once more."""
     special = {
-        LAUGHTER: partial(laughing_faces, data, landmarks),
         SIDE_LIGHT: partial(side_lit_faces, data),
         OBLIQUE: partial(oblique_faces, data),
+        POSED: partial(posed_faces, data),
     }
     found = []
     for name, (copies, undamaged) in FACTOR_COPIES.items():
@@ -110,15 +109,6 @@ def labelled_faces(data: Path, landmarks: Path) -> list[Face]:
         for path in paths:
             found.append(Face(path, f"factors/{name}/{path.parent.name}_{path.name}", "", copies, undamaged))
     return found
-
-
-def laughing_faces(data: Path, landmarks: Path) -> list[Path]:
-    """Happy faces of LFW's training identities with an open mouth."""
-    happy = [row for row in factor_rows(data, "expression_lfw", held_out=False) if row["condition"] == "happiness"]
-    paths = sorted({data / row["path"] for row in happy})
-    points = landmarks_of(paths, landmarks)
-    openings = [None if (found := points[key_of(path)]) is None else mouth_opening(found) for path in paths]
-    return [path for path, opening in zip(paths, openings, strict=True) if opening is not None and opening >= OPEN]
 
 
 def side_lit_faces(data: Path) -> list[Path]:
@@ -131,6 +121,12 @@ def oblique_faces(data: Path) -> list[Path]:
     """Faces of Extended Yale B whose light has no label and counts as extreme (crops.py)."""
     rows = factor_rows(data, "illumination_b", held_out=False)
     return sorted({data / row["path"] for row in rows if is_oblique(row)})
+
+
+def posed_faces(data: Path) -> list[Path]:
+    """Yale's faces with a posed peak expression."""
+    rows = factor_rows(data, "expression", held_out=False)
+    return sorted({data / row["path"] for row in rows if row["label"] == "exaggerated expression"})
 
 
 def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]:

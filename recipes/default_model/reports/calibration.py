@@ -49,7 +49,7 @@ def calibration_rows(weights: str, data: Path, cache: Path, every: int) -> Itera
         rows = [i for i, one in enumerate(known) if factor in one]
         labelled = Labelled(factor, "", [], np.array([known[i][factor] for i in rows]))
         raw = np.array([list(scores[i].factors[factor].values()) for i in rows])
-        scaled = calibrated(torch.from_numpy(raw), calibration.factors[factor].scales).numpy()
+        scaled = calibrated(torch.from_numpy(raw), calibration.factors[factor]).numpy()
         errors = [Reliability(labelled, some).calibration_error() for some in (raw, scaled)]
         yield [factor, len(rows), *errors]
 

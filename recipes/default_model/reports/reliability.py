@@ -94,7 +94,7 @@ def judge(scorer: Scorer, labelled: Labelled, calibration: Calibration | None = 
     raw = Reliability(labelled, np.array([list(score.factors[labelled.factor].values()) for score in scores]))
     if calibration is None:
         return raw
-    scaled = calibrated(torch.from_numpy(raw.probabilities), calibration.factors[labelled.factor].scales)
+    scaled = calibrated(torch.from_numpy(raw.probabilities), calibration.factors[labelled.factor])
     return Reliability(labelled, scaled.numpy(), raw)
 
 
