@@ -93,7 +93,7 @@ def web_faces(data: Path, min_images: int, copies: int) -> list[Face]:
     found += [(path.parent.name, path, path.name) for path in celeba_paths(data)]
     count = Counter(identity for identity, _, _ in found)
     chosen = sorted(row for row in found if count[row[0]] >= min_images)
-    return [Face(path, f"faces/{identity}/{name}", identity, copies) for identity, path, name in chosen]
+    return [Face(path, f"faces/{identity}/{name}", identity, copies, copies // 2) for identity, path, name in chosen]
 
 
 def labelled_faces(data: Path) -> list[Face]:
@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with faces/ and splits/")
     parser.add_argument("--output", type=Path, default=Path("runs/default"), help="folder to fill")
-    parser.add_argument("--copies", type=natural, default=2, help="versions of each web photograph (2)")
+    parser.add_argument("--copies", type=natural, default=4, help="versions of each web photograph (4)")
     help_text = "identities with fewer images are left out (3)"
     parser.add_argument("--min-images", type=positive, default=3, help=help_text)
     parser.add_argument("--seed", type=natural, default=323)
