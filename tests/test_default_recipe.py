@@ -74,8 +74,16 @@ def test_a_face_without_an_identity_has_the_anchor_of_its_length() -> None:
 def test_darkness_lowers_the_anchor(tmp_path: Path) -> None:
     rows = ["path\tkinds", "a~1.png\tdark:0.50", "b~1.png\tmask:0.10 dark:1.00", "c~1.png\tjpeg:1.0", ""]
     (tmp_path / "damage.tsv").write_text("\n".join(rows))
-    found = anchors.visible_shares(["a~1.png", "b~1.png", "c~1.png", "a.jpg"], tmp_path / "damage.tsv")
+    kinds = anchors.read_kinds(tmp_path / "damage.tsv")
+    found = anchors.visible_shares(["a~1.png", "b~1.png", "c~1.png", "a.jpg"], kinds)
     assert found.tolist() == pytest.approx([1 - anchors.DARKNESS / 2, 1 - anchors.DARKNESS, 1, 1])
+
+
+def test_a_version_without_damage_has_the_anchor_of_its_original() -> None:
+    names = ["ann/1~1.png", "ann/1~2.png", "ann/1.jpg", "ann/2.jpg", "bob/1~1.png", "bob/1.jpg"]
+    kinds = {"ann/1~1.png": "jpeg:0.50", "ann/1~2.png": "", "bob/1~1.png": ""}
+    found = anchors.of_originals(names, np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), kinds)
+    assert found.tolist() == [0.1, 0.3, 0.3, 0.4, 0.6, 0.6]
 
 
 def test_an_ordinary_face_is_good_and_most_of_the_range_lies_below() -> None:

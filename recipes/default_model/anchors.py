@@ -20,7 +20,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from command_line import exit_code
 from evaluation.baselines import lengths
 from evaluation.embeddings import read_embeddings
 from evaluation.names import match_names
-from labels.anchors import EmbeddedFaces, centre_similarities, identity_of, load_header, quality_anchor
+from labels.anchors import EmbeddedFaces, centre_similarities, identity_of, load_header, photo_of, quality_anchor
 from labels.label_table import Label, read_labels, write_labels
 from model.files import open_text
 
@@ -72,14 +72,27 @@ def mixed_anchors(faces: Sequence[EmbeddedFaces], length_share: float) -> np.nda
     return torch.special.ndtr(torch.from_numpy((np.mean(mixtures, axis=0) + ORDINARY) / SPREAD)).numpy()
 
 
-def visible_shares(names: Sequence[str], damage: Path) -> np.ndarray:
+def read_kinds(damage: Path) -> dict[str, str]:
+    """Path of a version -> what was done to it, "" for nothing but another alignment, border or colour."""
+    with open_text(damage) as file:
+        return {row["path"]: row["kinds"] for row in csv.DictReader(file, delimiter="\t")}
+
+
+def visible_shares(names: Sequence[str], kinds: Mapping[str, str]) -> np.ndarray:
     """What darkness leaves of an anchor (N,): from 1 down to 1 - DARKNESS at full strength.
 
     FR networks still read a crop that was darkened by arithmetic, whose 8 bits keep what a dark photograph loses."""
-    with open_text(damage) as file:
-        kinds = {row["path"]: row["kinds"] for row in csv.DictReader(file, delimiter="\t")}
     found = [re.search(r"\bdark:([\d.]+)", kinds.get(name, "")) for name in names]
     return np.array([1 - DARKNESS * float(match[1]) if match else 1.0 for match in found])
+
+
+def of_originals(names: Sequence[str], anchors: np.ndarray, kinds: Mapping[str, str]) -> np.ndarray:
+    """The anchors (N,), where a version without damage has that of its original.
+
+    A score should tell how good the photograph is, and not where a detector placed the points of its face."""
+    known = {photo_of(name): row for row, name in enumerate(names) if name not in kinds}
+    rows = [row if kinds.get(name, "damage") else known[photo_of(name)] for row, name in enumerate(names)]
+    return anchors[rows]
 
 
 def standardised(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -106,7 +119,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         raise ValueError(f"--anchor {args.anchor} is of one FR model; {len(faces)} files of embeddings were given")
     if args.damage:
-        anchors = anchors * visible_shares(names, args.damage)
+        kinds = read_kinds(args.damage)
+        anchors = of_originals(names, anchors * visible_shares(names, kinds), kinds)
     qualities = [None if np.isnan(anchor) else anchor for anchor in anchors.tolist()]
     write_labels(args.output, (replace(label, quality=q) for label, q in zip(labels, qualities, strict=True)))
     print(f"{args.output}: {len(labels)} rows, anchors from {len(faces)} FR models")
@@ -126,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("embeddings", type=Path, nargs="+", help="of all its images, one file for each FR model")
     parser.add_argument("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
     parser.add_argument("--anchor", choices=("mixed", "ratio", "shifted"), default="mixed", help="(mixed)")
-    parser.add_argument("--damage", type=Path, metavar="FILE", help="damage.tsv: darkness lowers the anchor")
+    parser.add_argument("--damage", type=Path, metavar="FILE", help="damage.tsv: darkness lowers an anchor, and no damage leaves the original's")
     parser.add_argument("--header", type=Path, metavar="FILE", help="for ratio and shifted: the FR model's header")
     parser.add_argument("--length-share", type=float, default=0.3, metavar="X", help="of the mixture (0.3)")
     args = parser.parse_args(arguments)
