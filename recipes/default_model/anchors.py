@@ -140,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("embeddings", type=Path, nargs="+", help="of all its images, one file for each FR model")
     parser.add_argument("--output", type=Path, required=True, metavar="LABELS.tsv", help="the table to write")
     parser.add_argument("--anchor", choices=("mixed", "ratio", "shifted"), default="mixed", help="(mixed)")
-    parser.add_argument("--damage", type=Path, metavar="FILE", help="damage.tsv: darkness lowers an anchor, and no damage leaves the original's")
+    damage_help = "damage.tsv: darkness lowers an anchor, and a version without damage has its original's"
+    parser.add_argument("--damage", type=Path, metavar="FILE", help=damage_help)
     parser.add_argument("--header", type=Path, metavar="FILE", help="for ratio and shifted: the FR model's header")
     parser.add_argument("--length-share", type=float, default=0.3, metavar="X", help="of the mixture (0.3)")
     args = parser.parse_args(arguments)

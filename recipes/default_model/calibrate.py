@@ -8,8 +8,8 @@ they are and in two damaged versions each, made as the recipe makes them. Their 
 known from what was done, their pose from dlib's landmarks, and their expression from human labels. No image of an LFW
 test identity is read.
 
-Expression gets weights too (`BORDERS`). Strong expressions are rare in training, so the network names too few of them at
-a probability of 0.5. The border is where cross-fitting over the people that train calls 4 % of the everyday smiles
+Expression gets weights too (`BORDERS`). Strong expressions are rare in training, so the network names too few of them
+at a probability of 0.5. The border is where cross-fitting over the people that train calls 4 % of the everyday smiles
 exaggerated (docs/log.md).
 
 The file is written again with the same tensors. Its sha256 changes: model/weights.py names the new one, and bands are
