@@ -56,7 +56,10 @@ def test_a_result_says_where_it_comes_from(path: Path) -> None:
     assert any(not isinstance(cell, str | None) for row in result.rows for cell in row), "no number in it"
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+COSTS = ("scale", "sizing", "soak", "video")  # time and memory, which other values in the same layers do not change
+
+
+@pytest.mark.parametrize("path", [path for path in RESULTS if path.stem not in COSTS], ids=lambda path: path.stem)
 def test_results_are_of_the_weights_that_ship(path: Path) -> None:
     """New weights need new numbers: this fails until the reports have run again."""
     known = {item.name: item for item in WEIGHTS if item.sha256}

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
         Samples(crops, labels, options), batch_size=None, num_workers=options.workers, prefetch_factor=4
     )
     forward = torch.compile(network) if options.compile else network
-    started, running = time.time(), None
+    running = None
     for step, (images, targets) in enumerate(tqdm(batches, total=steps, desc="factor network", unit="step")):
         network.train()
         loss = factor_loss(forward(FACE_PREPROCESSING.normalise(images)), targets)
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         if (step + 1) % (options.samples // options.batch_size) == 0 or step + 1 == steps:
             accuracy = balanced_accuracy(network, held_out_crops, held_out_labels)
             tqdm.write(json.dumps({"step": step + 1, "loss": round(running, 4), **accuracy}))
-            save(network, options, accuracy, time.time() - started)
+            save(network, options, accuracy)
     return 0
 
 
@@ -240,13 +239,12 @@ def balanced_accuracy(network: FactorNetwork, crops: np.ndarray, labels: np.ndar
     return result
 
 
-def save(network: FactorNetwork, options: argparse.Namespace, accuracy: dict[str, float], seconds: float) -> None:
+def save(network: FactorNetwork, options: argparse.Namespace, accuracy: dict[str, float]) -> None:
     metadata = {
         "system": "mfn",
         "preprocessing": FACE_PREPROCESSING.to_json(),
         "settings": json.dumps(vars(options)),
         "held_out_balanced_accuracy": json.dumps(accuracy),
-        "seconds": str(round(seconds)),
         "training_data": "LFW training identities, Yale, painted masks, synthetic damage",
         "licence": "non-commercial research, after its training images",
     }
