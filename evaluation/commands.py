@@ -51,7 +51,7 @@ EXAMPLES = 3
 
 def embed(args: argparse.Namespace) -> int:
     """FR embeddings of images as one .npz."""
-    from evaluation.extract import embed_images, embed_shard, settings_of
+    from evaluation.extract import embed_images, embed_shard
     from faces.cluster import cluster_of
     from faces.finished import Checkpoint
     from labels.label_table import write_skipped
@@ -60,9 +60,7 @@ def embed(args: argparse.Namespace) -> int:
     names = _image_names(args)
     recognizer = _embedder(args)
     run = _extraction(args, {**_identity(recognizer), "flip": args.flip})
-    kept = None
-    if args.checkpoint:
-        kept = Checkpoint(args.checkpoint, {**settings_of(names, run), "shard": args.shard}, args.resume)
+    kept = Checkpoint(args.checkpoint, {}, args.resume) if args.checkpoint else None
     cluster = cluster_of(args.engine, args.address, args.actors, pick_device(args.device).type, kept)
     run = replace(run, cluster=cluster)
     if args.shard:
@@ -384,7 +382,8 @@ def _extraction(args: argparse.Namespace, settings: Mapping[str, Any]) -> Extrac
     device = pick_device(args.device).type
     threads = torch.get_num_threads() if device == "cpu" else 0  # the last digit can depend on them
     settings = {**settings, "device": device, "threads": threads}
-    return Extraction(args.output, settings, args.align, args.batch_size, args.workers, args.resume, args.max_file_size)
+    how = args.align, args.batch_size, args.workers, args.resume
+    return Extraction(args.output, settings, *how, max_bytes=args.max_file_size)
 
 
 def _aligned_note(aligned: int) -> str:

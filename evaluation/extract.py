@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +20,7 @@ from faces.reader import MAX_BYTES
 from faces.workers import Loaded
 from labels.anchors import EmbeddedFaces, centre_similarities, count_photos, identity_of
 from labels.factors import embed_faces
-from labels.measure import Columns, gather, measure, part_of, remove_shards, start_parts
+from labels.measure import Columns, gather, images_hash, measure, part_of, remove_shards, start_parts
 from labels.recognition import Recognizer
 from model.files import replacing, shard_path
 from model.preprocessing import Preprocessing
@@ -43,7 +41,7 @@ class Extraction:
     batch_size: int
     workers: int
     resume: bool
-    cluster: Cluster | None = None  # where the work is done; None: here
+    cluster: Cluster | None = None  # where the work is done; None: here. Its checkpoint gets the settings
     max_bytes: int = MAX_BYTES  # of an image file
     shard: tuple[int, int] | None = None  # measure this part only, number from 1 and count
     merge: int = 0  # make the output of so many finished shards
@@ -187,7 +185,8 @@ def _columns(
     if not names:
         raise ValueError("no images were found in what was given; name files, folders, patterns, @list or -")
 
-    settings = settings_of(names, run)
+    reading = {"align": run.align, "batch_size": run.batch_size, "max_bytes": run.max_bytes}
+    settings = {**run.settings, **reading, "images": images_hash(names)}
     if run.merge:
         return gather(_parts(run), "faces", settings, names, run.merge)
     parts = start_parts(_parts(run), settings, run.resume)
@@ -195,14 +194,16 @@ def _columns(
         names = part_of(names, run.shard, run.batch_size)
     prepare = partial(_prepare, preprocessing, run.align)
     make = partial(_make_with_aligned, make_compute) if make_compute else None
-    how = run.batch_size, run.workers, run.max_bytes, run.cluster, make
+    cluster = _checkpointed(run.cluster, {**settings, "shard": run.shard})
+    how = run.batch_size, run.workers, run.max_bytes, cluster, make
     return measure(Path(), names, prepare, partial(_with_aligned, compute), parts / "faces", *how)
 
 
-def settings_of(names: Sequence[str], run: Extraction) -> dict[str, Any]:
-    """All that the result depends on, as JSON values; the images by their paths, sizes and times of change."""
-    images = {"images": listing_sha256(names)}
-    return {**run.settings, "align": run.align, "batch_size": run.batch_size, "max_bytes": run.max_bytes, **images}
+def _checkpointed(cluster: Cluster | None, settings: Mapping[str, Any]) -> Cluster | None:
+    """The cluster, whose checkpoint, if it has one, holds results of these settings."""
+    if cluster is None or cluster.checkpoint is None:
+        return cluster
+    return replace(cluster, checkpoint=replace(cluster.checkpoint, settings=settings))
 
 
 def _with_aligned(compute: Compute, loaded: Sequence[Loaded[_Face]]) -> Columns:
@@ -218,16 +219,3 @@ def _make_with_aligned(make_compute: Callable[[], Compute]) -> Callable[[Sequenc
 
 def _make_embed(make_recognizer: Callable[[], Recognizer]) -> Compute:
     return partial(embed_faces, make_recognizer())
-
-
-def listing_sha256(names: Sequence[str]) -> str:
-    """sha256 hex of the paths with their sizes and times of change: another one when an image was replaced."""
-    listing = hashlib.sha256()
-    for name in names:
-        try:
-            found = os.stat(name)
-            state = f"{found.st_size}\t{found.st_mtime_ns}"
-        except (OSError, ValueError):  # missing, or no path at all: its row says so
-            state = "missing"
-        listing.update(f"{name}\t{state}\n".encode(errors="surrogateescape"))
-    return listing.hexdigest()

@@ -461,6 +461,12 @@ def test_photographs_are_aligned_and_counted(tmp_path: Path, capsys: pytest.Capt
     assert "112x112" not in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_a_file_above_the_wanted_size_is_a_row(faces: Path, tmp_path: Path) -> None:
+    flags = [str(faces / "a"), *AS_THEY_ARE, "--output", str(tmp_path / "s.csv"), "--max-file-size", "0.0001"]
+    assert evaluate.main(["baseline", "sobel", *flags]) == 1
+    assert "too_large" in (tmp_path / "s.csv").read_text()
+
+
 def test_a_name_that_is_no_utf8_ends_nothing(faces: Path, tmp_path: Path) -> None:
     name = tmp_path / os.fsdecode(b"caf\xe9\r.png")
     shutil.copy(faces / "a/1.png", name)
