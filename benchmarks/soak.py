@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -31,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -103,21 +105,30 @@ def batch(folder: Path, count: int) -> None:
     while not output.is_file():
         looks.start += 1
         killed = False
-        with open(folder / "stderr.txt", "ab") as errors:
-            process = subprocess.Popen(command, stderr=errors)
-        for done in rows_of_journal(Path(f"{output}.partial"), process):
-            looks.add(process.pid, done)
-            for index in doomed:
-                if done + AHEAD[0] < index < done + AHEAD[1]:
-                    Path(paths[index]).unlink(missing_ok=True)
-            due = sum(kill < done for kill in kills)
-            if due > noted(folder / "kills.txt") and (readers := children_of(process.pid)):
-                os.kill(readers[-1], signal.SIGKILL)
-                note(folder / "kills.txt", done)
-                killed = True
+        with open(folder / "stderr.txt", "ab") as errors, running(command, errors) as process:
+            for done in rows_of_journal(Path(f"{output}.partial"), process):
+                looks.add(process.pid, done)
+                for index in doomed:
+                    if done + AHEAD[0] < index < done + AHEAD[1]:
+                        Path(paths[index]).unlink(missing_ok=True)
+                due = sum(kill < done for kill in kills)
+                if due > noted(folder / "kills.txt") and (readers := children_of(process.pid)):
+                    os.kill(readers[-1], signal.SIGKILL)
+                    note(folder / "kills.txt", done)
+                    killed = True
         if not output.is_file() and not killed:
             raise SystemExit(f"inference.py ended with {process.returncode}: see {folder / 'stderr.txt'}")
     check_table(output, paths)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], errors: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, which ends with the block at the latest."""
+    with subprocess.Popen(command, stderr=errors) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 def rows_of_journal(journal: Path, process: subprocess.Popen[bytes]) -> Iterator[int]:
@@ -276,6 +287,7 @@ def main() -> None:
     parser.add_argument("--images", type=positive, default=200_000, help="of the half (200000)")
     add_results_option(parser)
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
     if args.half == "table":
         table(args.folder, Output(args.results, "python benchmarks/soak.py table", ["clib-fiqa"]))
     else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.soak import Look, Looks, check_table, summary
+from benchmarks.soak import Look, Looks, check_table, running, summary
 
 
 @pytest.fixture
@@ -56,3 +58,10 @@ def test_a_stopped_half_goes_on(tmp_path: Path) -> None:
     (tmp_path / "looks.jsonl").write_text('{"start": 2, "seconds": 7.0, "done": 40, "processor": 1.0, "memory": 9.0}\n')
     looks = Looks(tmp_path / "looks.jsonl")
     assert (looks.start, looks.done) == (2, 40)
+
+
+def test_what_a_half_has_started_ends_with_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with open(tmp_path / "errors", "wb") as errors, pytest.raises(SystemExit), running(command, errors) as process:
+        sys.exit(143)
+    assert process.returncode == -signal.SIGTERM
