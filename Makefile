@@ -44,7 +44,7 @@ TRAIN := --data-list $(RECIPE)/train.tsv --freeze trunk --dropout 0.3 --save-tex
 	--focal sample --factor-weight 3 --epochs 12 --calibration-epoch 6 --batch-size 512 --lr 2e-3 --lr-period 0 --mlp-lr 1e-3
 WEIGHTS := weights/clib_fiqa_tiny.safetensors
 
-weights: tables                  ## make the networks in weights/ again, and measure them: hours on two cores
+weights: tables                  ## make the networks in weights/ again, and measure them: half an hour on two cores
 	$(PY) train.py --clip-model $(RECIPE)/tiny.safetensors --checkpoints $(RECIPE)/tiny $(TRAIN)
 	cp $(RECIPE)/tiny/clib_fiqa.safetensors $(WEIGHTS)
 	$(PY) -m recipes.default_model.percentiles $(WEIGHTS) @$(RECIPE)/lfw_test.txt --set "LFW test identities"
@@ -71,10 +71,12 @@ tables: setup-dev                ## make what the default model learns from: fac
 	$(PY) -m recipes.default_model.make_start --trunk $(DATA)/fr/mobilefacenet_foamliu.safetensors --output $(RECIPE)/tiny.safetensors
 	while read -r name; do ls $(DATA)/faces/lfw/$$name/* || exit 1; done < $(DATA)/splits/lfw_test_identities.txt > $(RECIPE)/lfw_test.txt
 
-cross-fit: setup-dev             ## score CelebA and CFP with models that never saw their identities (after `make tables`)
+cross-fit: setup-dev             ## score people, and see their expressions, with models that never saw them (after `make tables`)
 	$(PY) -m recipes.default_model.reports.profile_pairs --data $(DATA) --output runs/evaluation/cfp_profiles.tsv
 	$(PY) -m recipes.default_model.reports.cross_fit --data $(DATA) --tables $(RECIPE) \
 		--pairs $(DATA)/pairs/celeba_dev.tsv runs/evaluation/cfp_profiles.tsv
+	$(PY) -m recipes.default_model.reports.borders --data $(DATA) --tables $(RECIPE) --results results
+
 ablation: setup-dev              ## train variants of the recipe and compare them (after `make tables`)
 	for anchor in ratio shifted; do $(PY) -m recipes.default_model.anchors $(RECIPE)/known.tsv $(RECIPE)/foamliu.npz \
 		--anchor $$anchor --output $(RECIPE)/$$anchor.tsv || exit 1; done

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         check = export(args.weights, args.method, args.output, args.precision, args.input, faces)
     print(
         f"{args.output}: on {check.faces} faces onnxruntime differs from torch by {check.largest_difference:.1g} at"
-        f" most; rank correlation {check.rank_correlation:.4f}"
+        f" most, in a factor by {check.of_a_factor:.1g}; rank correlation {check.rank_correlation:.4f}"
     )
     return 0
 

@@ -54,7 +54,8 @@ def _checks(settings: Mapping[str, Any]) -> list[str]:
         return ["Not checked."]
     lines = [
         f"- onnxruntime beside the torch scorer, on {check['faces']} faces of {check['on']}: largest difference of a "
-        f"quality or a probability {check['largest_difference']:.2g}, rank correlation of the qualities "
+        f"quality {check['largest_difference']:.2g}, of a probability of a factor {check['of_a_factor']:.2g}, rank "
+        f"correlation of the qualities "
         f"{check['rank_correlation']:.5f}."
     ]
     if calibration := settings.get("calibration"):

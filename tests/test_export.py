@@ -302,6 +302,14 @@ def test_samples_are_not_enough(small: Path, tmp_path: Path, capsys: pytest.Capt
         Faces(tmp_path, 64).crops(Scorer(weights=small, device="cpu"))
 
 
+def test_factors_have_a_limit_of_their_own() -> None:
+    write._require_equal(write.Check("faces", 1, 0.004, 1.0, of_a_factor=0.019), "fp16")
+    wrong = (0.006, 0.0, "by 0.006, and 0.005"), (0.0, 0.021, "by 0.021 in a factor, and 0.02")
+    for quality, factor, message in wrong:
+        with pytest.raises(RuntimeError, match=f"differs from torch {message} is allowed in fp16"):
+            write._require_equal(write.Check("faces", 1, quality, 1.0, factor), "fp16")
+
+
 def test_nothing_is_written_when_the_graph_differs(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ from recipes.default_model import (
 )
 from recipes.default_model.reports import (
     ablation,
+    borders,
     cross_fit,
     edc_tables,
     measure,
@@ -47,6 +48,7 @@ CALLS: list[tuple[Callable[[list[str]], int], list[str]]] = [
     (robustness.main, ["faces"]),
     (subgroups.main, ["fr.npz", "--scores", "scores.csv", "--data", "nothing"]),
     (cross_fit.main, ["--data", "nothing", "--tables", "nothing"]),
+    (borders.main, ["--data", "nothing", "--tables", "nothing"]),
     (ablation.main, ["--data", "nothing", "--tables", "nothing", "--start", "start.safetensors", "--output", "out"]),
     (unseen.main, ["--data", "nothing", "--output", "out"]),
     (strength.main, ["nothing"]),

@@ -9,8 +9,8 @@ known from what was done, their pose from dlib's landmarks, and their expression
 test identity is read.
 
 Expression gets weights too (`BORDERS`). Strong expressions are rare in training, so the network names too few of them
-at a probability of 0.5. The border is where cross-fitting over the people that train calls 4 % of the everyday smiles
-exaggerated (docs/log.md).
+at a probability of 0.5. The border is where cross-fitting over the people that train calls 3 to 4 % of the everyday
+smiles exaggerated (`reports/borders.py`).
 
 The file is written again with the same tensors. Its sha256 changes: model/weights.py names the new one, and bands are
 measured afterwards. Numbers that were measured of qualities stay true, those of probabilities do not.
@@ -42,7 +42,7 @@ from scoring import Scorer
 SET = "LFW training identities that trained nothing, clean and damaged"
 FEWEST = 3  # images of an identity in the label table (make_faces.py, --min-images)
 SEED = 323_323  # of the damage; the training's is another
-BORDERS = {"expression": 0.32}  # probability of the worse level from which it is named
+BORDERS = {"expression": 0.28}  # probability of the worse level from which it is named
 SCALES = np.geomspace(0.05, 20, 400).tolist()  # neighbours differ by 1.5 %
 
 
