@@ -16,6 +16,7 @@ cross_fit=${CROSS_FIT:-runs/cross_fit.csv}  # of CelebA and CFP
 cr_fiqa=${CR_FIQA:-runs/cr_fiqa/fitted.pth}
 foamliu=$data/fr/mobilefacenet_foamliu
 faceplugin=$data/fr/faceplugin_fr_feature
+. benchmarks/judge.sh
 
 embed() {  # name, FR model; of the images of $folder
     [ -f "$folder/$1.npz" ] || "$python" evaluate.py embed "@$folder/images.txt" --fr "$2" --output "$folder/$1.npz" --resume
@@ -24,16 +25,6 @@ baseline() {  # name of the scores, baseline, flags; of the images of $folder
     scores=$folder/scores/$1.csv; name=$2; shift 2
     [ -f "$scores" ] || "$python" evaluate.py baseline "$name" "@$folder/images.txt" --output "$scores" --resume "$@"
 }
-judge() {  # pairs, folder of the embeddings, score tables; into $folder
-    pairs=$1; embeddings=$2; shift 2
-    "$python" evaluate.py edc --pairs "$pairs" --embeddings "foamliu=$embeddings/foamliu.npz" \
-        "faceplugin=$embeddings/faceplugin.npz" "dlib=$embeddings/dlib.npz" --fmr 1e-2 1e-3 --images "$data/faces" \
-        --output "$folder" --scores "$@"
-}
-tables() {  # folder; its score tables as NAME=FILE
-    for file in "$1"/scores/*.csv; do echo "$(basename "$file" .csv)=$file"; done
-}
-
 judges() {  # embeddings of each FR model, and what needs no more, for the images of $folder
     embed foamliu "$foamliu.onnx"
     embed faceplugin "$faceplugin.onnx"
@@ -73,7 +64,7 @@ for set in celeba_dev lfw_test; do
     done
     [ $set != celeba_dev ] || baseline serfiq@foamliu serfiq --fr "$cr_fiqa"  # a hundred passes an image
     # shellcheck disable=SC2046 - one word a table
-    judge "$data/pairs/$set.tsv" "$folder" $(tables "$folder")
+    judge "$data/pairs/$set.tsv" "$folder" --images "$data/faces" --scores $(tables "$folder")
 done
 
 # CFP, frontal to profile. The baselines are those that need no pass over the images.
@@ -85,7 +76,7 @@ cp "$data/peer_scores/lightqnet_dm100_cfp.csv" "$folder/scores/lightqnet.csv"
 cp "$cross_fit" "$folder/scores/clib-fiqa@foamliu.csv"
 judges
 # shellcheck disable=SC2046
-judge "$output/cfp_profiles.tsv" "$folder" $(tables "$folder")
+judge "$output/cfp_profiles.tsv" "$folder" --images "$data/faces" --scores $(tables "$folder")
 
 # LFW's test identities again, every tenth face with damage of kinds that no training used.
 folder=$output/lfw_unseen
@@ -94,7 +85,7 @@ mkdir -p "$folder/scores"
 sed "s|^$data/faces/|$folder/faces/|" "$output/lfw_test/images.txt" > "$folder/images.txt"
 methods
 # shellcheck disable=SC2046
-judge "$data/pairs/lfw_test.tsv" "$folder" $(tables "$folder")
+judge "$data/pairs/lfw_test.tsv" "$folder" --images "$data/faces" --scores $(tables "$folder")
 
 # FaceQAN runs its network a hundred times an image: all methods again, with it, on 40 of CelebA's 149 identities.
 all=$output/celeba_dev
@@ -106,7 +97,7 @@ awk -F '\t' -v data="$data/" 'NR == FNR { few[$1]; next } FNR == 1 || (data $1 i
     "$folder/images.txt" "$data/pairs/celeba_dev.tsv" > "$folder/pairs.tsv"
 baseline faceqan@foamliu faceqan --fr "$foamliu.safetensors" --batch-size 2
 # shellcheck disable=SC2046
-judge "$folder/pairs.tsv" "$all" $(tables "$all") $(tables "$folder")
+judge "$folder/pairs.tsv" "$all" --images "$data/faces" --scores $(tables "$all") $(tables "$folder")
 
 # The tables of the docs (`make docs-tables` renders them).
 report() { "$python" -m recipes.default_model.reports.edc_tables --results results "$@"; }

@@ -20,6 +20,7 @@ networks="ediffiqa-t-head ediffiqa-t ediffiqa-t-seed-1 ediffiqa-t-epsilon-0"
 networks="$networks diffiqa-r diffiqa-r-epsilon-0.1 faceqan-r faceqan-r-epsilon-0.1"
 networks="$networks diffiqa-r-frozen diffiqa-r-frozen-epsilon-0.1"
 default=clib-fiqa@foamliu
+. benchmarks/judge.sh
 mkdir -p "$output"
 
 made() { [ -e "$output/$1" ]; }
@@ -104,14 +105,6 @@ regressor faceqan-r faceqan.csv --epochs 5 --validations 1
 regressor faceqan-r-epsilon-0.1 faceqan-epsilon-0.1.tsv --epochs 5 --validations 1
 
 # -- Scores and tables --
-edc() {  # pairs, embeddings, score tables; into $folder
-    pairs=$1; embeddings=$2; shift 2
-    "$python" evaluate.py edc --pairs "$pairs" --embeddings "foamliu=$embeddings/foamliu.npz" \
-        "faceplugin=$embeddings/faceplugin.npz" "dlib=$embeddings/dlib.npz" --fmr 1e-2 1e-3 --output "$folder" --scores "$@"
-}
-tables() {  # folder; its score tables as NAME=FILE
-    for file in "$1"/scores/*.csv; do echo "$(basename "$file" .csv)=$file"; done
-}
 for set in celeba_dev lfw_test lfw_unseen; do
     folder=$output/$set
     mkdir -p "$folder/scores"
@@ -133,7 +126,7 @@ for set in celeba_dev lfw_test lfw_unseen; do
     pairs=$data/pairs/$set.tsv
     [ $set != lfw_unseen ] || pairs=$data/pairs/lfw_test.tsv
     # shellcheck disable=SC2046 - one word a table
-    edc "$pairs" "$evaluation/$set" $(tables "$folder")
+    judge "$pairs" "$evaluation/$set" --scores $(tables "$folder")
 done
 
 # DifFIQA itself, on the 40 identities of CelebA on which benchmarks/evaluation_table.sh judges FaceQAN.
@@ -142,7 +135,7 @@ folder=$output/celeba_few
 mkdir -p "$folder/scores"
 diffiqa "$few/images.txt" celeba_few/scores/diffiqa@foamliu.csv
 # shellcheck disable=SC2046
-edc "$few/pairs.tsv" "$evaluation/celeba_dev" $(tables "$output/celeba_dev") $(tables "$folder")
+judge "$few/pairs.tsv" "$evaluation/celeba_dev" --scores $(tables "$output/celeba_dev") $(tables "$folder")
 
 report() {
     "$python" -m recipes.default_model.reports.edc_tables --results results --command benchmarks/quality_labels.sh \

@@ -2,11 +2,11 @@
 
 The focal loss leaves a network too cautious: a level with a probability of 0.8 is nearly always the true one.
 Temperature scaling (Guo et al., ICML 2017) mends that after training: p' = softmax(scale * log p). Here each level has
-a scale of its own, which counts where that level is the most probable one. So a face keeps its most probable levels,
+a scale of its own, which counts where that level is the most probable one. So the scales keep the most probable level,
 and a level that is named too often gets a low probability without another one being named. Before that, each level may
 have a weight, as for other prior probabilities (Saerens et al., Neural Computation 2002): it moves the border between
-the levels to where both kinds of error are wanted. The values are the entry `calibration` of a checkpoint's metadata,
-made by `recipes/default_model/calibrate.py`.
+the levels to where both kinds of error are wanted, so another level may be named. The values are the entry
+`calibration` of a checkpoint's metadata, made by `recipes/default_model/calibrate.py`.
 """
 
 from __future__ import annotations

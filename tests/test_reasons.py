@@ -198,7 +198,7 @@ def test_the_shipped_weights_are_calibrated_and_tell_the_reasons() -> None:
     table = Calibration.from_metadata(read_checkpoint(find_weights("clib-fiqa"))[1])
     assert table is not None, "run `make calibrate`"
     assert table.factors.keys() == set(FACTORS)
-    assert all(scaling.images >= 300 for scaling in table.factors.values())
+    assert all(scaling.images >= 200 for scaling in table.factors.values())
     faces = sorted(map(str, SAMPLES.glob("*.png")))
     scores = {Path(score.path).stem: score for score in Scorer(device="cpu").score(faces)}
     told = {name: {reason.code for reason in score.reasons} for name, score in scores.items()}
@@ -222,7 +222,7 @@ def test_every_format_tells_band_reasons_and_advice(suffix: str, tmp_path: Path)
         with open(output, newline="") as file:
             row, failed = csv.DictReader(file)
         assert list(row)[8:12] == ["percentile", "band", "reasons", "advice"]
-        assert re.match(r"occluded=0\.\d+", row["reasons"]) or ";occluded=0." in row["reasons"]
+        assert re.search(r"(^|;)occluded=(0\.\d+|1\.0)", row["reasons"])
         assert ADVICE["occluded"] in row["advice"]
         assert not any(failed[column] for column in list(row)[2:])
     else:

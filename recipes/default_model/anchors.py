@@ -6,7 +6,8 @@ what recognition needs, but it depends on the other photographs and is noisy. Th
 is less noisy. Both are standardised by the mean and standard deviation of the originals (images without `~` in their
 names), mixed, and averaged over the models. The normal distribution function maps the result to (0, 1), which bounds
 the influence of wrong identities and unusable images. For a face without an identity, CCS is what faces of that length
-have on average (linear regression). Reasons: docs/default_model.md.
+have on average (linear regression). With `--damage`, darkness lowers an anchor, and a version without damage has the
+anchor of its original. Reasons: docs/default_model.md.
 
     python evaluate.py embed runs/default/faces runs/default/factors --fr FR.onnx --output runs/default/fr.npz
     python -m recipes.default_model.anchors runs/default/known.tsv runs/default/fr.npz --output runs/default/train.tsv
@@ -89,8 +90,11 @@ def visible_shares(names: Sequence[str], kinds: Mapping[str, str]) -> np.ndarray
 def of_originals(names: Sequence[str], anchors: np.ndarray, kinds: Mapping[str, str]) -> np.ndarray:
     """The anchors (N,), where a version without damage has that of its original.
 
-    A score should tell how good the photograph is, and not where a detector placed the points of its face."""
+    A score should tell how good the photograph is, and not where a detector placed the points of its face. Raises
+    ValueError for a version without its original."""
     known = {photo_of(name): row for row, name in enumerate(names) if name not in kinds}
+    if alone := [name for name in names if photo_of(name) not in known]:
+        raise ValueError(f"{alone[0]}: its original is not in the table")
     rows = [row if kinds.get(name, "damage") else known[photo_of(name)] for row, name in enumerate(names)]
     return anchors[rows]
 

@@ -80,11 +80,14 @@ def fit_scaling(probabilities: np.ndarray, levels: np.ndarray, border: float = 0
     """Scales of the least cross-entropy: probabilities (N, levels) of the network, known levels (N,).
 
     The known levels are smoothed by Platt's rule, which keeps the scale finite where every face was seen right. A level
-    that is never the most probable one keeps the scale 1. A `border` other than 0.5 is the probability
-    from which the first of two levels is named: it becomes weights.
+    that is never the most probable one keeps the scale 1. A `border` other than 0.5 is the probability from which the
+    first of two levels is named: it becomes weights. Raises ValueError for a border between more than two levels.
     """
+    if border != 0.5 and probabilities.shape[1] != 2:
+        raise ValueError(f"a border of {border} is of two levels, and there are {probabilities.shape[1]}")
     weights = () if border == 0.5 else (round((1 - border) / border, 4), 1.0)
-    inputs, target = torch.from_numpy(probabilities * (weights or 1)), torch.from_numpy(levels)
+    target = torch.from_numpy(levels)
+    inputs = torch.from_numpy(probabilities).clamp_min(LEAST) * torch.tensor(weights or 1.0, dtype=torch.float64)
     seen, scales = inputs.argmax(dim=1), []
     for level in range(inputs.shape[1]):
         rows = seen == level
@@ -126,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
         calibration = store_calibration(weights, args.data, args.cache)
         for factor, one in calibration.factors.items():
             scales = ", ".join(f"{level} {scale:.2f}" for level, scale in zip(AXES[factor], one.scales, strict=True))
-            print(f"{weights}: {factor} ({one.images} faces): {scales}")
+            shown = f"; weights {', '.join(map(str, one.weights))}" if one.weights else ""
+            print(f"{weights}: {factor} ({one.images} faces): {scales}{shown}")
         print(f"{weights}: sha256 {before} -> {sha256_of(weights)}")
     return 0
 

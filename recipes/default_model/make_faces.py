@@ -133,7 +133,8 @@ def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]
     """Copy a crop and write its versions. Returns rows of damage.tsv; of classes, higher is better.
 
     Every version of an odd number is damaged, with the alignment and border of the original in half of the cases. Those
-    of an even number have another alignment and border, and half of them are damaged. The undamaged ones come last."""
+    of an even number have another alignment and border, and half of them are damaged. The last `undamaged` versions are
+    spared, whatever their numbers."""
     target = output / face.path
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(face.source, target)

@@ -13,8 +13,8 @@ also what decides the crop, and by it the score.
 The training has two parts. The first one takes the crops of people without originals. The second one goes on from there
 twice, each time without one half of the people who have originals. What ships is the mean of the two networks' weights.
 --folds keeps the two, so that an honest measurement on the originals is possible (benchmarks/raw_photographs.py).
-The same command on the same machine gives the same files, bit for bit, with any number of workers. It takes some 25
-minutes of two free cores.
+The same command on the same machine gives the same files, bit for bit, with any number of workers. It takes 15 to 25
+minutes of two cores.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 People are the identities of the label table and the subjects of factors/. For each fold of them a model is trained by
 the recipe of the default model on the rows of all other people. It gives the undamaged labelled faces of the fold the
 probability of the worse level: an exaggerated expression, or extreme lighting. The table shows which share of each kind
-of face lies above several borders. `calibrate.py` takes the border of the expression from here.
+of face lies above several borders. `BORDERS` of calibrate.py was chosen from it.
 
     python -m recipes.default_model.reports.borders --results results      # after `make tables`; some ten minutes
 """

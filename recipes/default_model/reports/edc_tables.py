@@ -99,21 +99,25 @@ def excerpt_rows(sets: Mapping[str, Sequence[Result]]) -> list[list[Cell]]:
 
 def difference_rows(folders: Sequence[Path], method: str) -> list[list[Cell]]:
     """A row for each other method: the pooled difference with its interval, and in how many cells METHOD is lower; over
-    the cells of enough errors, and over all cells in which the judge made neither quality."""
-    tables = pooled(differences(read_runs(folders), method, DEFAULT_LIMIT))
+    the cells of enough errors, and over all cells in which the judge made neither quality. A method that is not in all
+    sets has its sets behind its name."""
+    found = differences(read_runs(folders), method, DEFAULT_LIMIT)
+    sets = {other: dict.fromkeys(d.set for d in found if d.other == other) for other in {d.other for d in found}}
+    most = max(map(len, sets.values()))
+    tables = pooled(found)
     enough, every = (
         {row["other"]: row for row in tables.get(title, [])}
         for title in (f"cells of at least {ENOUGH_ERRORS} errors", "all these cells")
     )
     rows: list[list[Cell]] = []
     for other, row in every.items():
-        cells: list[Cell] = [other]
-        for found in (enough.get(other), row):
-            if found is None:
+        cells: list[Cell] = [other if len(sets[other]) == most else f"{other} ({', '.join(sets[other])})"]
+        for pool in (enough.get(other), row):
+            if pool is None:
                 cells += [None, None]
                 continue
-            interval = found["difference_ci"] or (float("nan"), float("nan"))
-            cells += [[found["difference"], *interval], [found["lower"], found["cells"]]]
+            interval = pool["difference_ci"] or (float("nan"), float("nan"))
+            cells += [[pool["difference"], *interval], [pool["lower"], pool["cells"]]]
         rows.append(cells)
     return sorted(rows, key=lambda row: -row[3][0] if isinstance(row[3], list) else 0)
 
