@@ -158,7 +158,9 @@ def test_it_fits_phones_and_both_colour_schemes(browser: Any, file: Path, width:
     assert (brightness[0] > brightness[1]) == (scheme == "dark")
     assert page.locator(".card").count() >= 2
     page.locator(".card .picture").first.click()
-    box = page.locator("dialog").bounding_box()
+    dialog = page.locator("dialog")
+    dialog.wait_for()
+    box = dialog.bounding_box()
     assert 0 <= box["x"] < box["x"] + box["width"] <= width
     assert page.problems == []
 
