@@ -123,17 +123,19 @@ def compare(folder: Path, reference: Scorer, crops: np.ndarray, name: str) -> Ch
     scorer = load_scorer(folder)
     sizes = [*BATCH_SIZES, *[BATCH_SIZE] * (len(crops) // BATCH_SIZE)]
     ends = np.cumsum(sizes)
-    found, expected, largest = [], [], {False: 0.0, True: 0.0}  # of the quality, of factors
+    found, expected = [], []
+    largest: dict[str, float] = {}  # of each output
     for batch in np.split(crops[: ends[-1]], ends[:-1]):
         if not len(batch):
             continue
         ours, theirs = scorer.predict(batch), torch_outputs(reference, batch)
         for output, values, wanted in zip(ours, ours.values(), theirs, strict=True):
-            largest[output in FACTORS] = max(largest[output in FACTORS], difference(values, wanted))
+            largest[output] = max(largest.get(output, 0.0), difference(values, wanted))
         found.append(ours[QUALITY])
         expected.append(theirs[0])
     rho = rank_correlation(np.concatenate(found), np.concatenate(expected))
-    return Check(name, sum(map(len, found)), largest[False], rho, largest[True])
+    of_factors = [largest.pop(factor) for factor in FACTORS if factor in largest]
+    return Check(name, sum(map(len, found)), max(largest.values()), rho, max(of_factors, default=0.0))
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

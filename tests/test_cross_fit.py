@@ -13,6 +13,7 @@ from test_multi_level import write_start_of_small_tower
 
 from evaluation.scores import read_scores
 from labels.label_table import Label, read_labels, write_labels
+from recipes.default_model import recipe
 from recipes.default_model.reports import cross_fit
 from recipes.default_model.reports.cross_fit import fold_of
 
@@ -58,13 +59,13 @@ def test_nobody_is_scored_by_a_model_that_saw_them(
 ) -> None:
     trained: list[set[str | None]] = []
     owners = [label.identity for label in read_labels(tmp_path / "tables" / "train.tsv")]
-    fit = cross_fit.fit
+    fit = recipe.fit
 
     def noted(config: Any, faces: Any) -> Any:
         trained.append({owners[row] for row in faces.images.usable.tolist()})
         return fit(config, faces)
 
-    monkeypatch.setattr(cross_fit, "fit", noted)
+    monkeypatch.setattr(recipe, "fit", noted)
     assert cross_fit.main(flags) == 0
     folds = fold_of(CELEBA, 2, 323)
     for fold in range(2):
@@ -77,8 +78,6 @@ def test_nobody_is_scored_by_a_model_that_saw_them(
 def test_levels_are_computed_once(flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cross_fit.main(flags) == 0
     first = (tmp_path / "out" / "scores.csv").read_text()
-    from recipes.default_model import recipe
-
     def fails(*arguments: Any) -> None:
         raise AssertionError("the levels are in the files")
 

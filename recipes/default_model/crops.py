@@ -85,13 +85,10 @@ def factor_rows(data: Path, name: str, held_out: bool | None) -> list[dict[str, 
     return [row for row in rows if is_held_out(row["subject"]) == held_out]
 
 
-def factor_faces(data: Path, name: str) -> list[Path]:
-    """The labelled crops of factors/NAME.tsv that train, sorted; of `expression_lfw` only exaggerated expressions."""
+def factor_faces(data: Path, name: str, label: str = "") -> list[Path]:
+    """The labelled crops of factors/NAME.tsv that train, sorted; those of one label, or of all."""
     rows = factor_rows(data, name, held_out=False)
-    if name == "expression_lfw":
-        rows = [row for row in rows if row["label"] == "exaggerated expression"]
-        return sorted({data / row["path"] for row in rows})
-    return sorted({data / row["path"] for row in rows if row["label"]})
+    return sorted({data / row["path"] for row in rows if row["label"] and label in ("", row["label"])})
 
 
 def is_oblique(row: Mapping[str, str]) -> bool:

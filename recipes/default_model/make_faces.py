@@ -99,9 +99,10 @@ def web_faces(data: Path, min_images: int, copies: int) -> list[Face]:
 def labelled_faces(data: Path) -> list[Face]:
     """The faces of factors/, by set; rare ones once more."""
     special = {
-        SIDE_LIGHT: partial(side_lit_faces, data),
+        "expression_lfw": partial(factor_faces, data, "expression_lfw", "exaggerated expression"),
+        SIDE_LIGHT: partial(factor_faces, data, "illumination", "extreme lighting"),
         OBLIQUE: partial(oblique_faces, data),
-        POSED: partial(posed_faces, data),
+        POSED: partial(factor_faces, data, "expression", "exaggerated expression"),
     }
     found = []
     for name, (copies, undamaged) in FACTOR_COPIES.items():
@@ -111,22 +112,10 @@ def labelled_faces(data: Path) -> list[Face]:
     return found
 
 
-def side_lit_faces(data: Path) -> list[Path]:
-    """Yale's faces in extreme lighting."""
-    rows = factor_rows(data, "illumination", held_out=False)
-    return sorted({data / row["path"] for row in rows if row["label"] == "extreme lighting"})
-
-
 def oblique_faces(data: Path) -> list[Path]:
     """Faces of Extended Yale B whose light has no label and counts as extreme (crops.py)."""
     rows = factor_rows(data, "illumination_b", held_out=False)
     return sorted({data / row["path"] for row in rows if is_oblique(row)})
-
-
-def posed_faces(data: Path) -> list[Path]:
-    """Yale's faces with a posed peak expression."""
-    rows = factor_rows(data, "expression", held_out=False)
-    return sorted({data / row["path"] for row in rows if row["label"] == "exaggerated expression"})
 
 
 def make_versions(index: int, face: Face, output: Path, seed: int) -> list[list]:

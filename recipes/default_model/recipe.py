@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +110,18 @@ def fit(config: TrainConfig, faces: LabelledFaces) -> ClibFiqa:
     return run.model.eval()
 
 
+def fit_without(config: TrainConfig, faces: LabelledFaces, left_out: Tensor) -> ClibFiqa:
+    """`fit` on the rows of the table where `left_out` (rows,) is false."""
+    usable = faces.images.usable[~left_out[faces.images.usable]]
+    return fit(config, replace(faces, images=replace(faces.images, usable=usable)))
+
+
 @torch.no_grad()
+def probabilities(model: ClibFiqa, levels: Tensor) -> dict[str, Tensor]:
+    """Axis -> probabilities (N, its levels) of images by their levels of the trunk (N, L)."""
+    return marginals(model.logits_of(tower_of(model).read(levels)).softmax(dim=1))
+
+
 def scores(model: ClibFiqa, levels: Tensor) -> Sequence[float]:
     """Quality of images by their levels (N, L)."""
-    joint = model.logits_of(tower_of(model).read(levels)).softmax(dim=1)
-    return expected_quality(marginals(joint)["quality"]).tolist()
+    return expected_quality(probabilities(model, levels)["quality"]).tolist()

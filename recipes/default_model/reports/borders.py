@@ -14,7 +14,6 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,11 @@ import torch
 from command_line import natural
 from labels.anchors import photo_of
 from labels.label_table import Label, read_labels
-from methods.clib_fiqa.frozen import tower_of
-from model.clib_fiqa import marginals
 from recipes.default_model.calibrate import BORDERS
 from recipes.default_model.crops import factor_rows
 from recipes.default_model.known_labels import HELD, read_rows
 from recipes.default_model.landmarks import OPEN, SHUT, landmarks_of, mouth_opening
-from recipes.default_model.recipe import fit, recipe, training_faces
+from recipes.default_model.recipe import fit_without, probabilities, recipe, training_faces
 from recipes.default_model.reports.cross_fit import fold_of
 from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 
@@ -66,7 +63,6 @@ def kinds_of(data: Path, cache: Path) -> dict[str, dict[str, str]]:
     return {"expression": expression, "illumination": light}
 
 
-@torch.no_grad()
 def held_out_probabilities(args: argparse.Namespace) -> tuple[list[str], dict[str, np.ndarray]]:
     """The sources of the undamaged rows of the table, and for each factor the probability of its worse level there, by
     the model of the fold that did not learn the person."""
@@ -76,23 +72,20 @@ def held_out_probabilities(args: argparse.Namespace) -> tuple[list[str], dict[st
     sources = [known[photo_of(label.path)] for label in labels]
     people = people_of(args.data, labels, sources)
     folds = fold_of(people, args.folds, args.seed)
-    fold = np.array([folds[person] for person in people])
-    original = np.array(["~" not in label.path for label in labels])
+    fold = torch.tensor([folds[person] for person in people])
+    original = torch.tensor(["~" not in label.path for label in labels])
     faces = training_faces(config)
     assert faces.images.cached is not None
     found = {factor: np.empty(len(labels)) for factor in ("expression", "illumination")}
     for index in range(args.folds):
-        usable = faces.images.usable[torch.from_numpy(fold)[faces.images.usable] != index]
-        with torch.enable_grad():
-            model = fit(config, replace(faces, images=replace(faces.images, usable=usable)))
-        rows = np.flatnonzero((fold == index) & original)
-        levels = marginals(model.logits_of(tower_of(model).read(faces.images.cached[rows, 0])).softmax(dim=1))
+        model = fit_without(config, faces, fold == index)
+        rows = ((fold == index) & original).nonzero()[:, 0]
+        levels = probabilities(model, faces.images.cached[rows, 0])
         for factor, column in found.items():
             column[rows] = levels[factor][:, 0].numpy()
-        print(f"fold {index}: trained on {len(usable)} rows, {len(rows)} faces held out", file=sys.stderr, flush=True)
-    return [source for source, one in zip(sources, original, strict=True) if one], {
-        factor: column[original] for factor, column in found.items()
-    }
+        print(f"fold {index}: {len(rows)} faces held out", file=sys.stderr, flush=True)
+    chosen = original.nonzero()[:, 0].tolist()
+    return [sources[row] for row in chosen], {factor: column[chosen] for factor, column in found.items()}
 
 
 def border_rows(kinds: dict[str, str], sources: Sequence[str], values: np.ndarray) -> Iterator[list[Cell]]:

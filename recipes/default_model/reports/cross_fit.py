@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -24,7 +23,7 @@ from command_line import exit_code, keep_freed_memory, natural
 from evaluation.scores import write_scores
 from labels.label_table import read_labels
 from recipes.default_model.crops import cfp_faces
-from recipes.default_model.recipe import evaluation_levels, fit, recipe, scores, training_faces
+from recipes.default_model.recipe import evaluation_levels, fit_without, recipe, scores, training_faces
 
 SET = "pairs/celeba_dev.tsv"
 
@@ -57,11 +56,10 @@ def run(args: argparse.Namespace) -> int:
     held_out = torch.tensor([folds[name] for name in owner])
     quality = np.empty(len(images))
     for index in range(args.folds):
-        usable = faces.images.usable[fold[faces.images.usable] != index]
-        model = fit(config, replace(faces, images=replace(faces.images, usable=usable)))
+        model = fit_without(config, faces, fold == index)
         rows = (held_out == index).nonzero()[:, 0]
         quality[rows] = scores(model, image_levels[rows])
-        print(f"fold {index}: trained on {len(usable)} rows, scored {len(rows)} images", file=sys.stderr, flush=True)
+        print(f"fold {index}: scored {len(rows)} images", file=sys.stderr, flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_scores(args.output, [(image, "ok", value) for image, value in zip(images, quality.tolist(), strict=True)])
     print(f"{len(images)} held-out scores -> {args.output}")
