@@ -127,7 +127,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     408: {"model": Problem, "description": "the body did not arrive in time"},
     413: {"model": Problem, "description": "too many images, or too large a body"},
     429: {"model": Problem, "description": "too much is waiting; try again later", "headers": RETRY},
-    503: {"model": Problem, "description": "the service ends, or the scores took too long", "headers": RETRY},
+    503: {"model": Problem, "description": "the service ends, or the answer took too long", "headers": RETRY},
 }
 
 
@@ -149,12 +149,22 @@ class Service:
         self.metrics.batches.observe(len(items))
         return self.scorer.score_each(items)
 
-    def reserve(self, count: int) -> None:
-        """Take places for images. Raises the HTTPException of a full queue."""
+    @asynccontextmanager
+    async def bounded(self, count: int) -> AsyncIterator[None]:
+        """Hold places for images while they are worked on, for a bounded time. Raises HTTPException: 429 when too few
+        places are free, 503 when the time is over or the service ends."""
         try:
             self.batcher.reserve(count)
         except Full as full:
             raise HTTPException(429, "too many images are waiting", {"Retry-After": str(full.retry_after)}) from full
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                yield
+        except (TimeoutError, Closed) as error:
+            why = "the service ends" if isinstance(error, Closed) else f"no answer within {self.limits.seconds:g} s"
+            raise HTTPException(503, why, {"Retry-After": "5"}) from error
+        finally:
+            self.batcher.release(count)
 
     async def answer(self, uploads: Sequence[UploadFile], pictures: bool) -> Answer:
         """Read and score the images of a request. The places for them are reserved."""
@@ -250,15 +260,8 @@ def add_interface(app: FastAPI, service: Service) -> None:
         """Score several images. A bad one has its status; it never fails the others."""
         if len(images) > limits.images:
             raise HTTPException(413, f"{len(images)} images: at most {limits.images} are taken at a time")
-        service.reserve(len(images))
-        try:
-            async with asyncio.timeout(limits.seconds):
-                return await service.answer(images, pictures)
-        except (TimeoutError, Closed) as error:
-            why = "the service ends" if isinstance(error, Closed) else f"no scores within {limits.seconds:g} s"
-            raise HTTPException(503, why, {"Retry-After": "5"}) from error
-        finally:
-            service.batcher.release(len(images))
+        async with service.bounded(len(images)):
+            return await service.answer(images, pictures)
 
     @app.post("/map", responses={**REFUSALS, 404: {"model": Problem, "description": "the method has no map"}})
     async def region_map(
@@ -266,16 +269,14 @@ def add_interface(app: FastAPI, service: Service) -> None:
         axis: Axis = "quality",
     ) -> Map:
         """Show which parts of the face lower its quality, or the probability of a factor's best level."""
-        service.reserve(1)
         try:
-            make = partial(service.region_map, await image.read(), axis)
-            found = await asyncio.get_running_loop().run_in_executor(service.readers, make)
+            async with service.bounded(1):
+                make = partial(service.region_map, await image.read(), axis)
+                found = await asyncio.get_running_loop().run_in_executor(service.readers, make)
         except ImageError as error:
             return Map(axis=axis, status=error.status)
         except ValueError as error:
             raise HTTPException(404, str(error)) from error
-        finally:
-            service.batcher.release(1)
         return Map(axis=axis, status="ok", picture=data_url(found.overlay()), regions=found.regions)
 
     @app.get("/models")

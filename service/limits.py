@@ -28,7 +28,7 @@ class Limits:
     waiting: int = 128
     """Images, at a time: 429."""
     seconds: float = 60.0
-    """For the scores of a request, after its images are read: 503."""
+    """For decoding and scoring the images of a request, after its body has arrived: 503."""
 
 
 class BoundedRequests:

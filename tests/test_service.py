@@ -205,6 +205,16 @@ def test_scores_that_take_too_long_are_given_up(scorer: Scorer, monkeypatch: pyt
         go.set()
 
 
+def test_a_map_that_takes_too_long_is_given_up(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(Scorer, "region_map", lambda *_: go.wait(10) and SimpleNamespace(regions={}, overlay=None))
+    with TestClient(create_app(scorer, Limits(seconds=0.2), readers=1), base_url="http://localhost") as client:
+        answer = client.post("/map", files=[("image", ("a.png", png(0)))])
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert client.get("/health").json()["waiting"] == 0
+        go.set()
+
+
 def test_readers_leave_the_cores_to_the_thread_that_scores(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, int] = {}
     load, score_loaded = scorer.load, scorer.score_loaded
