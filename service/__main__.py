@@ -2,10 +2,11 @@
 
     python -m service                                          http://127.0.0.1:8000, for this computer only
     python -m service --port 9000 --weights clib-fiqa
+    python -m service --faces all --rotate auto                every face of a picture, also one that lies on its side
 
-`POST /score` takes several images and gives a result for each of them. `GET /models`, `/health` and `/metrics` say what
-is there and how it goes; `/docs` describes the interface. Uploads are held in memory or in temporary files until they
-are scored, and are never kept. More: docs/service.md
+`POST /score` takes several images and gives a result for each of them, with --faces all for each face. `GET /models`,
+`/health` and `/metrics` say what is there and how it goes; `/openapi.json` describes the interface. Uploads are held in
+memory or in temporary files until they are scored, and are never kept. More: docs/service.md
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--method", metavar="METHOD", help="default: the one that --weights are for")
     add("--weights", metavar="FILE_OR_NAME", help="checkpoint (default: the one in weights/)")
     add("--device", default="auto", help="auto (default), cpu, cuda, cuda:N, mps")
+    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 on CUDA, else fp32")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
+    add("--faces", choices=("largest", "central", "all"), default="largest", help="which count (default: largest)")
+    add("--rotate", choices=("no", "auto"), default="no", help="auto: find faces on a side or upside down too")
+    add("--bands", metavar="FILE", help="table of `evaluate.py bands` (default: the one beside the weights)")
     add("--batch-size", type=positive, metavar="N", help="images the network sees at once")
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
     add("--readers", type=positive, metavar="N", help="threads that decode images and find faces (default: the cores)")
@@ -50,7 +55,16 @@ def run(args: argparse.Namespace) -> int:
         set_threads(args.threads)
     limits = Limits(waiting=args.waiting)
     scorer = Scorer(
-        args.method, args.weights, args.device, "auto", args.align, args.batch_size, max_bytes=limits.image_bytes
+        args.method,
+        args.weights,
+        args.device,
+        args.precision,
+        args.align,
+        args.batch_size,
+        bands=args.bands,
+        faces=args.faces,
+        rotate=args.rotate,
+        max_bytes=limits.image_bytes,
     )
     app = create_app(scorer, limits, args.readers, args.host)
     uvicorn.run(app, host=args.host, port=args.port, access_log=False, server_header=False)

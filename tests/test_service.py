@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +19,12 @@ import pytest
 import recipe
 import schemathesis
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 from recipe_tensors import save_tiny_clib_fiqa
-from serving import serving
+from serving import serving, two_faces
 
 from faces.reader import read_image
 from scoring import Scorer
@@ -75,6 +77,67 @@ def test_each_image_has_its_result_and_a_bad_one_its_reason(client: TestClient, 
         assert result["blur"] == score.label("blur")
         assert result["factors"]["pose"] == pytest.approx(score.factors["pose"], abs=1e-5)
     assert content["results"][1]["quality"] is None
+
+
+def client_of(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    """A client of the application that `python -m service FLAGS` would serve."""
+    served: list[Any] = []
+    monkeypatch.setattr(uvicorn, "run", lambda app, **_: served.append(app))
+    assert command.main(["--device", "cpu", "--readers", "1", *flags]) == 0
+    return TestClient(served[0], base_url="http://127.0.0.1")
+
+
+def png_of(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_the_default_service_answers_as_the_default_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Scorer(device="cpu").score(png_of(two_faces()))
+    with client_of([], monkeypatch) as client:
+        (result,) = client.post("/score", files=upload(png_of(two_faces()))).json()["results"]
+    assert result["face"] == 0
+    assert result["box"][0] < 360, "the larger face"
+    assert (result["quality"], result["band"]) == (pytest.approx(expected.quality, abs=1e-6), expected.band)
+
+
+def test_the_faces_that_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Scorer(device="cpu", faces="all").score(png_of(two_faces()))
+    with client_of(["--faces", "all"], monkeypatch) as client:
+        answer = client.post("/score?pictures=true", files=upload(png_of(two_faces()), b"no picture", png(0))).json()
+    assert [(r["index"], r["face"]) for r in answer["results"]] == [(0, 0), (0, 1), (1, None), (2, None)]
+    assert (answer["scored"], answer["failed"]) == (3, 1)
+    for result, score in zip(answer["results"][:2], expected, strict=True):
+        assert result["quality"] == pytest.approx(score.quality, abs=1e-6)
+        assert result["box"] == pytest.approx(score.box, abs=0.01)
+    pictures = {result["picture"] for result in answer["results"][:2]}
+    assert len(pictures) == 2, "each face has its own picture"
+    with client_of(["--faces", "central"], monkeypatch) as client:
+        (central,) = client.post("/score", files=upload(png_of(two_faces()))).json()["results"]
+    assert central["quality"] == answer["results"][1]["quality"]
+
+
+def test_faces_upside_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    upright, turned = png_of(two_faces()), png_of(two_faces().rotate(180))
+    with client_of(["--faces", "all", "--rotate", "auto"], monkeypatch) as client:
+        results = client.post("/score", files=upload(upright, turned)).json()["results"]
+    qualities = [result["quality"] for result in results]
+    assert qualities[2:] == pytest.approx(qualities[:2], abs=0.05)
+
+
+def test_precision_and_bands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = Scorer(device="cpu").bands
+    assert stored is not None
+    lenient = [replace(band, lowest=None if band.lowest is None else 0.1) for band in stored.measured]
+    replace(stored, measured=tuple(lenient)).write(tmp_path / "bands.json")
+    exact = Scorer(device="cpu").score(png_of(two_faces()))
+    with client_of(["--precision", "bf16", "--bands", str(tmp_path / "bands.json")], monkeypatch) as client:
+        (result,) = client.post("/score", files=upload(png_of(two_faces()))).json()["results"]
+        assert service_of(client).scorer.settings["precision"] == "bf16"
+    assert result["quality"] != exact.quality
+    assert result["quality"] == pytest.approx(exact.quality, abs=0.01)
+    assert (exact.band, result["band"]) == ("medium", "high")
 
 
 def test_a_hostile_name_comes_back_as_it_was(client: TestClient) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from chromium import running_chromium
 from recipe_tensors import save_tiny_clib_fiqa
-from serving import serving
+from serving import serving, two_faces
 
 from scoring import Scorer
 from service.app import create_app
@@ -106,6 +106,20 @@ def test_two_faces_are_compared(page: Any) -> None:
     page.keyboard.press("Escape")
     page.click("#tray-clear")
     assert not page.is_visible("#tray")
+
+
+def test_every_face_is_shown_and_the_first_has_a_map(browser: Any, tmp_path: Path) -> None:
+    two_faces().save(tmp_path / "group.png")
+    with serving(create_app(Scorer(device="cpu", faces="all"), readers=1)) as port:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{port}")
+        page.wait_for_selector("body[data-ready=yes]")
+        page.set_input_files("#files", [tmp_path / "group.png"])
+        page.wait_for_selector("text=2 faces scored.")
+        named = [page.locator(".face").nth(i).get_attribute("aria-label") for i in range(2)]
+        assert named == ["group.png", "group.png, face 1"]
+        assert [page.locator(".face").nth(i).get_by_text("Map").count() for i in range(2)] == [1, 0]
+        page.close()
 
 
 def test_a_busy_service_is_asked_again(page: Any, app: Any) -> None:

@@ -129,7 +129,8 @@ function faceOf(result, file) {
   const box = make("input", { type: "checkbox", onchange: (event) => mark(event.target, { result, name }) });
   const side = make("div", { class: "side" }, make("img", { class: "crop", src: result.picture, alt: `The face in ${name} as the network saw it` }),
     make("label", { class: "small" }, box, " Compare"));
-  if (service?.maps) side.append(make("button", { class: "small", onclick: () => showMap(file, name) }, "Map"));
+  // A map is of the first face.
+  if (service?.maps && !result.face) side.append(make("button", { class: "small", onclick: () => showMap(file, name) }, "Map"));
   return make("section", { class: "face", "aria-label": name }, side, facts(result));
 }
 
