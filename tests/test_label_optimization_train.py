@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from labels.label_table import Label, write_labels
 from methods.label_optimization import train as script
 from methods.label_optimization.config import Config, parse_arguments
 from methods.label_optimization.data import read_scored_faces
-from methods.label_optimization.loop import train_step, validate
+from methods.label_optimization.loop import train_epoch_part, train_step, validate
 from methods.label_optimization.run import make_network, parameter_groups, start_run
 from methods.label_optimization.train import train
 from model.checkpoint import CheckpointError, read_checkpoint, save_checkpoint
@@ -123,6 +124,19 @@ def test_resume_continues_bit_for_bit_in_the_middle_of_an_epoch(data, tmp_path):
     assert len({(tmp_path / run / "regressor.safetensors").read_bytes() for run in ("straight", "broken")}) == 1
     logs = [[record | {"seconds": 0} for record in read_log(tmp_path / run)] for run in ("straight", "broken")]
     assert logs[0] == logs[1]
+
+
+def test_an_epoch_reads_each_image_once(data, tmp_path):
+    """Whatever the number of its parts, when no image is kept in memory."""
+    config = tiny(data, tmp_path, validations=4, cache="no")
+    run = start_run(config, torch.device("cpu"), make_network(config))
+    faces, _ = read_scored_faces(config.labels, config.images, run.model.preprocessing, cache="no")
+    original, read = faces.train.read, Counter()
+    faces.train.read = lambda path: read.update([path]) or original(path)
+    for _ in range(config.validations):
+        train_epoch_part(run, faces)
+    assert run.step == faces.train.steps(config.batch_size)
+    assert read == {faces.train.paths[row]: 1 for row in faces.train.usable.tolist()}
 
 
 def test_resume_refuses_another_run(data, tmp_path):

@@ -72,21 +72,27 @@ class Images:
         return f"{steps} steps an epoch{left_out}"
 
     def batches(
-        self, batch_size: int, seed: Sequence[int], flips: bool = True, sizes: Sizes = "even", done: int = 0
+        self,
+        batch_size: int,
+        seed: Sequence[int],
+        flips: bool = True,
+        sizes: Sizes = "even",
+        done: int = 0,
+        stop: int | None = None,
     ) -> Iterator[Batch]:
         """The usable rows once, in the order and with the horizontal flips (half of the images) of this seed.
 
         `even` batches hold all of them and differ by one image at most, so that none weighs more than its images
         should. `full` batches hold exactly `batch_size`; the rows that are left over are dropped in this epoch. With
         `replace_bad` the rows of this process's share say which images it really has. The first `done` batches are
-        left out, and their images are not read.
+        left out, and those from `stop` on; their images are not read.
         """
         generator = torch.Generator().manual_seed(mixed_seed(seed))
         order = self.usable[torch.randperm(len(self.usable), generator=generator)]
         flip = (torch.rand(len(order), generator=generator) < 0.5) & flips
         steps = self.steps(batch_size, sizes)
         used = steps * batch_size if sizes == "full" else len(order)
-        rows, masks = order[:used].tensor_split(steps)[done:], flip[:used].tensor_split(steps)[done:]
+        rows, masks = (one[:used].tensor_split(steps)[done:stop] for one in (order, flip))
         images = self._images([processes.share(batch) for batch in rows])
         for batch, pictures, mask in zip(rows, images, masks, strict=True):
             yield Batch(batch, pictures, processes.share(mask))

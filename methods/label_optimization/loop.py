@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from itertools import islice
 from typing import Any
 
 import torch
@@ -33,9 +32,9 @@ def train_epoch_part(run: RegressorRun, faces: ScoredFaces) -> dict[str, Any]:
     stop = min(done + max(1, steps // config.validations), steps)
     train_mode(run.model, config.batch_norm)
     values = StepValues(run.device)
-    batches = faces.train.batches(config.batch_size, seed=(config.seed, epoch), flips=False)
+    batches = faces.train.batches(config.batch_size, seed=(config.seed, epoch), flips=False, done=done, stop=stop)
     with counter(f"epoch {epoch + 1}/{config.epochs}", steps, "step", done) as bar:
-        for batch in on_device(islice(batches, done, stop), run.device):
+        for batch in on_device(batches, run.device):
             values.add(train_step(run, faces, batch), len(batch.images))
             run.step += 1
             bar.update()
