@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,14 @@ def test_tensorboard(config):
     pytest.importorskip("tensorboard")
     train.train(replace(config, epochs=1, tensorboard=True))
     assert list(Path(config.checkpoints).glob("events.out.tfevents.*"))
+
+
+def test_without_tensorboard_no_epoch_begins(config, monkeypatch):
+    """A package that is missing would else be noticed after the first epoch, before its state is written."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="--tensorboard needs a package: pip install tensorboard"):
+        train.train(replace(config, tensorboard=True))
+    assert not (Path(config.checkpoints) / "log.jsonl").exists()
 
 
 def test_bad_rows_are_counted_and_listed(config, table, tmp_path):

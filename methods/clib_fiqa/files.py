@@ -22,6 +22,8 @@ from training import state
 from training.settings import recorded
 
 if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
     from config_train import TrainConfig
 
 # Settings that a resumed run may change; the others would make two runs out of one. Of the label table and the start
@@ -114,12 +116,17 @@ def _state_of(run: ClibFiqaRun) -> state.RunState:
     )
 
 
-def _write_tensorboard(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:
+def tensorboard_writer() -> type[SummaryWriter]:
+    """What writes tensorboard's files. Raises ValueError when the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("--tensorboard needs a package: pip install tensorboard") from error
-    with SummaryWriter(run.config.checkpoints, purge_step=record["epoch"]) as writer:
+    return SummaryWriter
+
+
+def _write_tensorboard(run: ClibFiqaRun, record: Mapping[str, Any]) -> None:
+    with tensorboard_writer()(run.config.checkpoints, purge_step=record["epoch"]) as writer:
         writer.add_scalar("lr", record["lr_used"], record["epoch"])
         writer.add_scalar("total", record["total"], record["epoch"])
         for name, value in record["losses"].items():

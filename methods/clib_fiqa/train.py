@@ -11,7 +11,7 @@ import torch
 
 from labels.label_table import write_skipped
 from methods.clib_fiqa.data import read_faces
-from methods.clib_fiqa.files import load_state, model_path, save_model, write_epoch
+from methods.clib_fiqa.files import load_state, model_path, save_model, tensorboard_writer, write_epoch
 from methods.clib_fiqa.frozen import frozen_levels, tower_of
 from methods.clib_fiqa.loop import calibrate, describe, train_epoch
 from methods.clib_fiqa.run import start_run
@@ -31,6 +31,8 @@ def train(config: TrainConfig) -> Path:
 
 
 def _train_on(config: TrainConfig, device: torch.device) -> Path:
+    if config.tensorboard:
+        tensorboard_writer()  # before the epochs: a missing package would end the run before its first state
     run = start_run(config, device)
     faces, skipped = read_faces(
         config.data_list,
