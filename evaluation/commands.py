@@ -81,6 +81,7 @@ def baseline(args: argparse.Namespace) -> int:
         raise ValueError("the faces are given as paths or as --embeddings, one of the two")
     if args.embeddings:
         return _write_rows(args.output, from_embeddings(args.name, read_embeddings(args.embeddings)), 0)
+    _refuse_unused(args)
     needed = BASELINES[args.name][1]
     if needed and args.fr is None:
         raise ValueError(f"{args.name} needs {needed}: give it with --fr")
@@ -93,6 +94,16 @@ def baseline(args: argparse.Namespace) -> int:
     code = _write_rows(args.output, rows, aligned)
     remove_parts(run)
     return code
+
+
+def _refuse_unused(args: argparse.Namespace) -> None:
+    """Raise ValueError for a flag that another baseline than this one uses."""
+    flags = {"--fr-mean": args.fr_mean, "--fr-std": args.fr_std, "--fr-size": args.fr_size}
+    flags = {} if BASELINES[args.name][1] == ANY_FR else flags
+    if args.name != "grafiqs":
+        flags["--block"] = args.block or None
+    if unused := [flag for flag, value in flags.items() if value is not None]:
+        raise ValueError(f"{args.name} does not use {', '.join(unused)}: leave them out")
 
 
 def _baseline(args: argparse.Namespace) -> tuple[dict[str, Any], Callable[..., tuple[list[Row], int]]]:

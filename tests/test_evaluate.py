@@ -377,6 +377,18 @@ def test_each_baseline_names_the_models_that_it_takes(
     assert ("or dlib" in error) is (name == "flip")
 
 
+@pytest.mark.parametrize("name", ["faceqan", "serfiq", "grafiqs", "prefiqs", "sobel"])
+@pytest.mark.parametrize("flag", ["--fr-mean=0.5", "--fr-std=0.25", "--fr-size=64", "--block=conv1"])
+def test_a_baseline_refuses_what_it_does_not_use(
+    faces: Path, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, flag: str
+) -> None:
+    call = ["baseline", name, str(faces), "--fr", str(network), "--output", str(tmp_path / "s.csv"), *AS_THEY_ARE]
+    used = (name, flag) == ("grafiqs", "--block=conv1")
+    assert evaluate.main([*call, flag]) == (1 if used else 2)  # one image of the folder is damaged
+    assert used or f"{name} does not use {flag.split('=')[0]}" in capsys.readouterr().err
+    assert (tmp_path / "s.csv").exists() == used
+
+
 def test_help_says_what_each_baseline_is(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         evaluate.main(["baseline", "--help"])
