@@ -42,7 +42,10 @@ from model.files import only_run, only_writer, shard_path
 ALIGN = ("auto", "yes", "no")
 BANDS_HELP = """A pair counts with the worse of its two images. medium begins at the lowest quality from which the pairs
 have the wanted FNMR or less, high at that of the lower FNMR. The FMR fixes the thresholds over all non-mated pairs."""
-SCORES_HELP = "METHOD or METHOD@FR = a score table, OFIQ's CSV too; FILE:COLUMN for another column"
+ONE_SCORE = "of several faces of an image the first one counts; no videos"
+SCORES_HELP = f"METHOD or METHOD@FR = a score table, OFIQ's CSV too; FILE:COLUMN for another column; {ONE_SCORE}"
+CAPTURES_HELP = """score table of good captures: what inference.py writes, or others. Every row counts, each face of an
+    image and each frame of a video too"""
 FACES = "faces: a file, a folder, a pattern, @list or -"
 
 
@@ -91,14 +94,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=Path, metavar="FOLDER", help="differences.json and differences.md")
 
     add = _command(commands, threshold)
-    add("scores", nargs="?", metavar="SCORES", help="score table of good captures: what inference.py writes, or others")
+    add("scores", nargs="?", metavar="SCORES", help=CAPTURES_HELP)
     add("--weights", metavar="FILE_OR_NAME", help="instead: the percentiles stored in this checkpoint")
     add("--discard", type=_share, required=True, metavar="SHARE", help="of good captures to lose, such as 0.05")
     add("--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default 0)")
 
     add = _command(commands, bands, BANDS_HELP)
     add("--pairs", required=True, metavar="PAIRS", help="as for edc")
-    add("--scores", required=True, metavar="FILE", help="score table of all images of the pairs")
+    add("--scores", required=True, metavar="FILE", help=f"score table of all images of the pairs; {ONE_SCORE}")
     add("--embeddings", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="FNMR: mean over these")
     add("--output", type=Path, required=True, metavar="BANDS.json")
     add("--fmr", type=_share, default=1e-3, help="that the recognition models run at (default 1e-3)")

@@ -21,7 +21,7 @@ from evaluation.compare import EdcRun, comparison_tables, differences, read_runs
 from evaluation.edc import Floats, allowed_false_matches
 from evaluation.embeddings import read_embeddings
 from evaluation.pairs import Pairs, read_pairs, write_pairs
-from evaluation.scores import file_and_column, read_scores, write_scores
+from evaluation.scores import by_name, file_and_column, read_rows, write_scores
 from evaluation.tables import DEFAULT_LIMIT, LIMITS, as_text, limits_of, tables, write_tables
 from model.bands import Bands
 from model.files import printable, write_text
@@ -150,7 +150,7 @@ def edc(args: argparse.Namespace) -> int:
     leading = args.limits[0] if args.limits else DEFAULT_LIMIT
     args.limits = args.limits or list(LIMITS)
     pairs = read_pairs(args.pairs)
-    qualities = {name: image_quality(pairs, read_scores(file), file) for name, file in args.scores.items()}
+    qualities = {name: image_quality(pairs, _scores_of(file), file) for name, file in args.scores.items()}
     embeddings = {name: read_embeddings(file) for name, file in args.embeddings.items()}
     similarity = {name: similarities(pairs, rows, args.embeddings[name]) for name, rows in embeddings.items()}
     _note_unresolvable(args.fmr, int((~pairs.mated).sum()))
@@ -170,6 +170,16 @@ def edc(args: argparse.Namespace) -> int:
         _compare([EdcRun(args.output.name, outcome.results, np.array(outcome.replicates))], args, limits[0])
     _draw(args, pairs, qualities, similarity, outcome, record, limits)
     return 0
+
+
+def _scores_of(file: str) -> dict[str, float]:
+    """One score for each image of a table, and on standard error a note of the rows that repeat an image."""
+    rows = list(read_rows(file))
+    scores = by_name(rows, file)
+    if repeated := len(rows) - len(scores):
+        counts = "the last row" if all(row.face is None for row in rows) else "its first face, the largest,"
+        print(f"note: {repeated} of {len(rows)} rows of {file} repeat an image; {counts} counts", file=sys.stderr)
+    return scores
 
 
 def _note_unresolvable(fmrs: Sequence[float], non_mated: int) -> None:
@@ -268,7 +278,8 @@ def threshold(args: argparse.Namespace) -> int:
         return _stored_threshold(args)
     from evaluation.threshold import pick_threshold
 
-    quality = np.fromiter(read_scores(args.scores).values(), np.float64)
+    rows = list(read_rows(args.scores))
+    quality = np.array([row.quality for row in rows])
     picked = pick_threshold(quality, args.discard, args.seed)
     print(f"threshold = {picked.value:.6g}")
     share = picked.discarded / picked.images
@@ -277,6 +288,10 @@ def threshold(args: argparse.Namespace) -> int:
     print(f"of new captures like these it will discard {picked.share_ci[0]:.1%} to {picked.share_ci[1]:.1%}")
     if missing := len(quality) - picked.images:
         print(f"note: {missing} rows without an ok score are left out", file=sys.stderr)
+    if (files := len({row.path for row in rows})) < len(rows):
+        alike = "; the intervals are too narrow, since the frames of a video are alike"
+        alike = alike if any(row.of_video for row in rows) else ""
+        print(f"note: {len(rows)} rows of {files} files; each row counts as a capture{alike}", file=sys.stderr)
     return 0
 
 
@@ -305,7 +320,7 @@ def bands(args: argparse.Namespace) -> int:
     from model.weights import find_weights
 
     pairs = read_pairs(args.pairs)
-    quality = image_quality(pairs, read_scores(args.scores), args.scores)
+    quality = image_quality(pairs, _scores_of(args.scores), args.scores)
     embeddings = {name: read_embeddings(file) for name, file in args.embeddings.items()}
     similarity = {name: similarities(pairs, rows, args.embeddings[name]) for name, rows in embeddings.items()}
     bootstrap = Bootstrap(args.bootstrap, args.seed)

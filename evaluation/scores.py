@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evaluation.plain_pickle import read_plain_pickle
 from model.files import csv_text, from_utf8, open_text, replacing, write_csv_rows
@@ -20,23 +20,62 @@ class ScoreTableError(ValueError):
     """The file is no score table that we know, or a line of it is damaged."""
 
 
+class ScoreRow(NamedTuple):
+    """A row of a table; the quality is NaN without an `ok` score."""
+
+    path: str
+    quality: float
+    face: int | None = None
+    """0 for the first face of an image, 1 for the next; None where the table does not say."""
+    of_video: bool = False
+    """Whether the row is of a frame of a video."""
+
+
+Rows = Iterator[ScoreRow]
+
+
 def read_scores(path: str | Path) -> dict[str, float]:
-    """Name -> quality, higher is better, NaN for an image without an `ok` score; a repeated name keeps its last score.
+    """Name -> quality, higher is better, NaN for an image without an `ok` score: `by_name` of `read_rows`."""
+    return by_name(read_rows(path), path)
+
+
+def by_name(rows: Iterable[ScoreRow], source: str | Path) -> dict[str, float]:
+    """One quality for each name: of several faces of an image that of the first, which is the largest when
+    `inference.py` wrote them. A name that is repeated without faces keeps its last score.
+
+    Raises ScoreTableError when the rows hold several frames or faces of one video, of which none stands for it.
+    """
+    kept: dict[str, ScoreRow] = {}
+    for row in rows:
+        before = kept.get(row.path)
+        if before and row.of_video:
+            raise ScoreTableError(
+                f"{source}: {row.path} is a video with several rows; one score an image was expected: leave videos out,"
+                " or score their frames as pictures"
+            )
+        if before is None or (row.face or 0) <= (before.face or 0):
+            kept[row.path] = row
+    return {name: row.quality for name, row in kept.items()}
+
+
+def read_rows(path: str | Path) -> Rows:
+    """All rows of a score table, in their order; the faces of an image and the frames of a video have a row each.
 
     By suffix: `.jsonl` and `.parquet` with the fields `path`, `status`, `quality`; `.pkl` and `.pickle`, a plain dict
     or list as eDifFIQA writes it; anything else is a table (tabs, commas or semicolons) whose header names `path` and
-    `quality` (and perhaps `status`), the CSV of OFIQ, or lines `path score` as CR-FIQA writes them. `FILE:COLUMN` takes
-    another column of such a table than `quality`, or than OFIQ's UnifiedQualityScore.scalar. Raises ScoreTableError
-    with the line at fault.
+    `quality` (and perhaps `status`), the CSV of OFIQ, or lines `path score` as CR-FIQA writes them. `face` and `frame`
+    are read where a table has them. `FILE:COLUMN` takes another column of such a table than `quality`, or than OFIQ's
+    UnifiedQualityScore.scalar. Raises ScoreTableError with the line at fault.
     """
     path, column = file_and_column(path)
     reader = READERS.get(path.suffix.lower())
     if reader and column:
         raise ScoreTableError(f"{path}: a column ({column}) can be chosen in tables of text only")
-    table = dict(reader(path) if reader else _from_text(path, column))
-    if not table:
+    row = None
+    for row in reader(path) if reader else _from_text(path, column):
+        yield row
+    if row is None:
         raise ScoreTableError(f"{path} holds no scores")
-    return table
 
 
 def file_and_column(path: str | Path) -> tuple[Path, str]:
@@ -45,9 +84,6 @@ def file_and_column(path: str | Path) -> tuple[Path, str]:
     if not column or Path(path).exists() or not Path(file).is_file():
         return Path(path), ""
     return Path(file), column
-
-
-Rows = Iterator[tuple[str, float]]
 
 
 def _value(quality: Any, status: str | None = None) -> float:
@@ -60,6 +96,12 @@ def _value(quality: Any, status: str | None = None) -> float:
         shown = repr(quality[:80]) if isinstance(quality, str) else f"of type {type(quality).__name__}"
         raise ValueError(f"the quality {shown} is not a number") from None
     return value if math.isfinite(value) else math.nan
+
+
+def _face(number: Any) -> int | None:
+    """The number of a face; None for another cell of a column of that name."""
+    text = str(number) if isinstance(number, int | str) else ""
+    return int(text) if text.isdecimal() else None
 
 
 def _name(path: Any) -> str:
@@ -88,7 +130,7 @@ def _from_text(path: Path, column: str) -> Rows:
 
 def _from_table(path: Path, file: Iterable[str], separator: str, columns: list[str], quality_column: str) -> Rows:
     name, quality = columns.index("path"), columns.index(quality_column)
-    status = columns.index("status") if "status" in columns else None
+    status, face, frame = (columns.index(one) if one in columns else None for one in ("status", "face", "frame"))
     rows = csv.reader(file, delimiter=separator)
     try:
         next(rows)
@@ -96,7 +138,9 @@ def _from_table(path: Path, file: Iterable[str], separator: str, columns: list[s
             if len(row) != len(columns):
                 raise ValueError(f"{len(row)} cells, expected {len(columns)}")
             path_text = csv_text(row[name]) if separator == "," else row[name]
-            yield path_text, _value(row[quality], None if status is None else row[status])
+            value = _value(row[quality], None if status is None else row[status])
+            number = None if face is None else _face(row[face])
+            yield ScoreRow(path_text, value, number, frame is not None and row[frame] != "")
     except (ValueError, csv.Error) as error:
         raise ScoreTableError(f"{path}, line {rows.line_num}: {error}") from None
 
@@ -122,7 +166,7 @@ def _from_ofiq(path: Path, file: Iterable[str], columns: list[str], wanted: str)
                 row.pop()
             if len(row) != len(columns):
                 raise ValueError(f"{len(row)} cells, expected {len(columns)}")
-            yield row[0], math.nan if _value(row[failed]) == OFIQ_FAILURE else _value(row[quality])
+            yield ScoreRow(row[0], math.nan if _value(row[failed]) == OFIQ_FAILURE else _value(row[quality]))
     except (ValueError, csv.Error) as error:
         raise ScoreTableError(f"{path}, line {rows.line_num}: {error}") from None
 
@@ -133,7 +177,7 @@ def _from_lines(path: Path, lines: Iterable[str]) -> Rows:
             case []:
                 continue
             case [name, score] if _is_number(score):
-                yield name, _value(score)
+                yield ScoreRow(name, _value(score))
             case _:
                 raise ScoreTableError(
                     f"{path}, line {number}: expected `path score`, or a header with path and quality, found {line!r}"
@@ -153,7 +197,8 @@ def _from_jsonl(path: Path) -> Rows:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                yield _name(row["path"]), _value(row["quality"], row.get("status"))
+                value = _value(row["quality"], row.get("status"))
+                yield ScoreRow(_name(row["path"]), value, _face(row.get("face")), row.get("frame") is not None)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ScoreTableError(
                     f"{path}, line {number}: expected an object with path and quality ({error})"
@@ -173,10 +218,11 @@ def _from_parquet(path: Path) -> Rows:
         raise ScoreTableError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}") from None
     if not {"path", "quality"} <= set(table.column_names):
         raise ScoreTableError(f"{path}: expected the columns path and quality, found {', '.join(table.column_names)}")
-    status = table["status"].to_pylist() if "status" in table.column_names else [None] * table.num_rows
-    for name, quality, state in zip(table["path"].to_pylist(), table["quality"].to_pylist(), status, strict=True):
+    wanted = ("path", "quality", "status", "face", "frame")
+    columns = (table[name].to_pylist() if name in table.column_names else [None] * table.num_rows for name in wanted)
+    for name, quality, state, face, frame in zip(*columns, strict=True):
         try:
-            yield from_utf8(_name(name)), _value(quality, state)
+            yield ScoreRow(from_utf8(_name(name)), _value(quality, state), _face(face), frame is not None)
         except ValueError as error:
             raise ScoreTableError(f"{path}: {error}") from None
 
@@ -190,7 +236,7 @@ def _from_pickle(path: Path) -> Rows:
         )
     try:
         for row in rows:
-            yield _name(row[0]), _value(row[1])
+            yield ScoreRow(_name(row[0]), _value(row[1]))
     except ValueError as error:
         raise ScoreTableError(f"{path}: {error}") from None
 

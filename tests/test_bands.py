@@ -134,6 +134,33 @@ def test_evaluate_writes_a_table_with_its_source(
     assert "mated pairs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["bands", "edc"])
+def test_of_several_faces_of_an_image_the_largest_counts(
+    measured: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """A table of inference.py --faces all. In lines nothing tells the faces apart, and the run says which counts."""
+    file, output = tmp_path / "scores.csv", tmp_path / "bands.json"
+    rest = ["--fnmr", "0.1", "0.04", "--bootstrap", "0"]
+    if command == "edc":
+        measured = ["edc", *(one.replace("--scores=", "--scores=mine=") for one in measured[1:])]
+        output, rest = tmp_path / "bands.json/results.json", ["--bootstrap", "0"]
+    rows = [line.split(",") for line in file.read_text().splitlines()[1:]]
+    several = [f"{name},ok,{value},0\n{name},ok,-9,1\n" for name, _, value in rows]
+    tables = {
+        "": file.read_text(),
+        "; its first face, the largest, counts": "path,status,quality,face\n" + "".join(several),
+        "; the last row counts": "".join(f"{name} -9\n{name} {value}\n" for name, _, value in rows),
+    }
+    found = []
+    for note, table in tables.items():
+        file.write_text(table)
+        assert evaluate.main([*measured, *rest]) == 0
+        notes = [line for line in capsys.readouterr().err.splitlines() if "repeat an image" in line]
+        assert notes == ([f"note: 2400 of 4800 rows of {file} repeat an image{note}"] if note else [])
+        found.append(json.loads(output.read_text())["measured" if command == "bands" else "results"])
+    assert found[0] == found[1] == found[2]
+
+
 def test_the_scores_may_be_a_column(measured: list[str], tmp_path: Path) -> None:
     """OFIQ's tables have several; the table of bands names the file and its hash."""
     named = [f"{flag}:quality" if flag.startswith("--scores") else flag for flag in measured]

@@ -123,6 +123,22 @@ def pick_by_hand(quality: np.ndarray) -> float:
     return np.sort(quality)[6]
 
 
+def test_every_face_and_every_frame_is_a_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "captures.csv"
+    rows = [f"{i // 4}.jpg,ok,{i / 100},{i % 4}," for i in range(100)]
+    table.write_text("path,status,quality,face,frame\n" + "\n".join(rows))
+    assert evaluate.main(["threshold", str(table), "--discard", "0.05"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[:2] == ["threshold = 0.05", "discards 5 of 100 captures (5.0%): quality < threshold"]
+    assert err == "note: 100 rows of 25 files; each row counts as a capture\n"
+    rows = [f"clip.mp4,ok,{i / 100},0,{i}" for i in range(100)]
+    table.write_text("path,status,quality,face,frame\n" + "\n".join(rows))
+    assert evaluate.main(["threshold", str(table), "--discard", "0.05"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("threshold = 0.05\n")
+    assert "100 rows of 1 files; each row counts as a capture; the intervals are too narrow" in err
+
+
 def test_threshold_of_a_score_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "captures.csv"
     rows = [f"{i}.jpg,ok,{i / 100}" for i in range(100)] + ["x.jpg,no_face,"]

@@ -6,16 +6,17 @@ import json
 import math
 import os
 import pickle
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evaluation.plain_pickle import PlainPickleError
-from evaluation.scores import ScoreTableError, read_scores, write_scores
+from evaluation.scores import ScoreTableError, read_rows, read_scores, write_scores
 from model.files import open_text, write_csv_rows
 from scoring import Score
-from scoring.tables import row_of, write_csv, write_parquet
+from scoring.tables import Row, row_of, write_csv, write_jsonl, write_parquet
 
 NAN = math.nan
 TABLES = {
@@ -145,6 +146,39 @@ def test_names_come_back_from_our_csv_and_parquet(tmp_path: Path) -> None:
         write(tmp_path / f"t.{suffix}", rows)
         assert list(read_scores(tmp_path / f"t.{suffix}")) == names
     assert b"\n=1" not in (tmp_path / "t.csv").read_bytes()
+
+
+def rows_of_faces(qualities: Sequence[float]) -> list[Row]:
+    """The rows of the faces of a.jpg, the largest first."""
+    return [row_of(Score("a.jpg", "ok", quality, face=number)) for number, quality in enumerate(qualities)]
+
+
+@pytest.mark.parametrize(("suffix", "write"), [("csv", write_csv), ("jsonl", write_jsonl), ("parquet", write_parquet)])
+def test_of_several_faces_the_first_counts(tmp_path: Path, suffix: str, write: Callable[..., None]) -> None:
+    """inference.py --faces all writes the largest face first, and the smallest one last."""
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    rows = [*rows_of_faces([0.6, 0.9, 0.1]), row_of(Score("b.jpg", "ok", 0.5, face=0))]
+    for order, name in ((rows, "t"), (rows[::-1], "reversed")):
+        write(tmp_path / f"{name}.{suffix}", order)
+        assert read_scores(tmp_path / f"{name}.{suffix}") == {"a.jpg": 0.6, "b.jpg": 0.5}
+        assert [row.quality for row in read_rows(tmp_path / f"{name}.{suffix}")] == [row["quality"] for row in order]
+
+
+@pytest.mark.parametrize(("suffix", "write"), [("csv", write_csv), ("jsonl", write_jsonl), ("parquet", write_parquet)])
+def test_no_row_stands_for_a_video(tmp_path: Path, suffix: str, write: Callable[..., None]) -> None:
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+    rows = [row_of(Score("clip.mp4", "ok", 0.5, face=0, frame=frame, time=0.0, track=0)) for frame in (0, 25)]
+    write(tmp_path / f"t.{suffix}", rows)
+    with pytest.raises(ScoreTableError, match=r"clip\.mp4 is a video with several rows; one score an image"):
+        read_scores(tmp_path / f"t.{suffix}")
+    assert [row.quality for row in read_rows(tmp_path / f"t.{suffix}")] == [0.5, 0.5]
+
+
+def test_other_columns_named_face_or_frame_say_nothing(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,quality,face,frame\na.jpg,0.5,left,\na.jpg,0.25,0.93,\nb.jpg,1,,7\n")
+    assert read_scores(tmp_path / "t.csv") == {"a.jpg": 0.25, "b.jpg": 1}
 
 
 def test_a_parquet_that_is_damaged_or_holds_other_types(tmp_path: Path) -> None:
