@@ -281,7 +281,7 @@ def threshold(args: argparse.Namespace) -> int:
     rows = list(read_rows(args.scores))
     quality = np.array([row.quality for row in rows])
     picked = pick_threshold(quality, args.discard, args.seed)
-    print(f"threshold = {picked.value:.6g}")
+    print(f"threshold = {picked.value}")  # with all digits: a rounded number may discard the capture whose score it is
     share = picked.discarded / picked.images
     print(f"discards {picked.discarded} of {picked.images} captures ({share:.1%}): quality < threshold")
     print(f"95 % bootstrap interval of the threshold: {picked.value_ci[0]:.6g} to {picked.value_ci[1]:.6g}")
@@ -307,7 +307,7 @@ def _stored_threshold(args: argparse.Namespace) -> int:
             f"{weights} holds no percentiles: give a score table of your own captures, or store some with"
             " python -m recipes.default_model.percentiles"
         )
-    print(f"threshold = {percentiles.threshold(args.discard):.6g}")
+    print(f"threshold = {percentiles.threshold(args.discard):.7g}")
     images = f"{printable(percentiles.set)} ({percentiles.images} images)"
     print(f"discards {args.discard:.1%} of {images}: quality < threshold")
     return 0

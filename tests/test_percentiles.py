@@ -17,7 +17,8 @@ from evaluation.threshold import pick_threshold
 from model.checkpoint import read_checkpoint
 from model.percentiles import Percentiles
 from recipes.default_model import percentiles as script
-from scoring import Scorer
+from scoring import Score, Scorer
+from scoring.tables import row_of, write_csv
 
 
 def test_a_percentile_is_the_share_below() -> None:
@@ -121,6 +122,16 @@ def test_the_interval_is_the_bootstrap_by_brute_force() -> None:
 
 def pick_by_hand(quality: np.ndarray) -> float:
     return np.sort(quality)[6]
+
+
+def test_the_printed_threshold_discards_what_it_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounded up, it would discard the face whose score it is as well."""
+    rows = [row_of(Score(f"{i}.jpg", "ok", 0.5752038 + (i - 2) * 0.0217)) for i in range(14)]
+    write_csv(tmp_path / "t.csv", rows)
+    assert evaluate.main(["threshold", str(tmp_path / "t.csv"), "--discard", "0.2"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert second.startswith("discards 2 of 14 captures")
+    assert sum(row["quality"] < float(first.removeprefix("threshold = ")) for row in rows) == 2
 
 
 def test_every_face_and_every_frame_is_a_capture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,34 @@ def test_the_threshold_shows_at_once_who_is_refused_and_why(browser: Any, file: 
     assert page.problems == []
 
 
+def test_the_number_refuses_those_whom_the_page_refuses(browser: Any, tmp_path: Path) -> None:
+    """Given to --min-score it selects the same faces, wherever it comes from: a share, the slider or a key."""
+    scores = [0.5245696 + i * 0.0123457 for i in range(20)]
+    rows = [row(f"{i}.png", float(f"{score:.7g}")) for i, score in enumerate(scores)]
+    write_report(tmp_path / "r.html", rows, len(rows), {**ABOUT, "range": None})
+    page = opened(browser, tmp_path / "r.html")
+
+    def refused() -> int:
+        page.evaluate("() => new Promise(requestAnimationFrame)")
+        wait_until(page, "waiting === null")
+        count = int(page.inner_text("#verdict").split()[0])
+        number = float(page.input_value("#number"))
+        assert count == sum(one["quality"] < number for one in rows)
+        return count
+
+    assert refused() == 1
+    for share, expected in zip(page.locator(".presets button").all(), (0, 1, 2, 5), strict=True):
+        share.click()
+        assert refused() == expected
+    page.focus("#slider")
+    for key, times in (("Home", 1), ("ArrowRight", 7), ("PageUp", 6), ("ArrowLeft", 9), ("End", 1)):
+        for _ in range(times):
+            page.keyboard.press(key)
+            found = refused()
+        assert found == {"Home": 0, "End": 20}.get(key, found)
+    assert page.problems == []
+
+
 def test_the_gallery_is_sorted_and_filtered(browser: Any, file: Path) -> None:
     page = opened(browser, file)
     assert names(page)[:3] == ["nobody.png", "00.png", "01.png"]

@@ -80,8 +80,9 @@ function goodness(i, k) {
 const low = about.range ? Math.min(about.range[0], scored[0] ?? 0) : (scored[0] ?? 0);
 const high = about.range ? Math.max(about.range[1], scored.at(-1) ?? 1) : (scored.at(-1) ?? 1);
 const span = high - low || 1;
-const top_ = high + span / STEPS; // so that the slider can refuse the best face too
 const digits = Math.max(0, 2 - Math.floor(Math.log10(span)));
+const rounded = (value) => Number(value.toFixed(digits + 1)); // finer than a step of the slider
+const top_ = rounded(high + span / STEPS); // so that the slider can refuse the best face too
 
 // How many scores are below a value: binary search.
 function below(value) {
@@ -174,10 +175,12 @@ function chooseReason(code) {
   update();
 }
 
+// The box shows the threshold with all its digits, so that the number refuses the same faces elsewhere. A share gives
+// the score of a face; what the slider gives is rounded before.
 function setThreshold(value, from) {
   threshold = Math.min(top_, Math.max(low, value));
   if (from !== "slider") byId("slider").value = (STEPS * (threshold - low)) / span;
-  if (from !== "number") byId("number").value = threshold.toFixed(digits + 1);
+  if (from !== "number") byId("number").value = threshold;
   later(update);
 }
 
@@ -450,15 +453,16 @@ if (bands.length) {
 for (const share of [0.01, 0.05, 0.1, 0.25]) {
   document.querySelector(".presets").append(make("button", { onclick: () => setThreshold(thresholdOf(share)), disabled: !scored.length }, percent(share).replace(".0", "")));
 }
+const placed = (place) => (place > 0 ? rounded(low + (span * place) / STEPS) : low); // at its left end nobody is refused
 const slider = byId("slider"), number = byId("number");
 Object.assign(slider, { min: 0, max: STEPS + 1, step: "any", disabled: !scored.length });
 slider.addEventListener("keydown", (event) => { // with step="any" the arrows would move by a hundredth
   const steps = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -50, PageUp: 50 };
   if (!(event.key in steps)) return;
   event.preventDefault();
-  setThreshold(threshold + (steps[event.key] * span) / STEPS);
+  setThreshold(rounded(threshold + (steps[event.key] * span) / STEPS));
 });
-slider.addEventListener("input", () => setThreshold(low + (span * Number(slider.value)) / STEPS, "slider"));
+slider.addEventListener("input", () => setThreshold(placed(Number(slider.value)), "slider"));
 Object.assign(number, { step: 10 ** -digits, disabled: !scored.length });
 number.addEventListener("input", () => { if (number.value !== "") setThreshold(Number(number.value), "number"); });
 byId("search").addEventListener("input", () => later(update));
