@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import cv2
@@ -165,7 +165,8 @@ def align_folder(
     OUTPUT.faces.csv. Returns the status of the images that could not be read or show no face.
 
     An image that is taken as it is (`crops_of`) is copied; other crops are JPEG files of quality 95, or with the suffix
-    .png files without loss. A crop that is there already is written anew. Raises ValueError when `output` lies in the
+    .png files without loss. The second face of b.png is b_face1.jpg, or b_face1~2.jpg where b_face1.jpg is the crop of
+    another image. A crop that is there already is written anew. Raises ValueError when `output` lies in the
     folder, or there are no images.
     """
     if output.resolve().is_relative_to(folder.resolve()):
@@ -173,7 +174,8 @@ def align_folder(
     images = list_images(folder)
     if not images:
         raise ValueError(f"there are no images below {folder}")
-    stems = Counter(path.with_suffix("") for path in images)
+    targets = _targets([path.relative_to(folder) for path in images], suffix)
+    taken = {*targets, *targets.values()}
     prepare = partial(_crops_without_copies, alignment=alignment)
     loaded = chain.from_iterable(load_batches(map(str, images), prepare, 32, workers))
     bad: dict[Path, str] = {}
@@ -187,17 +189,32 @@ def align_folder(
                 write_csv_rows(file, [[str(name), crops.status, *[None] * 7]])
                 continue
             for pixels, placed in crops.value:
-                alone = stems[path.with_suffix("")] == 1
-                target = name if pixels is None else _target_of(name, alone, placed.face or 0, suffix)
+                target = name if pixels is None else targets[name]
+                if placed.face:
+                    target = _free(target.with_name(f"{target.stem}_face{placed.face}{suffix}"), taken)
                 write_crop(output / target, pixels, path)
                 write_csv_rows(file, [_table_row(name, target, placed)])
     return bad
 
 
-def _target_of(name: Path, alone: bool, face: int, suffix: str) -> Path:
-    """The crop of an image: a.png and a.jpg become a.png.jpg and a.jpg.jpg, the second face of b.png b_face1.jpg."""
-    base = name.with_suffix("") if alone else name
-    return Path(f"{base}_face{face}{suffix}" if face else f"{base}{suffix}")
+def _targets(names: Sequence[Path], suffix: str) -> dict[Path, Path]:
+    """The first crop of each image: a.png and a.jpg become a.png.jpg and a.jpg.jpg. None has the name of another image,
+    which may be copied as it is."""
+    stems = Counter(name.with_suffix("") for name in names)
+    taken, targets = set(names), dict[Path, Path]()
+    for name in names:
+        base = name.with_suffix("") if stems[name.with_suffix("")] == 1 else name
+        target = Path(f"{base}{suffix}")
+        targets[name] = target if target == name else _free(target, taken)
+    return targets
+
+
+def _free(target: Path, taken: set[Path]) -> Path:
+    """The target, or a.jpg as a~2.jpg, a~3.jpg, … where that is taken; the name is taken then."""
+    further = (target.with_name(f"{target.stem}~{number}{target.suffix}") for number in count(2))
+    free = next(path for path in chain([target], further) if path not in taken)
+    taken.add(free)
+    return free
 
 
 def _table_row(name: Path, target: Path, placed: Placed) -> list[str | float | int | None]:

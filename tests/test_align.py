@@ -196,9 +196,14 @@ def test_a_picture_of_the_right_size_is_looked_at() -> None:
     assert caught.value.status == "no_face"
 
 
-def test_all_faces_of_a_folder_are_in_its_table(tmp_path: Path) -> None:
+def two_faces() -> np.ndarray:
     photo = place(FACE, 2, 10, 200, 150, 400, 300)
     photo[:, 300:] = place(FACE, 0.8, 0, 50, 150, 100, 300)
+    return photo
+
+
+def test_all_faces_of_a_folder_are_in_its_table(tmp_path: Path) -> None:
+    photo = two_faces()
     (tmp_path / "photos").mkdir()
     for name, picture in {"two.png": photo, "crop.png": FACE, "none.png": np.full((90, 90, 3), 7, np.uint8)}.items():
         Image.fromarray(picture).save(tmp_path / "photos" / name)
@@ -215,6 +220,25 @@ def test_all_faces_of_a_folder_are_in_its_table(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "crops").iterdir()} == {"crop.png", "two.jpg", "two_face1.jpg"}
     assert len(rows[2]["points"].split()) == 10
     assert main([*arguments, "--rotate", "auto", "--detector", "absent.onnx"]) == 2
+
+
+def test_no_crop_overwrites_another(tmp_path: Path) -> None:
+    """Names of pictures may be those of crops: of a second face, or of a picture whose stem is repeated."""
+    (tmp_path / "photos").mkdir()
+    names = ["a.bmp", "a.png", "a.png.png", "b.png", "b_face1.png", "b_face1~2.jpg", "c.jpg"]
+    for name in names:
+        picture = FACE if name == "b_face1~2.jpg" else two_faces()
+        Image.fromarray(picture).save(tmp_path / "photos" / name, quality=95)
+    flags = ["--faces", "all", "--workers", "0"]
+    assert main([str(tmp_path / "photos"), "--output", str(tmp_path / "crops"), *flags]) == 0
+    with open(tmp_path / "crops.faces.csv", encoding="utf-8") as file:
+        crops = {(row["path"], row["face"]): row["crop"] for row in csv.DictReader(file)}
+    assert len(crops) == 13
+    assert sorted(crops.values()) == sorted(path.name for path in (tmp_path / "crops").iterdir())
+    assert [crops["a.png", "0"], crops["a.png.png", "0"]] == ["a.png.jpg", "a.png~2.jpg"]
+    assert crops["b_face1~2.jpg", ""] == "b_face1~2.jpg"
+    assert [crops["b.png", "0"], crops["b.png", "1"]] == ["b.jpg", "b_face1~3.jpg"]
+    assert [crops["b_face1.png", "0"], crops["c.jpg", "1"]] == ["b_face1.jpg", "c_face1.jpg"]
 
 
 def test_crops_without_loss(tmp_path: Path) -> None:
