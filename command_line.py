@@ -152,11 +152,6 @@ def message_of(error: BaseException) -> str:
     return str(error)
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def let_threads_sleep() -> None:
     """Let OpenMP threads sleep while they wait for each other. Call it before torch is imported.
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from command_line import (
 )
 from evaluation.commands import BASELINES, bands, baseline, compare, edc, embed, pairs, prepare, threshold
 from evaluation.tables import DEFAULT_LIMIT
+from model.cores import available_cores
 from model.files import only_run, only_writer, shard_path
 
 ALIGN = ("auto", "yes", "no")
@@ -123,7 +123,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--pairs", type=Path, metavar="PAIRS", help="the set's pair list (a .bin holds its own)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="images/ and pairs.tsv")
     add("--align", choices=ALIGN, default="auto", help="find and align faces (default auto: unless 112x112)")
-    add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--workers", type=natural, default=available_cores(), metavar="N", help="processes (default: one a core)")
     return parser.parse_args(arguments)
 
 
@@ -144,7 +144,7 @@ def _add_running_flags(add: Any, batch_size: int) -> None:
     add("--align", choices=ALIGN, default="auto", help="find and align faces (default auto: unless 112x112)")
     add("--device", default="auto", help="auto (default), cpu, cuda, mps")
     add("--batch-size", type=positive, default=batch_size, metavar="N", help=f"(default {batch_size})")
-    add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--workers", type=natural, default=available_cores(), metavar="N", help="processes (default: one a core)")
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
     add("--max-file-size", type=megabytes, default="200", metavar="MB", help=FILE_SIZE_HELP)
     add("--resume", action="store_true", help="go on with an interrupted run")

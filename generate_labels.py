@@ -9,7 +9,6 @@ Each sub-folder of --data is an identity, its images are aligned 112x112 crops. 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from command_line import (
     positive,
     set_threads,
 )
+from model.cores import available_cores
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +60,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--device", default="auto", help="auto (default), cpu, cuda, mps")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the networks, except ONNX files")
     add("--batch-size", type=positive, default=32, metavar="N", help="images a network sees at once (default 32)")
-    add("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a CPU)")
+    add("--workers", type=natural, default=available_cores(), metavar="N", help="processes (default: one a core)")
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
     add_machine_flags(add)
     add("--max-file-size", type=megabytes, default="200", metavar="MB", help=FILE_SIZE_HELP)

@@ -33,7 +33,6 @@ from command_line import (
     FILE_SIZE_HELP,
     THREADS_HELP,
     add_machine_flags,
-    available_cores,
     exit_code,
     keep_freed_memory,
     let_threads_sleep,
@@ -42,6 +41,7 @@ from command_line import (
     positive,
     set_threads,
 )
+from model.cores import available_cores
 
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
 SELECTING = """Every row stays in the table; the column `selected` tells which pass all flags. Without flags all rows

@@ -32,8 +32,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from command_line import available_cores, positive  # noqa: E402
+from command_line import positive  # noqa: E402
 from faces.listing import list_images  # noqa: E402
+from model.cores import available_cores  # noqa: E402
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
 
 BOUNDARY = b"face-quality"

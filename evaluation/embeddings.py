@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.edc import Floats
+from model.cores import available_cores
 
 # What numpy and zipfile raise for files that are no arrays, or damaged ones. RuntimeError is also that of a compression
 # which zipfile does not know, and that of an encrypted member.
@@ -161,6 +162,6 @@ def pair_similarities(
 
 def _in_threads(work: Callable[[int, int], None], size: int) -> None:
     """work(start, stop) over equal parts of range(size); numpy lets go of the interpreter's lock in the large calls."""
-    edges = np.linspace(0, size, (os.cpu_count() or 1) + 1).astype(int).tolist()
+    edges = np.linspace(0, size, available_cores() + 1).astype(int).tolist()
     with ThreadPoolExecutor(len(edges) - 1) as pool:
         list(pool.map(work, edges[:-1], edges[1:]))

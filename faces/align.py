@@ -9,7 +9,6 @@ CROPS.faces.csv: for each picture its status, and for each face its crop, box, p
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from collections import Counter
@@ -25,6 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
+from model.cores import available_cores
 from model.files import open_text, printable, replacing, write_csv_rows
 
 from .detect import CHOICES, MIN_FACE_SIZE, ROTATE, Face, Finder, shows_aligned_face
@@ -259,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lossless = "png: crops without loss (default: jpg)"
     parser.add_argument("--format", choices=("jpg", "png"), default="jpg", help=lossless)
     add_finder_options(parser)
-    workers = "processes (default: one a CPU)"
-    parser.add_argument("--workers", type=natural, default=os.cpu_count() or 1, metavar="N", help=workers)
+    workers = "processes (default: one a core)"
+    parser.add_argument("--workers", type=natural, default=available_cores(), metavar="N", help=workers)
     args = parser.parse_args(arguments)
 
     def run() -> int:

@@ -20,9 +20,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from command_line import available_cores
 from faces.reader import ImageError
 from faces.workers import Loaded
+from model.cores import available_cores
 from scoring import Score, Scorer, list_models
 from scoring.contract import Prepared
 from scoring.methods import METHODS

@@ -14,6 +14,7 @@ from command_line import exit_code, megabytes
 from faces.reader import MAX_BYTES
 
 ROOT = Path(__file__).parents[1]
+FOLDERS = ("model", "faces", "labels", "bundle", "scoring", "training", "evaluation", "methods", "service", "recipes")
 
 FAULTS = """
 import resource, torch
@@ -25,6 +26,33 @@ for _ in range(10):
     (torch.ones(2**25) + 1).sum()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
+
+
+AFFINITY = """
+import os
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+os.cpu_count = lambda: 64
+import evaluate, generate_labels
+from faces import align
+align.align_folder = lambda folder, output, alignment, workers, suffix: print(workers) or {}
+align.main(["photographs", "--output", "crops"])
+print(generate_labels.parse(["--data", "faces", "--output", "labels.tsv"]).workers)
+for command in (["embed", "x", "--fr", "dlib"], ["baseline", "sobel", "x"], ["prepare", "x"]):
+    print(evaluate.parse([*command, "--output", "y"]).workers)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_a_process_of_one_core_starts_one_worker() -> None:
+    """Under taskset or Slurm, on a machine with 64 cores."""
+    done = subprocess.run([sys.executable, "-c", AFFINITY], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["1"] * 5
+
+
+def test_the_cores_are_counted_in_one_place() -> None:
+    sources = (path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+    counting = [path for path in (*sources, *ROOT.glob("*.py")) if "cpu_count" in path.read_text(encoding="utf-8")]
+    assert counting == [ROOT / "model" / "cores.py"]
 
 
 def page_faults(call: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from methods.clib_fiqa.files import load_state, model_path, save_model, tensorbo
 from methods.clib_fiqa.frozen import frozen_levels, tower_of
 from methods.clib_fiqa.loop import calibrate, describe, train_epoch
 from methods.clib_fiqa.run import start_run
+from model.cores import available_cores
 from training import processes
 from training.console import say
 from training.state import sole_run
@@ -40,7 +40,7 @@ def _train_on(config: TrainConfig, device: torch.device) -> Path:
         normalise=config.normalise,
         cache=config.cache,
         cache_size=config.cache_size,
-        workers=config.num_workers if config.num_workers >= 0 else min(12, os.cpu_count() or 1),
+        workers=config.num_workers if config.num_workers >= 0 else min(12, available_cores()),
     )
     report_skipped(config, skipped)
     faces = faces.to(run.device)

@@ -11,7 +11,6 @@ so that their histogram stays exactly as it was.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.edc import Floats
+from model.cores import available_cores
 
 Ints = NDArray[np.int64]
 Partner = Literal["random", "first"]
@@ -196,7 +196,7 @@ def _partners(
 
 def _mean_ranks(keys: Ints, count: int) -> list[Floats]:
     """`mean_pair_ranks` of each iteration; numpy lets go of the interpreter's lock while it sorts."""
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         return list(pool.map(lambda part: mean_pair_ranks(part, count), keys))
 
 

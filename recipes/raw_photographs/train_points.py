@@ -25,7 +25,6 @@ import csv
 import json
 import math
 import multiprocessing
-import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -48,6 +47,7 @@ from faces.reader import read_image
 from faces.template import ARCFACE_POINTS, mapped, off_template, similarity_transform
 from faces.template import SIZE as CROP
 from model.checkpoint import save_checkpoint, sha256_of
+from model.cores import available_cores
 from model.face_points import CENTRE, SIZE, FacePoints
 from recipes.default_model.crops import NEVER_TRAIN
 
@@ -391,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--crop-steps", type=positive, default=CROP_STEPS, metavar="N", help="steps of the first part (%(default)s)")
     add("--steps", type=positive, default=STEPS, metavar="N", help="steps of the second part (%(default)s)")
     add("--seed", type=natural, default=0)
-    add("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes that make windows")
+    add("--workers", type=positive, default=available_cores(), metavar="N", help="processes that make windows")
     args = parser.parse_args(arguments)
     return exit_code(lambda: run(args), stopped="stopped; networks that are finished were written")
 
