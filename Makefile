@@ -88,6 +88,7 @@ ediffiqa: setup-dev              ## make the shipped eDifFIQA-T again, and compa
 	benchmarks/quality_labels.sh $(DATA)
 	cp runs/quality_labels/ediffiqa-t-head/ediffiqa.safetensors weights/ediffiqa_t.safetensors
 
+# The period is the 20 epochs of the set in steps, so that the rate falls in every step.
 DSL := runs/dsl_fiqa
 SEEN := gaussian_blur,motion_blur,jpeg,noise,bright,colour_light
 HELD := low_resolution,dark
@@ -99,7 +100,7 @@ dsl-fiqa: setup-dev              ## make the network of DSL-FIQA in weights/ aga
 	$(PY) -m methods.dsl_fiqa.train_degradation --data $(DATA)/raw --without $(DSL)/set/unseen.txt --kinds $(SEEN) \
 		--preset small --precision bf16 --output $(DSL)/de
 	$(PY) -m methods.dsl_fiqa.train --data $(DSL)/set/train --validation $(DSL)/set/val --preset small --precision bf16 \
-		--encoder $(DSL)/de/degradation_encoder.safetensors --output $(DSL)/quality
+		--schedule batch --period 8380 --encoder $(DSL)/de/degradation_encoder.safetensors --output $(DSL)/quality
 	cp $(DSL)/quality/dsl_fiqa.safetensors weights/dsl_fiqa_small.safetensors
 
 dsl-fiqa-reports: setup-dev      ## measure that network, its encoder and its parts (after `make dsl-fiqa`)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from model import CheckpointError, load
 from model.checkpoint import save_checkpoint
 from model.degradation_encoder import DegradationEncoder
 from model.dsl_fiqa import DslFiqa
+from recipes.dsl_fiqa import ablation
 from training.step import TrainingError
 
 SMALL = {
@@ -134,6 +137,32 @@ def test_learning_rates() -> None:
     by_batch, by_epoch = (QualityConfig(lr=2.0, period=4, schedule=name) for name in ("batch", "epoch"))  # type: ignore[arg-type]
     assert [learning_rate(by_batch, 0, step) for step in (0, 2, 4, 6, 8)] == pytest.approx([2, 1, 0, 1, 2])
     assert [learning_rate(by_epoch, epoch, 99) for epoch in (0, 2, 4)] == pytest.approx([2, 1, 0])
+
+
+@pytest.mark.parametrize("steps", [100, 419, 838])
+def test_the_rate_of_the_small_preset_only_falls(steps: int) -> None:
+    """Whatever the number of steps of an epoch; 419 has the set of the shipped network."""
+    folders = ["--data", "a", "--validation", "b", "--encoder", "DE.pt", "--output", "out"]
+    config = parse_quality([*folders, "--preset", "small"])
+    rates = [learning_rate(config, step // steps, step) for step in range(config.epochs * steps)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] == config.lr > 100 * rates[-1]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not there")
+def test_the_shipped_network_is_made_with_the_schedule_that_it_had() -> None:
+    done = subprocess.run(["make", "-n", "dsl-fiqa"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    line = next(line for line in lines if "-m methods.dsl_fiqa.train " in line)
+    config = parse_quality(line.split("methods.dsl_fiqa.train ")[1].split())
+    assert (config.schedule, config.period, config.epochs, config.lr) == ("batch", 8380, 20, 4e-4)
+
+
+def test_the_rate_of_a_short_run_falls_in_each_step(tmp_path: Path) -> None:
+    write_set(tmp_path / "train", 70, size=32)
+    args = Namespace(output=tmp_path, epochs=3)
+    config = ablation.settings(args, {"landmarks": "full"}, tmp_path / "DE.safetensors", 1, "full")
+    assert (config.schedule, config.period, config.landmarks, config.seed) == ("batch", 9, "full", 1)
 
 
 def test_a_diverged_training_says_so(sets: Path, tmp_path: Path) -> None:

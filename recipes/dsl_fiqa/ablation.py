@@ -83,7 +83,7 @@ def settings(
     folders = {"data": str(args.output / "train"), "validation": str(args.output / "val")}
     run = {"encoder": str(encoder), "output": str(args.output / f"{name} {seed}"), "seed": seed, "device": "cpu"}
     period = args.epochs * -(-pictures // preset["batch_size"])
-    return QualityConfig(**preset | folders | run | {"period": period, "num_workers": 0})
+    return QualityConfig(**preset | folders | run | {"schedule": "batch", "period": period, "num_workers": 0})
 
 
 def difference(
