@@ -33,7 +33,7 @@ from methods.dsl_fiqa.networks import start_with_cosines
 from methods.dsl_fiqa.train import start_run, train
 from methods.dsl_fiqa.train_degradation import train as train_degradation
 from model import CheckpointError, load
-from model.checkpoint import save_checkpoint
+from model.checkpoint import read_checkpoint, save_checkpoint
 from model.degradation_encoder import DegradationEncoder
 from model.dsl_fiqa import DslFiqa
 from recipes.dsl_fiqa import ablation
@@ -85,6 +85,21 @@ def test_quality_training_writes_one_file_that_scores(sets: Path, tmp_path: Path
     first, second = read_log(tmp_path)
     assert (first["step"], second["step"]) == (3, 6)
     assert second["best"] == max(record["validation"]["srcc"] for record in (first, second))
+
+
+def test_the_files_say_how_they_read_pictures_and_where_they_come_from(sets: Path, tmp_path: Path) -> None:
+    network = read_checkpoint(train(quality_config(sets, tmp_path / "quality", epochs=1)))[1]
+    photographs = write_photographs(tmp_path / "photographs")
+    arguments = degradation_arguments(photographs, tmp_path / "encoder")
+    encoder = read_checkpoint(train_degradation(parse_degradation(arguments)))[1]
+    for metadata in (network, encoder):
+        assert {"system", "architecture", "preprocessing", "settings", "epochs", "data", "torch"} <= metadata.keys()
+        assert json.loads(metadata["settings"])["seed"] == 20
+        assert len(metadata["data"]) == 64
+        assert metadata["torch"] == torch.__version__
+    assert json.loads(network["preprocessing"]) == {"size": 64, "mean": [0.5] * 3, "std": [0.5] * 3}
+    assert (network["epochs"], float(network["validation"])) == ("1", read_log(tmp_path / "quality")[0]["best"])
+    assert json.loads(encoder["preprocessing"])["size"] == json.loads(encoder["settings"])["image_size"]
 
 
 def test_a_resumed_training_is_the_same(sets: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from methods.dsl_fiqa.config import QualityConfig, parse_quality
 from methods.dsl_fiqa.data import RatedSet, normalised, read_pictures, read_rated_set
 from methods.dsl_fiqa.loop import QualityRun, freeze_encoder, train_epoch, trained_parts, validate
 from methods.dsl_fiqa.networks import load_encoder, load_quality_network, start_with_cosines
-from methods.dsl_fiqa.run import FREE, OTHER_DATA, state_of
+from methods.dsl_fiqa.run import FREE, OTHER_DATA, provenance, state_of
 from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
 from model.dsl_fiqa import DslFiqa
 from training import processes
@@ -59,7 +59,7 @@ def _train(config: QualityConfig, device: torch.device) -> Path:
         record["validation"] = found = validate(run, judged, expected)
         if found["srcc"] > run.best:
             run.best = found["srcc"]
-            save_checkpoint(path, run.network.to_tensors(), {"system": "dsl-fiqa", "epoch": str(run.epoch)})
+            save_model(run, data, path)
         record["best"] = run.best
         write_record(Path(config.output) / "log.jsonl", record)
         save_state(state, {"epoch": run.epoch, "step": run.step, "best": run.best})
@@ -68,6 +68,18 @@ def _train(config: QualityConfig, device: torch.device) -> Path:
             f"{found['plcc']:.4f}, RMSE {found['rmse']:.4f}, best SRCC {run.best:.4f}"
         )
     return path
+
+
+def save_model(run: QualityRun, data: str, path: Path) -> None:
+    """Write the network, with where it comes from; `data` is the fingerprint of what it was trained on."""
+    shape = run.network.shape
+    metadata = {
+        "system": "dsl-fiqa",
+        "architecture": f"vision transformer of {shape.trunk_depth} blocks, landmark layer {shape.landmarks}",
+        "validation": str(run.best),
+        **provenance(run.config, run.network.preprocessing, run.epoch, data),
+    }
+    save_checkpoint(path, run.network.to_tensors(), metadata)
 
 
 def start_run(config: QualityConfig, device: torch.device) -> QualityRun:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from methods.dsl_fiqa.config import DegradationConfig, parse_degradation
 from methods.dsl_fiqa.data import photographs
 from methods.dsl_fiqa.degradation import DegradationRun, read_photographs, train_epoch
 from methods.dsl_fiqa.losses import QueueLoss
-from methods.dsl_fiqa.run import FREE, OTHER_DATA, state_of
+from methods.dsl_fiqa.run import FREE, OTHER_DATA, provenance, state_of
 from model.checkpoint import save_checkpoint
 from model.degradation_encoder import GRID, DegradationEncoder
 from training import processes
@@ -55,11 +56,22 @@ def _train(config: DegradationConfig, device: torch.device) -> Path:
         record = train_epoch(run, kinds, paths, real, kept)
         say(f"epoch {record['epoch']}: lr {record['lr']:.3g}, loss {record['loss']:.4f}, {record['seconds']} s")
         if processes.rank() == 0:
-            facts = {"system": "dsl-fiqa-de", "kinds": json.dumps(kinds), "epoch": str(run.epoch)}
-            save_checkpoint(path, run.encoder.state_dict(), facts)
+            save_encoder(run, kinds, data, path)
             write_record(Path(config.output) / "log.jsonl", record)
             save_state(state, {"epoch": run.epoch})
     return path
+
+
+def save_encoder(run: DegradationRun, kinds: Sequence[str], data: str, path: Path) -> None:
+    """Write the encoder, with where it comes from; `data` is the fingerprint of what it was trained on."""
+    preprocessing = replace(run.encoder.preprocessing, size=run.config.image_size)
+    metadata = {
+        "system": "dsl-fiqa-de",
+        "architecture": f"convolutional encoder of {' '.join(map(str, run.config.widths))} channels",
+        "kinds": json.dumps(kinds),
+        **provenance(run.config, preprocessing, run.epoch, data),
+    }
+    save_checkpoint(path, run.encoder.state_dict(), metadata)
 
 
 def start_run(config: DegradationConfig, kinds: int, device: torch.device) -> DegradationRun:
