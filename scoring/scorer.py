@@ -22,7 +22,7 @@ from faces.cluster import Cluster
 from faces.containers import read_picture
 from faces.detect import MIN_FACE_SIZE, Finder
 from faces.reader import MAX_BYTES, ImageError, read_image, to_rgb
-from faces.workers import Loaded, load_batches
+from faces.workers import Loaded, as_it_is, load_batches
 from model.bands import Bands
 from model.checkpoint import sha256_of
 from model.device import pick_device
@@ -336,11 +336,6 @@ def read_prepared(
 def make_batch_scorer(arguments: Mapping[str, Any]) -> Callable[[Sequence[Loaded[Any]]], list[Score]]:
     """`Scorer.score_loaded` of a scorer of its own, for a process of a cluster."""
     return Scorer(**arguments).score_loaded
-
-
-def as_it_is(prepared: Prepared | list[Prepared]) -> Prepared | list[Prepared]:
-    """For `load_batches`: `read_prepared` has done all."""
-    return prepared
 
 
 def prepare_swapped(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint
+from model.checkpoint import CheckpointError, load_strict, read_checkpoint, save_checkpoint, with_prefix
 from model.files import only_run, parse_json, remove_leftovers, write_text
 from training import processes
 from training.settings import flag, recorded
@@ -90,7 +90,7 @@ def load_state(
         raise ValueError(f"--resume: {other_data} that {run.path} was trained on")
     require_same_settings(run.path, facts["settings"], run.settings, free)
     for name, network in run.networks.items():
-        load_strict(network, without_prefix(f"{name}.", tensors), run.path)
+        load_strict(network, with_prefix(tensors, f"{name}."), run.path)
     for name, optimizer in run.optimizers.items():
         load_optimizer(optimizer, f"{name}.", tensors)
     run.scaler.load_state_dict(facts["scaler"])
@@ -140,7 +140,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mappi
     """Give an optimiser the moments that `optimizer_tensors` took; learning rates and the like stay its own."""
     moments = {}
     for index, (place, weight, _) in enumerate(_moments(optimizer, prefix)):
-        saved = without_prefix(place, tensors)  # in the weight's own memory layout, as the optimiser made it
+        saved = with_prefix(tensors, place)  # in the weight's own memory layout, as the optimiser made it
         moments[index] = {key: value if value.dim() == 0 else _like(weight, value) for key, value in saved.items()}
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -156,11 +156,6 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under longer keys."""
     return {prefix + key: value for key, value in tensors.items()}
-
-
-def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those whose keys begin with the prefix, without it."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def _moments(optimizer: torch.optim.Optimizer, prefix: str) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
