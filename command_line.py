@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import signal
 import sys
@@ -39,6 +40,17 @@ def positive(text: str) -> int:
     if natural(text) == 0:
         raise ArgumentTypeError("at least 1 was expected")
     return int(text)
+
+
+def share(text: str) -> float:
+    """A number above 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < 1:
+        raise ArgumentTypeError(f"a number above 0 and below 1 was expected, not {text!r}")
+    return value
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -33,6 +33,7 @@ from command_line import (
     natural,
     positive,
     set_threads,
+    share,
 )
 from evaluation.commands import BASELINES, bands, baseline, compare, edc, embed, pairs, prepare, threshold
 from evaluation.tables import DEFAULT_LIMIT
@@ -78,8 +79,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--scores", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help=SCORES_HELP)
     add("--embeddings", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="an .npz, a folder of .npy")
     add("--output", type=Path, required=True, metavar="FOLDER")
-    add("--fmr", type=_share, nargs="+", default=[1e-2, 1e-3, 1e-4], help="FMR targets (default 1e-2 1e-3 1e-4)")
-    add("--limits", type=_share, nargs="+", help="of the pAUC; the first one leads (default 0.2 0.3 0.4; 0.3 leads)")
+    add("--fmr", type=share, nargs="+", default=[1e-2, 1e-3, 1e-4], help="FMR targets (default 1e-2 1e-3 1e-4)")
+    add("--limits", type=share, nargs="+", help="of the pAUC; the first one leads (default 0.2 0.3 0.4; 0.3 leads)")
     add("--full-curves", action="store_true", help="draw the curves to the end, not to the limit that leads")
     add("--protocol", choices=("iso", "cr-fiqa"), default="iso", help="iso (default), or that of the ERC tables")
     add("--bootstrap", type=natural, default=1000, metavar="N", help="replicates of the intervals (default 1000)")
@@ -90,13 +91,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = _command(commands, compare)
     add("folders", nargs="+", metavar="FOLDER", help="what edc wrote with --output, one for each pair set")
     add("--against", required=True, metavar="METHOD", help="the method that each other one is compared with")
-    add("--limit", type=_share, default=DEFAULT_LIMIT, help=f"of the pAUC (default {DEFAULT_LIMIT})")
+    add("--limit", type=share, default=DEFAULT_LIMIT, help=f"of the pAUC (default {DEFAULT_LIMIT})")
     add("--output", type=Path, metavar="FOLDER", help="differences.json and differences.md")
 
     add = _command(commands, threshold)
     add("scores", nargs="?", metavar="SCORES", help=CAPTURES_HELP)
     add("--weights", metavar="FILE_OR_NAME", help="instead: the percentiles stored in this checkpoint")
-    add("--discard", type=_share, required=True, metavar="SHARE", help="of good captures to lose, such as 0.05")
+    add("--discard", type=share, required=True, metavar="SHARE", help="of good captures to lose, such as 0.05")
     add("--seed", type=natural, default=0, metavar="N", help="of the bootstrap (default 0)")
 
     add = _command(commands, bands, BANDS_HELP)
@@ -104,8 +105,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--scores", required=True, metavar="FILE", help=f"score table of all images of the pairs; {ONE_SCORE}")
     add("--embeddings", required=True, nargs="+", action=_Named, metavar="NAME=FILE", help="FNMR: mean over these")
     add("--output", type=Path, required=True, metavar="BANDS.json")
-    add("--fmr", type=_share, default=1e-3, help="that the recognition models run at (default 1e-3)")
-    add("--fnmr", type=_share, nargs=2, default=[0.05, 0.02], metavar=("MEDIUM", "HIGH"), help="(default 0.05 0.02)")
+    add("--fmr", type=share, default=1e-3, help="that the recognition models run at (default 1e-3)")
+    add("--fnmr", type=share, nargs=2, default=[0.05, 0.02], metavar=("MEDIUM", "HIGH"), help="(default 0.05 0.02)")
     add("--weights", metavar="FILE_OR_NAME", help="that made the scores: the table is then refused for any others")
     add("--set", metavar="NAME", help='what to call the faces, such as "our gates, March" (default: PAIRS)')
     add("--bootstrap", type=natural, default=1000, metavar="N", help="replicates of the intervals (default 1000)")
@@ -161,13 +162,6 @@ class _Named(argparse.Action):
                 parser.error(f"{option_string}: {value!r}; NAME=FILE was expected, each name once")
             named[name] = file
         setattr(namespace, self.dest, named)
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"a number between 0 and 1 was expected, not {text}")
-    return value
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,13 +30,14 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bundle.int8 import Faces  # noqa: E402
-from bundle.write import BATCH_SIZE, MODEL, export, load_scorer, rank_correlation  # noqa: E402
+from bundle.write import BATCH_SIZE, MODEL, export, load_scorer  # noqa: E402
 from command_line import keep_freed_memory, positive  # noqa: E402
 from evaluation.bench import Bootstrap, image_quality, iso, similarities  # noqa: E402
 from evaluation.embeddings import read_embeddings  # noqa: E402
 from evaluation.pairs import Pairs, read_pairs  # noqa: E402
 from faces.degradations import KINDS, degrade  # noqa: E402
 from faces.reader import read_image  # noqa: E402
+from model.statistics import rank_correlation  # noqa: E402
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option  # noqa: E402
 from scoring import Scorer  # noqa: E402
 from scoring.contract import Batch  # noqa: E402

@@ -40,6 +40,7 @@ from model.checkpoint import save_checkpoint
 from model.fast import PRECISIONS
 from model.iresnet import ArcFaceHeader, IResNet
 from model.mobilefacenet import FactorNetwork
+from model.statistics import rank_correlation
 
 COMPARED = ("fp32", "bf16")
 BATCH = 32
@@ -142,11 +143,6 @@ def compare(args: argparse.Namespace, names: list[str], networks: tuple[Path, Pa
 
 def say(title: str, duration: float, remark: str = "") -> None:
     print(f"{title:42} {duration:7.1f} ms   {remark}", flush=True)
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, for values without ties."""
-    return float(np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1])
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ import torch
 
 from model.checkpoint import sha256_of
 from model.prompts import AXES, FACTORS
+from model.statistics import rank_correlation
 from model.weights import WEIGHTS
 from scoring import Scorer
 from scoring.methods import METHODS
@@ -141,11 +142,6 @@ def compare(folder: Path, reference: Scorer, crops: np.ndarray, name: str) -> Ch
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
     """The largest difference, in units of the expected value where that is above 1."""
     return float((np.abs(found - expected) / np.maximum(1, np.abs(expected))).max())
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's; of equal values each has a rank of its own, since qualities are hardly ever equal."""
-    return float(np.corrcoef(a.argsort().argsort(), b.argsort().argsort())[0, 1])
 
 
 def _require_equal(check: Check, precision: str) -> None:

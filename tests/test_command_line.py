@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import exit_code, megabytes
+from command_line import exit_code, megabytes, share
 from faces.reader import MAX_BYTES
 
 ROOT = Path(__file__).parents[1]
@@ -128,3 +128,10 @@ def test_megabytes() -> None:
     for text in ("0", "-1", "nan", "inf", "x", ""):
         with pytest.raises(ArgumentTypeError, match="number of megabytes"):
             megabytes(text)
+
+
+def test_a_share_lies_between_0_and_1() -> None:
+    assert share("0.25") == 0.25
+    for text in ("0", "1", "-0.5", "nan", "a fifth"):
+        with pytest.raises(ArgumentTypeError, match=f"above 0 and below 1 was expected, not '{text}'"):
+            share(text)

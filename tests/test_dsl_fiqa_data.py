@@ -18,8 +18,9 @@ from scipy.stats import pearsonr, spearmanr
 
 from faces.random_crops import MIRRORED, landmark_places
 from methods.dsl_fiqa.data import normalised, read_pictures, read_rated_set, score_pictures
-from methods.dsl_fiqa.evaluation import agreement, logistic, rank_correlation
+from methods.dsl_fiqa.evaluation import agreement, logistic
 from model.checkpoint import save_checkpoint
+from model.statistics import rank_correlation
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from model.statistics import correlation, rank_correlation
+
 
 def agreement(
     predicted: np.ndarray, opinions: np.ndarray, replicates: int = 1000, seed: int = 0
@@ -43,18 +45,6 @@ def figures(predicted: np.ndarray, opinions: np.ndarray, curved: np.ndarray) -> 
     }
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's: equal values share the mean of their ranks. 0 when one side is constant."""
-    return correlation(_ranks(a), _ranks(b))
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's. 0 when one side is constant."""
-    a, b = a - a.mean(), b - b.mean()
-    length = float(np.sqrt(a @ a) * np.sqrt(b @ b))
-    return float(np.clip((a @ b) / length, -1, 1)) if length > 0 else 0.0
-
-
 def through_logistic(predicted: np.ndarray, opinions: np.ndarray) -> np.ndarray:
     """The predictions (N,) after the four-parameter logistic that brings them nearest to the opinions.
 
@@ -78,8 +68,3 @@ def through_logistic(predicted: np.ndarray, opinions: np.ndarray) -> np.ndarray:
 def logistic(x: np.ndarray, top: float, bottom: float, middle: float, width: float) -> np.ndarray:
     """The four-parameter logistic of image quality assessment: from `bottom` to `top` around `middle`."""
     return bottom + (top - bottom) / (1 + np.exp(-(x - middle) / abs(width)))
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[place]

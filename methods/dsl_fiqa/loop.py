@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from methods.dsl_fiqa.config import QualityConfig
 from methods.dsl_fiqa.data import Batch, RatedPictures, score_pictures
-from methods.dsl_fiqa.evaluation import correlation, rank_correlation
 from methods.dsl_fiqa.losses import charbonnier_loss
 from model.dsl_fiqa import DslFiqa
+from model.statistics import correlation, rank_correlation
 from training import processes
 from training.batches import on_device
 from training.console import progress

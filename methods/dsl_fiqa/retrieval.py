@@ -22,10 +22,10 @@ from faces.degradations import require_photographic
 from faces.reader import read_image
 from methods.dsl_fiqa.data import photographs
 from methods.dsl_fiqa.degradation import Sample, crop_of, normalise, represent
-from methods.dsl_fiqa.evaluation import rank_correlation
 from methods.dsl_fiqa.networks import load_encoder
 from model.degradation_encoder import DegradationEncoder
 from model.device import pick_device
+from model.statistics import rank_correlation
 
 UNTRAINED = "untrained"  # in place of a file: random weights, in the sizes of the first file
 STRENGTHS = (0.2, 0.5, 0.8)

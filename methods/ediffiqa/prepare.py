@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from command_line import exit_code, positive
+from command_line import exit_code, positive, share
 from evaluation.embeddings import Embeddings
 from evaluation.inputs import identities_of, read_any_embeddings, read_qualities, take_rows, write_tsv
 from evaluation.names import match_names
@@ -108,14 +108,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def beta(text: str) -> float:
-    """A number above 0 and below 1."""
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"a number above 0 and below 1 was expected, not {text}")
-    return value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, 2 when the call was wrong, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
@@ -130,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--scores", type=Path, required=True, metavar="SCORES", help=scores_help)
     parser.add_argument("--embeddings", type=Path, required=True, metavar="EMBEDDINGS.npz", help=embeddings_help)
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the two files go")
-    parser.add_argument("--beta", type=beta, default=0.2, metavar="X", help="best share of all images (0.2)")
+    parser.add_argument("--beta", type=share, default=0.2, metavar="X", help="best share of all images (0.2)")
     min_help = "fewest images of high quality of an identity that trains (10)"
     parser.add_argument("--min-images", type=positive, default=10, metavar="N", help=min_help)
     parser.add_argument("--skip-unscored", action="store_true", help=skip_help)

@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.baselines import unit
 from evaluation.edc import Floats
 from model.cores import available_cores
 
@@ -158,10 +159,10 @@ def pair_keys(
         starts = clustering.clusters[first : last + 1]
         rows = clustering.order[starts[0] : starts[-1]]
         if last - first > 1:  # else no other cluster
-            unit = _unit(embeddings(rows))
+            vectors = unit(embeddings(rows))
             ranks = base_rank[rows]
             for part, partners in _partners(starts - starts[0], generators, partner):
-                cosines = unit[part] @ unit.T  # (n, N_identity)
+                cosines = vectors[part] @ vectors.T  # (n, N_identity)
                 places = np.arange(len(cosines))[:, None] * cosines.shape[1] + partners
                 similarity = cosines.ravel().take(places)  # (T, n, K - 1); flat places are the quickest way
                 receiver = np.minimum(ranks[part, None], ranks[partners])
@@ -198,12 +199,6 @@ def _mean_ranks(keys: Ints, count: int) -> list[Floats]:
     """`mean_pair_ranks` of each iteration; numpy lets go of the interpreter's lock while it sorts."""
     with ThreadPoolExecutor(available_cores()) as pool:
         return list(pool.map(lambda part: mean_pair_ranks(part, count), keys))
-
-
-def _unit(rows: NDArray[np.floating]) -> Floats:
-    """Rows (n, D) as float64 of length 1."""
-    wide = np.asarray(rows, np.float64)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
 
 
 def _rank_bits(count: int) -> int:

@@ -25,7 +25,6 @@ import torch
 from command_line import exit_code, keep_freed_memory, positive
 from methods.dsl_fiqa.config import QUALITY_PRESETS, QualityConfig
 from methods.dsl_fiqa.data import RatedSet, read_rated_set
-from methods.dsl_fiqa.evaluation import rank_correlation
 from methods.dsl_fiqa.make_set import UNDAMAGED
 from methods.dsl_fiqa.networks import load_encoder, load_quality_network
 from methods.dsl_fiqa.train import train
@@ -34,6 +33,7 @@ from model.degradation_encoder import DegradationEncoder
 from model.dsl_fiqa import DslFiqa
 from model.fast_dsl_fiqa import accelerate_dsl_fiqa
 from model.files import write_text
+from model.statistics import rank_correlation
 from recipes.default_model.reports.results import Cell, Column, Output, add_results_option
 from recipes.dsl_fiqa.strength import drawn_people, held_out_kinds, predict, read_damage
 

@@ -22,7 +22,7 @@ from command_line import positive
 from faces.degradations import KINDS, degrade
 from faces.listing import list_images
 from faces.reader import read_image
-from methods.dsl_fiqa.evaluation import rank_correlation
+from model.statistics import rank_correlation
 from recipes.default_model.crops import first_of_each, lfw_test_paths, read_crops
 from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 from scoring import Scorer

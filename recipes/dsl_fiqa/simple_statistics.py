@@ -25,8 +25,8 @@ from command_line import natural, positive
 from faces.degradations import PHOTOGRAPHIC, degrade
 from faces.reader import read_image
 from methods.dsl_fiqa.data import read_rated_set
-from methods.dsl_fiqa.evaluation import rank_correlation
 from methods.dsl_fiqa.make_set import UNDAMAGED
+from model.statistics import rank_correlation
 from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 from recipes.dsl_fiqa.strength import read_damage
 

@@ -22,12 +22,12 @@ import torch
 
 from command_line import natural, positive
 from methods.dsl_fiqa.data import RatedSet, read_pictures, read_rated_set, score_pictures
-from methods.dsl_fiqa.evaluation import rank_correlation
 from methods.dsl_fiqa.make_set import UNDAMAGED
 from methods.dsl_fiqa.networks import load_quality_network
 from model.dsl_fiqa import DslFiqa
 from model.fast_dsl_fiqa import accelerate_dsl_fiqa
 from model.files import open_text
+from model.statistics import rank_correlation
 from recipes.default_model.reports.results import Cell, Column, Output, report_exit_code
 
 CPU = torch.device("cpu")
