@@ -44,7 +44,6 @@ from scoring import Scorer  # noqa: E402
 
 BATCH = 16
 MATRIX_SIZES = (1024, 2048, 4096)
-TOLERANCE = 0.005
 
 
 def published_score(model: ClibFiqa, image: np.ndarray) -> float:

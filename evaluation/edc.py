@@ -70,7 +70,7 @@ def edc_curve(ordered: DiscardOrder, errors: NDArray[Any], weights: NDArray[Any]
     else:
         weights = weights[ordered.order]
         wrong *= weights
-    # totals of the pairs discarded before each run; the sums are of integers, so they are exact
+    # totals of the pairs discarded before each run; sums of False non-matches are exact, those of shares nearly so
     before = np.concatenate(([0.0], np.cumsum(weights)))[ordered.starts]
     wrong_before = np.concatenate(([0.0], np.cumsum(wrong)))[ordered.starts]
     total, wrong_total = weights.sum(), wrong.sum()

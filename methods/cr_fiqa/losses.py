@@ -14,10 +14,11 @@ BETA = 0.5  # where the quality loss turns from quadratic to linear
 
 
 def quality_anchor(ccs: Tensor, nnccs: Tensor, kind: Anchor = "shifted") -> Tensor:
-    """The classifiability of each image (N,): CCS / (NNCCS + 1 + 1e-9) as in the paper, or CCS / NNCCS as in the code.
+    """The classifiability of each image (N,): CCS / (NNCCS + 1) as in the paper, or CCS / NNCCS as in the code.
 
-    The published code's divisor is at least -1e-12, so that its ratio can be ±1e12 with a sign that means nothing;
-    here the divisor of `ratio` is at least 1e-3, as when labels are made (labels/anchors.py). Above, both are the same.
+    The paper adds 1e-9 to the divisor of `shifted`, against a division by zero; here the divisor is at least 1e-9. The
+    published code's divisor is at least -1e-12, so that its ratio can be ±1e12 with a sign that means nothing; here the
+    divisor of `ratio` is at least 1e-3, as when labels are made (labels/anchors.py). Above, both are the same.
     """
     if kind == "shifted":
         return ccs / (nnccs + 1).clamp_min(EPSILON)
