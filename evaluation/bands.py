@@ -136,7 +136,7 @@ def as_lines(table: Bands) -> list[str]:
     """The table for the terminal."""
     lines = [f"{table.set}; FNMR at FMR {table.fmr:g}, mean over {', '.join(table.fr)}"]
     for one in table.measured:
-        begins = "the lowest" if one.lowest is None else f"{one.lowest:.4f} {_range(one.lowest_ci)}"
+        begins = "the lowest" if one.lowest is None else f"{one.lowest} {_range(one.lowest_ci)}"
         fnmr = "none" if one.fnmr is None else f"{one.fnmr:.4f} {_range(one.fnmr_ci)}"
         lines.append(f"{one.band:6}  from {begins}: {one.pairs} pairs ({one.share:.1%}), FNMR {fnmr}")
     return lines

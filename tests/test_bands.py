@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,8 @@ def test_evaluate_writes_a_table_with_its_source(
     assert [one.wanted for one in table.measured] == [None, 0.1, 0.04]
     assert {Path(name).name for name in table.source["inputs"]} == {"pairs.tsv", "scores.csv", "fr.npz"}
     assert table.source["pairs"] == {"images": 2400, "mated": 1200, "non_mated": 1200}
+    printed = [float(re.search(r"from (\S+) ", line)[1]) for line in out.splitlines()[2:4]]
+    assert printed == [table.lowest("medium"), table.lowest("high")], "rounded up, it would refuse pairs of its band"
     high = table.lowest("high")
     assert table.band(high) == "high"
     assert table.band(np.nextafter(high, 0)) == "medium"
