@@ -48,7 +48,7 @@ def by_name(rows: Iterable[ScoreRow], source: str | Path) -> dict[str, float]:
     kept: dict[str, ScoreRow] = {}
     for row in rows:
         before = kept.get(row.path)
-        if before and row.of_video:
+        if before and (row.of_video or before.of_video):
             raise ScoreTableError(
                 f"{source}: {row.path} is a video with several rows; one score an image was expected: leave videos out,"
                 " or score their frames as pictures"
