@@ -279,7 +279,7 @@ class Journal:
             with open_text(self.partial, "w") as file:
                 file.write(_json_line(settings))
         before, now = next(self._lines(), {}), json.loads(json.dumps(settings))
-        if changed := [name for name in now if before.get(name) != now[name]]:
+        if changed := [name for name in before | now if before.get(name) != now.get(name)]:
             raise ValueError(
                 f"cannot resume: {', '.join(changed)} changed since the rows of {self.partial} were made; "
                 "run with the same settings, or without --resume to start anew"

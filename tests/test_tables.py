@@ -166,9 +166,18 @@ def test_resuming_needs_the_same_settings_and_images(tmp_path: Path) -> None:
         Journal(output, SETTINGS, resume=False).keep(interrupted(SCORES[:2]))
     with pytest.raises(ValueError, match="precision changed"):
         Journal(output, SETTINGS | {"precision": "bf16"}, resume=True)
+    with pytest.raises(ValueError, match="crops changed"):
+        Journal(output, SETTINGS | {"crops": 2}, resume=True)
     journal = Journal(output, SETTINGS, resume=True)
     with pytest.raises(ValueError, match=r"row 2 of .* is of sub/b c\.png, that image is now other\.png"):
         journal.unfinished(["a.png", "other.png"])
+
+
+def test_an_option_that_is_left_out_is_noticed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Journal(tmp_path / "scores.csv", SETTINGS | {"crops": 2}, resume=False).keep(interrupted(SCORES[:2]))
+    with pytest.raises(ValueError, match="crops changed"):
+        Journal(tmp_path / "scores.csv", SETTINGS, resume=True)
 
 
 def test_names_of_tables_are_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
