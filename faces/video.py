@@ -32,7 +32,7 @@ class Frame(NamedTuple):
     number: int
     """From 0 on, counting also the frames that were left out."""
     seconds: float
-    """Time from the start of the video."""
+    """Time since the first frame."""
     rgb: np.ndarray
     """uint8 (H, W, 3), upright."""
 
@@ -53,15 +53,18 @@ def frames(path: str | Path, every: int = 1) -> Iterator[Frame]:
     av = _pyav()
     if not os.path.isfile(path):
         raise ImageError("missing", f"{path} does not exist or is no file; a video was expected")
-    number = -1
+    number, start = -1, None
     try:
         with av.open(os.fspath(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             rate = float(stream.average_rate or 25)
             for number, frame in enumerate(container.decode(stream)):
+                seconds = number / rate
+                if frame.time is not None:   # streams for broadcasting begin at any time
+                    start = frame.time - seconds if start is None else start
+                    seconds = float(frame.time - start)
                 if number % every == 0:
-                    seconds = number / rate if frame.time is None else float(frame.time)
                     yield Frame(number, seconds, _upright(frame.to_ndarray(format="rgb24"), frame.rotation))
     except (av.FFmpegError, IndexError) as error:   # IndexError: sound without pictures
         if number < 0:

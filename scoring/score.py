@@ -46,7 +46,7 @@ class Score:
     frame: int | None = field(default=None, compare=False)
     """Of a video: from 0 on."""
     time: float | None = field(default=None, compare=False)
-    """Of a video: seconds from its start."""
+    """Of a video: seconds since its first frame."""
     track: int | None = field(default=None, compare=False)
     """Of a video: the same number for the faces of one person in successive frames."""
 

@@ -41,6 +41,22 @@ def test_frames_come_back_in_order_with_their_times(tmp_path, pictures):
         np.testing.assert_array_equal(frame.rgb, picture)
 
 
+@pytest.mark.parametrize("suffix", ["mpg", "ts"])
+def test_the_times_of_a_stream_begin_at_its_first_frame(tmp_path, suffix):
+    """The clock of an MPEG stream runs from the beginning of its broadcast, not of the file."""
+    path = tmp_path / f"clip.{suffix}"
+    with av.open(str(path), "w", options={"output_ts_offset": "40"}) as container:
+        stream = container.add_stream("mpeg2video", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(30):
+            picture = np.full((48, 64, 3), 8 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    for every in (1, 7):
+        found = [frame.seconds for frame in frames(path, every)]
+        np.testing.assert_allclose(found, np.arange(0, 30, every) / RATE, atol=2e-3)
+
+
 def test_every_leaves_frames_out_and_keeps_the_numbers(tmp_path, pictures):
     path = write_video(tmp_path / "clip.mkv", pictures)
     assert [frame.number for frame in frames(path, every=7)] == [0, 7, 14, 21, 28]
