@@ -103,6 +103,67 @@ def test_a_video_that_is_cut_off_gives_its_first_frames(tmp_path, pictures):
     np.testing.assert_array_equal(found[3].rgb, pictures[3])
 
 
+def encoded(path, codec, pictures, pix_fmt="yuv420p", gop=12, **options):
+    with av.open(str(path), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = pictures[0].shape[1], pictures[0].shape[0], pix_fmt
+        stream.codec_context.gop_size = gop
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [("a.mkv", "mpeg4", {}), ("a.mp4", "mpeg4", {"movflags": "faststart"}), ("a.avi", "mjpeg", {})],
+)
+def test_the_end_of_a_video_that_is_cut_off_is_told(tmp_path, pictures, name, codec, options):
+    path = encoded(tmp_path / name, codec, pictures, "yuvj420p" if codec == "mjpeg" else "yuv420p", **options)
+    assert [frame.status for frame in frames(path, with_lost=True)] == ["ok"] * 30
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    *found, last = frames(path, with_lost=True)
+    assert 5 < len(found) < 30
+    assert (last.number, last.status, last.rgb.size) == (found[-1].number + 1, "truncated", 0)
+    assert last.seconds == pytest.approx(last.number / RATE, abs=2e-3)
+    assert {frame.status for frame in found} == {"ok"}
+    assert len(list(frames(path))) == len(found)
+    last = list(frames(path, every=4, with_lost=True))[-1]
+    assert last.status == "truncated", "also where no frame would be looked at"
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(ImageError) as error:
+        list(frames(path))
+    assert error.value.status in ("truncated", "not_a_video")
+
+
+def test_frames_that_are_lost_within_a_video_are_told(tmp_path, pictures):
+    """FFmpeg guesses what is missing of a damaged frame, and goes on with the next ones."""
+    path = encoded(tmp_path / "a.avi", "mpeg4", pictures, gop=1)
+    content = bytearray(path.read_bytes())
+    starts = [i for i in range(len(content)) if content.startswith(b"00dc", i)][1:]   # the first is of an empty index
+    for number in (10, 11, 20):
+        content[starts[number] + 100 : starts[number] + 300] = bytes(200)
+    path.write_bytes(content)
+    found = list(frames(path, with_lost=True))
+    assert [frame.number for frame in found if frame.status == "truncated"] == [10, 20], "once for each stretch"
+    assert [frame.number for frame in found if frame.status == "ok"] == [n for n in range(30) if n not in (10, 11, 20)]
+    assert found[10].seconds == pytest.approx(10 / RATE)
+    assert found[-1].seconds == pytest.approx(29 / RATE)
+
+
+def test_a_part_of_a_matroska_file_that_is_skipped_is_told(tmp_path):
+    """Behind damage FFmpeg goes on with the next cluster, which begins every five seconds, without an error."""
+    path = encoded(tmp_path / "a.mkv", "mpeg4", [np.full((48, 64, 3), n, np.uint8) for n in range(160)])
+    content = bytearray(path.read_bytes())
+    at = len(content) // 4
+    content[at : at + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    for _ in range(2):   # FFmpeg's messages are not repeated by default
+        found = list(frames(path, with_lost=True))
+        assert len(found) < 150
+        assert found[-1].status == "truncated"
+
+
 def test_a_folder_of_frames_is_read_by_the_numbers_in_the_names(tmp_path, pictures):
     from PIL import Image
 
@@ -115,6 +176,9 @@ def test_a_folder_of_frames_is_read_by_the_numbers_in_the_names(tmp_path, pictur
     assert [frame.number for frame in found] == [0, 1, 3]   # the third of four cannot be read
     np.testing.assert_array_equal(found[2].rgb, pictures[10])
     assert found[2].seconds == pytest.approx(0.3)
+    found = list(folder_frames(tmp_path, rate=10, with_lost=True))
+    assert [frame.status for frame in found] == ["ok", "ok", "not_an_image", "ok"]
+    assert (found[2].number, found[2].seconds) == (2, pytest.approx(0.2))
     with pytest.raises(ImageError, match="no picture"):
         next(folder_frames(empty))
 

@@ -105,3 +105,32 @@ def test_bad_and_faceless_videos_have_a_row(tmp_path: Path) -> None:
     with open(table, newline="") as file:
         rows = [(row["path"], row["status"], row["frame"]) for row in csv.DictReader(file)]
     assert rows == list(zip(videos, ["no_face", "not_a_video", "missing"], [""] * 3, strict=True))
+
+
+def test_frames_that_cannot_be_read_have_rows(frames: list[np.ndarray], tmp_path: Path) -> None:
+    """At the end of a video that is cut off, and in a folder of frames."""
+    pytest.importorskip("av")
+    clip = write_video(tmp_path / "clip.mkv", frames)
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    folder, broken = tmp_path / "folder", tmp_path / "broken"
+    for place in (folder, broken):
+        place.mkdir()
+        for number in range(5):
+            Image.fromarray(frames[number]).save(place / f"{number}.png")
+    for path in (folder / "1.png", *(broken / f"{number}.png" for number in range(5))):
+        path.write_bytes(path.read_bytes()[:900])
+    (folder / "3.png").write_text("no picture")
+    table, flags = tmp_path / "scores.jsonl", ["--min-face-size", "60", "--batch-size", "2", "--frames", "25"]
+    assert inference.main([*map(str, (clip, folder, broken)), *flags, "--output", str(table)]) == 1
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    found = {path.stem: [row for row in rows if row["path"] == str(path)] for path in (clip, folder, broken)}
+    statuses = [row["status"] for row in found["clip"]]
+    assert len(statuses) > 3
+    assert statuses == ["ok"] * (len(statuses) - 1) + ["truncated"]
+    last = found["clip"][-1]
+    assert (last["frame"], last["quality"], last["face"]) == (found["clip"][-2]["frame"] + 1, None, None)
+    assert [(row["frame"], row["status"]) for row in found["folder"] if row["face"] in (0, None)] == [
+        (0, "ok"), (1, "truncated"), (2, "ok"), (3, "not_an_image"), (4, "ok"),
+    ]  # fmt: skip
+    assert found["folder"][1]["time"] == 0.04
+    assert [(row["frame"], row["status"]) for row in found["broken"]] == [(n, "truncated") for n in range(5)]
