@@ -308,7 +308,8 @@ def write_files(
     """Write the table and the report, with progress on stderr; return the number of rows of each status."""
     parts = None if args.shard else args.part_rows
     journal = Journal(journal_of(args), settings_of(scorer, args), args.resume, scorer.batch_size, parts)
-    scores = watched(scores_of(scorer, cluster, journal.unfinished(paths), args), doubtful)
+    remaining = journal.unfinished(paths, partial(is_footage, rate=args.frames))
+    scores = watched(scores_of(scorer, cluster, remaining, args), doubtful)
     total = None if args.faces == "all" else total  # an image may then have several rows
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
     if not (args.selection or args.copy_to or args.map or args.report):

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from faces.workers import in_lists
 from labels.label_table import is_storable, write_skipped
 from model.checkpoint import sha256_of
 from model.files import (
@@ -285,26 +286,30 @@ class Journal:
                 "run with the same settings, or without --resume to start anew"
             )
 
-    def unfinished(self, paths: Iterable[str]) -> Iterator[str]:
-        """The paths that are still to be scored; sets `finished`, the number of the other images.
+    def unfinished(
+        self, paths: Iterable[str], is_video: Callable[[str], bool] = lambda path: False
+    ) -> Iterator[str]:
+        """The paths that are still to be scored; sets `finished`, the number of the other ones.
 
+        A video is a batch of its own (`in_batches`). The last one may lack rows, so it is scored again.
         Raises ValueError when the rows have other paths.
         """
         paths, batch = iter(paths), list[str]()  # the paths of the batch in which the earlier run stopped
-        kept = 0  # rows
-        path = None
+        kept, before, video = 0, Row(), False  # rows; the row before, and whether it is of a video
         for number, row in enumerate(self.rows(), 1):
-            if row["face"] or (row["frame"] is not None and row["path"] == path):  # a further face of the image before
+            further, before = is_further(row, before), row
+            if further:
                 continue
-            if len(batch) == self.batch_size:
-                batch, self.finished, kept = [], self.finished + len(batch), number - 1
             if (path := next(paths, None)) != row["path"]:
                 raise ValueError(
                     f"cannot resume: row {number} of {self.partial} is of {row['path']}, that image is now "
                     f"{path}; run with the same images, or without --resume to start anew"
                 )
+            after_video, video = video, row["frame"] is not None or is_video(row["path"])
+            if len(batch) == self.batch_size or (batch and (video or after_video)):
+                batch, self.finished, kept = [], self.finished + len(batch), number - 1
             batch.append(row["path"])
-        may_go_on = self.several_faces or (batch and row["frame"] is not None)  # the last image may have further faces
+        may_go_on = self.several_faces or video  # the last one may have further faces
         if len(batch) == self.batch_size and not may_go_on:
             batch, self.finished, kept = [], self.finished + len(batch), number
         _keep_lines(self.partial, 1 + kept)
@@ -342,6 +347,25 @@ class Journal:
                 if number > 1 and row.pop(CHECKSUM, None) != _checksum_of(line):
                     raise ValueError(damaged)
                 yield row
+
+
+def in_batches(paths: Iterable[str], size: int, is_video: Callable[[str], bool]) -> Iterator[list[str]]:
+    """The paths that are scored together: up to `size` neighbouring pictures, and each video by itself."""
+    for video, group in itertools.groupby(paths, is_video):
+        yield from in_lists(group, 1 if video else size)
+
+
+def is_further(row: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Whether a row is a further one of what the row before is of: another face of a picture, or the next of a video.
+
+    The same path may be given twice. The faces of a picture, and the frames of a video, then begin anew.
+    """
+    if row.get("path") != before.get("path"):
+        return False
+    frame, frame_before = row.get("frame"), before.get("frame")
+    if frame is None or frame_before is None:
+        return frame is None and bool(row.get("face"))
+    return frame > frame_before or (frame == frame_before and bool(row.get("face")))
 
 
 def _checked_line(row: Row) -> str:

@@ -8,12 +8,14 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import recipe
 from PIL import Image
 
+from faces.video import is_video
 from model.files import open_text
 from model.prompts import AXES, FACTORS
 from scoring import Score, Scorer
@@ -25,6 +27,7 @@ from scoring.tables import (
     FORMATS,
     Journal,
     check_table_name,
+    in_batches,
     readable_header,
     readable_row,
     row_of,
@@ -327,3 +330,43 @@ def test_resuming_keeps_the_faces_of_an_image_together(tmp_path: Path, rows: int
     assert again.finished == 4 - len(left)
     again.keep(score for score in scores if score.path in left)
     assert again.finish() == {"ok": 6}
+
+
+def frame_of(path: str, frame: int, face: int) -> Score:
+    return replace(face_of(path, face), frame=frame, time=frame / 25, track=face)
+
+
+MIXED = ["a.png", "b.png", "c.png", "v.mp4", "v.mp4", "d.png", "e.png", "f.png", "w.mp4", "x.mp4", "y.mp4", "g.png"]
+BATCHES = [["a.png", "b.png"], ["c.png"], ["v.mp4"], ["v.mp4"], ["d.png", "e.png"], ["f.png"], ["w.mp4"], ["x.mp4"],
+           ["y.mp4"], ["g.png"]]  # fmt: skip
+
+
+def scores_of(path: str) -> list[Score]:
+    """A picture and its faces, a video of two frames whose end is lost, or a video without a face."""
+    if not path.endswith(".mp4"):
+        return [face_of(path, 0), face_of(path, 1)]
+    if path == "w.mp4":
+        return [Score(path, "no_face")]
+    return [frame_of(path, 0, 0), frame_of(path, 3, 0), frame_of(path, 3, 1), Score(path, "truncated", frame=4)]
+
+
+def test_pictures_of_a_batch_and_each_video_are_scored_together() -> None:
+    assert list(in_batches(MIXED, 2, is_video)) == BATCHES
+    assert list(in_batches([], 2, is_video)) == []
+
+
+@pytest.mark.parametrize("rows", range(1 + sum(len(scores_of(path)) for path in MIXED)))
+def test_resuming_keeps_every_video_that_another_follows(tmp_path: Path, rows: int) -> None:
+    """Interrupted behind any row: the run goes on at the beginning of a batch, of which a video is one."""
+    settings = {**SETTINGS, "faces": "all"}
+    scores = [score for path in MIXED for score in scores_of(path)]
+    Journal(tmp_path / "scores.csv", settings, resume=False, batch_size=2).keep(scores[:rows])
+    again = Journal(tmp_path / "scores.csv", settings, resume=True, batch_size=2)
+    left = list(again.unfinished(MIXED, is_video))
+    ends = list(itertools.accumulate(len(scores_of(path)) for path in MIXED))   # rows at the end of each path
+    begun = sum(end < rows for end in ends)   # paths that another follows
+    finished = [count for count in itertools.accumulate(map(len, BATCHES)) if count <= begun]
+    assert again.finished == (finished or [0])[-1]
+    assert left == MIXED[again.finished :]
+    again.keep(score for path in left for score in scores_of(path))
+    assert [row["path"] for row in again.rows()] == [score.path for score in scores]

@@ -85,6 +85,31 @@ def test_a_video_behind_pictures_goes_on_where_it_was_stopped(
     assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_finished_videos_are_not_scored_again(
+    frames: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do the pictures between them come into other batches."""
+    pytest.importorskip("av")
+    clips = [str(write_video(tmp_path / f"{number}.mkv", frames[4:6])) for number in range(3)]
+    samples = [str(SAMPLES / name) for name in ("astronaut.png", "hopper_dark.png", "astronaut_blurred.png")]
+    call = [clips[0], *samples, *clips[1:], "--min-face-size", "60", "--batch-size", "2", "--output"]
+    assert inference.main([*call, str(tmp_path / "whole.jsonl")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("scoring.run.video_scores", stopped_at(clips[2]))
+        assert inference.main([*call, str(tmp_path / "part.jsonl")]) == 130
+    again: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("scoring.run.video_scores", lambda *given: [again.append(given[1]), *video_scores(*given)][1:])
+        assert inference.main([*call, str(tmp_path / "part.jsonl"), "--resume"]) == 0
+    assert again == [clips[2]]
+    assert (tmp_path / "part.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def stopped_at(path: str) -> Callable[..., Iterator[Score]]:
+    """`video_scores` that ends by Ctrl-C after the first row of this video."""
+    return lambda *given: (stopped_after(1) if given[1] == path else video_scores)(*given)
+
+
 def stopped_after(count: int) -> Callable[..., Iterator[Score]]:
     """`video_scores` that ends by Ctrl-C after so many rows."""
 
