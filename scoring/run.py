@@ -24,7 +24,6 @@ from faces.finished import Checkpoint, names_hash
 from faces.listing import expand_inputs
 from faces.reader import ImageError
 from faces.video import is_video
-from labels.measure import part_of
 from model.files import only_run, only_writer, printable
 from model.percentiles import Percentiles
 
@@ -43,7 +42,7 @@ from .select import (
     selected_paths,
     write_maps,
 )
-from .shards import merge, shard_table, write_settings
+from .shards import merge, shard_of, shard_table, write_settings
 from .tables import Journal, Row, check_table_name, is_parts, readable_header, readable_row, row_of
 from .video import video_scores, write_shots
 
@@ -73,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
     paths = with_members(inputs_of(args))
     if args.merge:
         with writing(args.output, args.part_rows):
-            return report(merge(args.output, list(paths), args.merge, args.part_rows), f"{args.merge} shards")
+            footage = partial(is_footage, rate=args.frames)
+            statuses = merge(args.output, list(paths), args.merge, args.part_rows, footage)
+            return report(statuses, f"{args.merge} shards")
     if args.shard:
         with only_writer(shard_table(args.output, args.shard)):
             return score_images(args, list(paths))
@@ -164,7 +165,7 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
         args.workers = 0 if few else default_workers(scorer, first[0], args.cores)
     start, remaining, doubtful = time.perf_counter(), iter(chain(first, remaining)), Counter[str]()
     if args.shard:
-        part = part_of(list(remaining), args.shard, scorer.batch_size)
+        part = shard_of(remaining, args.shard, scorer.batch_size, partial(is_footage, rate=args.frames))
         remaining, total = iter(part), len(part)
         write_settings(args.output, args.shard, settings_of(scorer, args))
         args.output = shard_table(args.output, args.shard)

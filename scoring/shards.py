@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from labels.measure import part_of, write_json
 from model.files import open_text, parse_json, read_json, shard_path
 
-from .tables import Row, write_table
+from .tables import Row, in_batches, is_further, write_table
 
 Shard = tuple[int, int]   # number, from 1, and count
 
@@ -20,12 +21,20 @@ def shard_table(output: Path, shard: Shard) -> Path:
     return Path(f"{shard_path(output, shard)}.jsonl")
 
 
+def shard_of(paths: Iterable[str], shard: Shard, size: int, is_video: Callable[[str], bool]) -> list[str]:
+    """The paths of a shard: whole batches in their order, so that each picture is scored with the same others as in a
+    run without shards."""
+    return list(chain.from_iterable(part_of(list(in_batches(paths, size, is_video)), shard, 1)))
+
+
 def write_settings(output: Path, shard: Shard, settings: Mapping[str, Any]) -> None:
     """Keep beside the table of a shard what its scores depend on."""
     write_json(_settings_path(output, shard), settings)
 
 
-def merge(output: Path, paths: Sequence[str], count: int, part_rows: int | None = None) -> Counter[str]:
+def merge(
+    output: Path, paths: Sequence[str], count: int, part_rows: int | None, is_video: Callable[[str], bool]
+) -> Counter[str]:
     """Write the table `output` of `count` finished shards of these paths, remove the shards, and count the statuses.
 
     Raises ValueError when a shard is missing, had other settings than the first, or holds other images.
@@ -43,7 +52,7 @@ def merge(output: Path, paths: Sequence[str], count: int, part_rows: int | None 
 
     def rows() -> Iterator[Row]:
         for shard in shards:
-            yield from _rows(shard_table(output, shard), part_of(paths, shard, size))
+            yield from _rows(shard_table(output, shard), shard_of(paths, shard, size, is_video))
 
     statuses = write_table(output, rows, settings[0], part_rows)
     for shard in shards:
@@ -64,15 +73,16 @@ def _settings_of(output: Path, shard: Shard) -> dict[str, Any]:
 
 
 def _rows(table: Path, paths: Sequence[str]) -> Iterator[Row]:
-    """The rows of a shard, which must be of these paths in their order; an image may have several rows."""
-    expected, current = iter(paths), None
+    """The rows of a shard, which must be of these paths in their order; a path may have several rows."""
+    expected, current, before = iter(paths), None, Row()
     with open_text(table) as file:
         for number, line in enumerate(file, 1):
             row = parse_json(line, dict, f"{table}, line {number} is damaged; run that shard again")
-            if row.get("path") != current or not row.get("face"):   # the next image, not a further face of this one
+            if not is_further(row, before):
                 current = next(expected, None)
             if row.get("path") != current or "status" not in row:
                 raise ValueError(f"cannot merge: line {number} of {table} is not of {current}; other images were given")
             yield row
+            before = row
     if (missing := next(expected, None)) is not None:
         raise ValueError(f"cannot merge: {table} has no row of {missing}; run that shard with the same images")

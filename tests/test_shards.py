@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from PIL import Image
 import evaluate
 import generate_labels
 import inference
+from faces.video import is_video
 from labels.measure import part_of
+from scoring.shards import shard_of
+from scoring.tables import in_batches
 
+SAMPLES = Path(__file__).parents[1] / "samples"
 CPU = ["--device", "cpu", "--workers", "0", "--threads", "1"]
 IMAGES = 11
 
@@ -57,6 +62,16 @@ def test_every_item_is_in_one_part_of_whole_batches(count: int) -> None:
     assert all(len(part) % 2 == 0 for part in parts[:-1])
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_videos_and_pictures_come_into_the_batches_of_one_run(count: int) -> None:
+    paths = [*"abc", "v.mp4", *"defgh", "w.mp4", "w.mp4", "x.mp4"]
+    parts = [shard_of(paths, (number, count), 2, is_video) for number in range(1, count + 1)]
+    assert [path for part in parts for path in part] == paths
+    batches = [list(in_batches(part, 2, is_video)) for part in parts]
+    assert [batch for part in batches for batch in part] == list(in_batches(paths, 2, is_video))
+    assert max(map(len, batches)) <= min(map(len, batches)) + 1
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_merged_shards_are_the_file_of_one_run(folder: Path, name: str) -> None:
     main, arguments = COMMANDS[name]
@@ -84,6 +99,29 @@ def test_a_missing_shard_and_other_settings(folder: Path, name: str, capsys: pyt
     assert main([*other, *output, "--shard", "2/2"]) in (0, 1)
     assert main([*arguments, *output, "--merge", "2"]) == 2
     assert "batch_size" in capsys.readouterr().err
+
+
+def test_shards_of_videos_and_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos are shared out, and their frames count as rows of one path."""
+    pytest.importorskip("av")
+    from test_video import write_video
+
+    face = np.asarray(Image.open(SAMPLES / "astronaut.png").convert("RGB").resize((160, 160)))
+    for name in ("v.mkv", "w.mkv", "x.mkv"):
+        write_video(folder / name, [face, face])
+    (folder / "y.mkv").write_text("no video")
+    images = sorted(str(path) for path in (folder / "faces").rglob("*.png"))
+    inputs = ["v.mkv", *images[:5], "w.mkv", "w.mkv", *images[5:8], "x.mkv", "y.mkv"]
+    call = [*inputs, "--batch-size", "2", *CPU, "--output"]
+    assert inference.main([*call, "one.csv"]) == 1
+    counts = []
+    for number in (2, 1, 3):
+        assert inference.main([*call, "two.csv", "--shard", f"{number}/3"]) in (0, 1)
+        rows = (folder / f"two.csv.{number}-of-3.jsonl").read_text().splitlines()
+        counts.append(len({json.loads(row)["path"] for row in rows}))
+    assert inference.main([*call, "two.csv", "--merge", "3"]) == 1
+    assert (folder / "one.csv").read_bytes() == (folder / "two.csv").read_bytes()
+    assert min(counts) > 1
 
 
 def test_other_images_do_not_merge(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
