@@ -210,7 +210,7 @@ def _record(
     args: argparse.Namespace, pairs: Pairs, qualities: Mapping[str, Floats], models: Mapping[str, str | None]
 ) -> dict[str, Any]:
     """What the results rest on, and on standard error the images that count as the worst."""
-    from evaluation.provenance import versions
+    from model.provenance import versions
 
     without_score = {}
     for name, quality in qualities.items():
@@ -239,7 +239,7 @@ def _counts(pairs: Pairs) -> dict[str, int]:
 
 def _hashes(pairs: str | Path, scores: Iterable[str], embeddings: Iterable[str | Path]) -> dict[str, str]:
     """The SHA-256 of each input file; `scores` may name a column too, FILE:COLUMN."""
-    from evaluation.provenance import sha256_of_input
+    from model.provenance import sha256_of_input
 
     files: list[str | Path] = [pairs, *(file_and_column(file)[0] for file in scores), *embeddings]
     return {str(file): sha256_of_input(file) for file in dict.fromkeys(files)}
@@ -316,7 +316,7 @@ def _stored_threshold(args: argparse.Namespace) -> int:
 def bands(args: argparse.Namespace) -> int:
     """The qualities from which recognition fails rarely enough: a table of bands for inference.py --bands."""
     from evaluation.bands import as_lines, measure_bands
-    from evaluation.provenance import sha256_of_input, versions
+    from model.provenance import sha256_of_input, versions
     from model.weights import find_weights
 
     pairs = read_pairs(args.pairs)

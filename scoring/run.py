@@ -43,7 +43,7 @@ from .select import (
     write_maps,
 )
 from .shards import merge, shard_of, shard_table, write_settings
-from .tables import Journal, Row, check_table_name, is_parts, readable_header, readable_row, row_of
+from .tables import Journal, Row, check_table_name, is_parts, readable_header, readable_row, row_of, write_manifest
 from .video import video_scores, write_shots
 
 FEW = 64  # so few images are read before worker processes would have started
@@ -172,6 +172,9 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     write = partial(write_files, scorer, cluster, remaining, total, args, doubtful)
     if journal_of(args):
         statuses = write()
+        if args.output and not (args.shard or args.part_rows):   # a shard has its settings beside it, a folder in it
+            selection = vars(args.selection) if args.selection else None
+            write_manifest(args.output, settings_of(scorer, args), statuses, selection)
     elif args.selection.needs_all or args.copy_to or args.map:
         statuses = print_finished_table(write, args)
     else:
@@ -182,7 +185,7 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
 
 def settings_of(scorer: Scorer, args: argparse.Namespace) -> dict[str, Any]:
     """What the rows depend on besides the images."""
-    return {**scorer.settings, "every": args.every, "frames": args.frames}
+    return {**scorer.settings, "weights_name": scorer.weights.name, "every": args.every, "frames": args.frames}
 
 
 def checkpoint_of(scorer: Scorer, paths: Iterable[str], args: argparse.Namespace) -> Checkpoint:

@@ -11,7 +11,7 @@ from typing import Any
 from labels.measure import part_of, write_json
 from model.files import open_text, parse_json, read_json, shard_path
 
-from .tables import Row, in_batches, is_further, write_table
+from .tables import Row, in_batches, is_further, write_manifest, write_table
 
 Shard = tuple[int, int]   # number, from 1, and count
 
@@ -55,6 +55,8 @@ def merge(
             yield from _rows(shard_table(output, shard), shard_of(paths, shard, size, is_video))
 
     statuses = write_table(output, rows, settings[0], part_rows)
+    if not part_rows:   # a folder of parts has its own
+        write_manifest(output, settings[0], statuses)
     for shard in shards:
         shard_table(output, shard).unlink()
         _settings_path(output, shard).unlink()

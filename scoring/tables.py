@@ -14,6 +14,7 @@ import torch
 
 from faces.workers import in_lists
 from labels.label_table import is_storable, write_skipped
+from labels.measure import write_json
 from model.checkpoint import sha256_of
 from model.files import (
     as_utf8,
@@ -27,6 +28,7 @@ from model.files import (
     write_text,
 )
 from model.prompts import AXES, FACTORS
+from model.provenance import versions
 
 from .reasons import Reason
 from .score import Score
@@ -247,6 +249,16 @@ def write_table(
     if suffix == ".txt":
         write_skipped(output, ((row["path"], why) for row in rows() if (why := left_out(row))))
     return statuses
+
+
+def write_manifest(
+    output: Path, settings: Mapping[str, Any], statuses: Mapping[str, int], selection: Mapping[str, Any] | None = None
+) -> None:
+    """Write FILE.json beside a table: what its rows depend on, how many have each status, what was asked of the
+    selected ones, and the versions of what wrote it. It is the same for one run and for merged shards."""
+    software = versions(("numpy", "torch"))
+    manifest = {"version": 1, "statuses": statuses, "settings": settings, "selection": selection, "software": software}
+    write_json(Path(f"{output}.json"), manifest)
 
 
 class Journal:

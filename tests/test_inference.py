@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ import inference
 import scoring.run
 from faces.align import ALIGN
 from faces.reader import MAX_BYTES
+from model.checkpoint import sha256_of
 from model.fast import PRECISIONS
 from model.files import only_run, open_text
 from model.prompts import FACTORS, joint_prompts
@@ -101,7 +103,24 @@ def test_csv_of_a_folder(faces: Path, weights: Path, tmp_path: Path, capsys: pyt
     assert all(0.1 <= float(row["quality"]) <= 0.9 for row in rows if row["status"] == "ok")
     assert not any(row[column] for row in rows if row["status"] != "ok" for column in ("quality", *FACTORS))
     assert capsys.readouterr().out == "", "the table is in the file"
-    assert list(output.parent.iterdir()) == [output]
+    assert sorted(output.parent.iterdir()) == [output, Path(f"{output}.json")]
+
+
+def test_a_manifest_says_what_a_table_rests_on(faces: Path, weights: Path, tmp_path: Path) -> None:
+    output = tmp_path / "scores.csv"
+    assert run(faces, "--output", output, "--align", "no", "--min-score", "0.3", weights=weights) == 1
+    manifest = json.loads(Path(f"{output}.json").read_text())
+    settings = manifest["settings"]
+    assert (settings["weights_name"], settings["weights"]) == (weights.name, sha256_of(weights))
+    assert (settings["method"], settings["align"], settings["precision"]) == ("clib-fiqa", "no", "fp32")
+    assert settings["batch_size"] == 16
+    assert manifest["statuses"] == dict(Counter(EXPECTED.values()))
+    assert manifest["selection"]["min_score"] == 0.3
+    assert torch.__version__.startswith(manifest["software"]["torch"])
+    assert "commit" in manifest["software"]
+    assert run(faces, "--output", output, weights=weights) == 1
+    again = json.loads(Path(f"{output}.json").read_text())
+    assert (again["settings"]["align"], again["selection"]) == ("auto", None)
 
 
 def test_order_and_duplicates_are_those_of_the_call(faces: Path, weights: Path, tmp_path: Path) -> None:
@@ -261,7 +280,7 @@ def test_a_second_run_with_the_same_output_ends_at_once(
             assert "--resume goes on" not in error
     assert journal.read_text() == "rows of the first run\n"
     assert run(faces, "--output", output, weights=weights) == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["scores.csv", "scores.csv.json"]
 
 
 def test_a_failing_device_is_code_1_and_keeps_the_rows(

@@ -27,10 +27,10 @@ from evaluation.bench import Bootstrap, similarities
 from evaluation.edc import Floats
 from evaluation.embeddings import read_embeddings
 from evaluation.pairs import Pairs, read_pairs
-from evaluation.provenance import sha256_of_input, versions
 from model.bands import BANDS, Bands
 from model.checkpoint import sha256_of
 from model.files import write_text
+from model.provenance import sha256_of_input, versions
 from model.weights import find_weights
 from recipes.default_model.crops import data_file
 from recipes.default_model.reports.results import Cell, Column, Output, name_of, report_exit_code

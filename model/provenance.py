@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -22,10 +23,10 @@ def sha256_of_input(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def versions() -> dict[str, str | None]:
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str | None]:
     """Python, the packages behind the numbers, and the commit of this repository (None outside of git)."""
     found: dict[str, str | None] = {"python": platform.python_version(), "commit": _commit()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
