@@ -136,6 +136,23 @@ def test_the_end_of_a_video_that_is_cut_off_is_told(tmp_path, pictures, name, co
     assert error.value.status in ("truncated", "not_a_video")
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "mp4"])
+def test_a_video_with_pauses_is_whole(tmp_path, suffix):
+    """As a recording of a screen is, on which nothing moves for seconds."""
+    path, times = tmp_path / f"clip.{suffix}", [0, 40, 80, 3080, 3120, 9120, 9160]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for time in times:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), time % 256, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    found = list(frames(path, with_lost=True))
+    assert [frame.status for frame in found] == ["ok"] * len(times)
+    np.testing.assert_allclose([frame.seconds for frame in found], np.array(times) / 1000, atol=2e-3)
+
+
 def test_frames_that_are_lost_within_a_video_are_told(tmp_path, pictures):
     """FFmpeg guesses what is missing of a damaged frame, and goes on with the next ones."""
     path = encoded(tmp_path / "a.avi", "mpeg4", pictures, gop=1)
