@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -18,6 +19,7 @@ from model.files import replacing
 
 from .score import Score
 from .scorer import Scorer
+from .select import places
 from .tables import Row
 
 
@@ -54,22 +56,33 @@ def frames_of(path: str, every: int, rate: float, max_bytes: int) -> Iterator[Fr
 def write_shots(rows: Iterable[Row], folder: Path, every: int, rate: float, max_bytes: int) -> int:
     """Write the aligned crop of each row that is of a video, as VIDEO_trackT_frameN_faceF.png; how many.
 
-    The videos are read once more, since no frame was kept.
+    They are placed in the folder, which exists, as `select.copy_files` places copies: in the sub-folders of the videos
+    beyond their common one. The videos are read once more, since no frame was kept. Raises RuntimeError when a video is
+    not as it was.
     """
-    wanted: dict[str, dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["frame"] is not None and row["points"]:
-            wanted[row["path"]][row["frame"]].append(row)
-    folder.mkdir(parents=True, exist_ok=True)
-    count = 0
+    shots = [row for row in rows if row["frame"] is not None and row["points"]]
+    wanted: dict[str, dict[int, list[tuple[Row, Path]]]] = defaultdict(lambda: defaultdict(list))
+    taken: set[Path] = set()
+    free = places(lambda: map(shot_name, shots), folder, lambda target: target in taken or target.exists())
+    for row, (_, target) in zip(shots, free, strict=True):
+        taken.add(target)
+        wanted[row["path"]][row["frame"]].append((row, target))
     for path, at in wanted.items():
+        missing, last = set(at), max(at)
         for frame in frames_of(path, every, rate, max_bytes):
-            for row in at.get(frame.number, ()):
+            for row, target in at.get(frame.number, ()):
                 crop = warp(frame.rgb, np.reshape(row["points"], (5, 2)), ARCFACE_POINTS, SIZE)
-                name = f"{Path(path).name}_track{row['track']}_frame{frame.number}_face{row['face']}.png"
-                with replacing(folder / name) as temporary:
+                with replacing(target) as temporary:
                     Image.fromarray(crop).save(temporary, "PNG")
-                count += 1
-            if frame.number >= max(at):
+            missing.discard(frame.number)
+            if frame.number >= last:
                 break
-    return count
+        if missing:
+            raise RuntimeError(f"{path} was scored, and is not as it was any more: its shots are not written")
+    return len(shots)
+
+
+def shot_name(row: Row) -> str:
+    """A name for the shot of a row beside its video, which may be a folder such as `.` too."""
+    name = os.path.basename(os.path.abspath(row["path"])) or "video"
+    return str(Path(row["path"]).parent / f"{name}_track{row['track']}_frame{row['frame']}_face{row['face']}.png")

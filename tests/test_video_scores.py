@@ -16,7 +16,8 @@ from test_video import write_video
 
 import inference
 from scoring import Score
-from scoring.video import video_scores
+from scoring.tables import Row
+from scoring.video import video_scores, write_shots
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -65,6 +66,49 @@ def test_each_face_of_a_video_has_its_rows_and_its_best_shots(
     names = {f"{source.name}_track{row['track']}_frame{row['frame']}_face{row['face']}.png" for row in best}
     assert {path.name for path in shots.iterdir()} == names
     assert {Image.open(path).size for path in shots.iterdir()} == {(112, 112)}
+
+
+def shot(path: str, frame: int, face: int = 0) -> Row:
+    """What `write_shots` reads of a row."""
+    points = [40.0, 60.0, 80.0, 60.0, 60.0, 80.0, 45.0, 100.0, 75.0, 100.0]
+    return {"path": path, "frame": frame, "face": face, "track": 0, "points": points}
+
+
+def folders_of_frames(*folders: Path) -> list[str]:
+    """Folders with three frames each; every folder has a colour of its own."""
+    for value, folder in enumerate(folders, 1):
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(np.full((128, 128, 3), 60 * value, np.uint8)).save(folder / f"{number}.png")
+    return [str(folder) for folder in folders]
+
+
+def test_shots_of_videos_with_one_name_stay_apart(tmp_path: Path) -> None:
+    one, two = folders_of_frames(tmp_path / "a" / "cam", tmp_path / "b" / "cam")
+    rows = [shot(one, 0), shot(one, 2), shot(two, 0), shot(two, 0, face=1)]
+    target = tmp_path / "shots"
+    target.mkdir()
+    assert write_shots(rows, target, every=1, rate=25.0, max_bytes=10**6) == 4
+    written = sorted(path.relative_to(target).as_posix() for path in target.rglob("*.png"))
+    names = ["a/cam_track0_frame0_face0", "a/cam_track0_frame2_face0", "b/cam_track0_frame0_face0"]
+    assert written == [f"{name}.png" for name in [*names, "b/cam_track0_frame0_face1"]]
+    middle = [np.asarray(Image.open(target / name))[56, 56, 0] for name in written]
+    assert middle == [60, 60, 120, 120]
+
+
+def test_shots_of_the_current_folder_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders_of_frames(tmp_path / "cam")
+    target = tmp_path / "shots"
+    target.mkdir()
+    monkeypatch.chdir(tmp_path / "cam")
+    assert write_shots([shot(".", 1)], target, every=1, rate=25.0, max_bytes=10**6) == 1
+    assert [path.name for path in target.iterdir()] == ["cam_track0_frame1_face0.png"]
+
+
+def test_a_video_that_vanished_is_said(tmp_path: Path) -> None:
+    (folder,) = folders_of_frames(tmp_path / "cam")
+    with pytest.raises(RuntimeError, match="cam was scored, and is not as it was any more: its shots are not written"):
+        write_shots([shot(folder, 1), shot(folder, 7)], tmp_path, every=1, rate=25.0, max_bytes=10**6)
 
 
 def test_a_video_behind_pictures_goes_on_where_it_was_stopped(
