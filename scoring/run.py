@@ -29,6 +29,7 @@ from model.files import only_run, only_writer, printable
 from model.percentiles import Percentiles
 
 from .methods import METHODS
+from .region_map import RegionMap
 from .report import check_report_name, write_report
 from .score import Score
 from .scorer import Scorer
@@ -40,6 +41,7 @@ from .select import (
     copy_files,
     marker,
     read_keep,
+    selected_faces,
     selected_paths,
     write_maps,
 )
@@ -348,7 +350,10 @@ def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argpar
         count += write_shots(selected, args.copy_to, args.every, args.frames or 25.0, scorer.max_bytes)
         print(f"{count} files -> {args.copy_to}", file=sys.stderr)
     if args.map:
-        count = write_maps(lambda: selected_paths(rows()), args.map, partial(scorer.region_map, axis=args.map_of))
+        def region_map(path: str, face: int) -> RegionMap:
+            return scorer.region_map(path, args.map_of, face=face)
+
+        count = write_maps(lambda: selected_faces(rows()), args.map, region_map)
         print(f"{count} maps -> {args.map}", file=sys.stderr)
 
 

@@ -173,12 +173,13 @@ class Scorer:
             return chain.from_iterable(cluster.results(paths, read, make, self.batch_size, "scores"))
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
-    def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb") -> RegionMap:
-        """What in the largest face lowers the quality, or the probability of the best level of a factor: regions of the
-        aligned face are replaced, and all are scored in ordinary batches (`scoring/region_map.py`).
+    def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb", face: int = 0) -> RegionMap:
+        """What in a face lowers the quality, or the probability of the best level of a factor: regions of the aligned
+        face are replaced, and all are scored in ordinary batches (`scoring/region_map.py`). `face` is the `Score.face`
+        of one of the faces that `score` finds in the image.
 
-        Raises ValueError for an axis that the method does not give, and for a method that takes whole pictures;
-        ImageError for a bad image.
+        Raises ValueError for an axis that the method does not give, for a method that takes whole pictures, and for a
+        face that there is not; ImageError for a bad image.
         """
         method = METHODS[self.method]
         if not method.aligned:
@@ -186,13 +187,19 @@ class Scorer:
         if axis not in ("quality", *method.axes):
             known = ", ".join(dict.fromkeys(["quality", *method.axes]))
             raise ValueError(f"{self.method} has no axis {axis!r}: expected one of {known}")
-        prepared = self.prepare_first(pixels(image, color, self.max_bytes))
+        faces = self._prepare_faces(pixels(image, color, self.max_bytes))
+        if not 0 <= face < len(faces):
+            raise ValueError(f"face {face} was wanted, and the image has {len(faces)}; the first one has the number 0")
+        prepared = faces[face]
         return map_regions(prepared.crops[0], axis, partial(self._values, axis, prepared.extra))
 
     def prepare_first(self, rgb: np.ndarray, path: str = "") -> Prepared:
         """`prepare` for one face of the image, the first of those that are wanted. Raises ImageError."""
+        return self._prepare_faces(rgb, path)[0]
+
+    def _prepare_faces(self, rgb: np.ndarray, path: str = "") -> list[Prepared]:
         found = self.prepare(rgb, path)
-        return found[0] if isinstance(found, list) else found
+        return found if isinstance(found, list) else [found]
 
     @torch.inference_mode()
     def _values(self, axis: str, extra: Any, crops: Sequence[np.ndarray]) -> np.ndarray:

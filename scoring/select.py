@@ -105,6 +105,13 @@ def selected_paths(rows: Iterable[Row]) -> Iterator[str]:
         yield path
 
 
+def selected_faces(rows: Iterable[Row]) -> Iterator[tuple[str, int]]:
+    """Path and face of each selected row of a picture; of neighbouring rows of one face only the first."""
+    wanted = (row for row in rows if row["selected"] and row.get("frame") is None)
+    for face, _ in itertools.groupby((row["path"], row["face"] or 0) for row in wanted):
+        yield face
+
+
 def check_new(folder: Path) -> None:
     """Raises ValueError when a folder that copies are to fill holds something, or is none."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -139,17 +146,27 @@ def copy_files(read: Callable[[], Iterator[str]], folder: Path, max_bytes: int =
     return count
 
 
-def write_maps(read: Callable[[], Iterator[str]], folder: Path, region_map: Callable[[str], RegionMap]) -> int:
-    """Write a map of each image below a folder, named as `copy_files` does, each as soon as it is made; how many.
+def write_maps(
+    read: Callable[[], Iterator[tuple[str, int]]], folder: Path, region_map: Callable[[str, int], RegionMap]
+) -> int:
+    """Write a map of each face below a folder, each as soon as it is made; how many.
 
-    A map of an earlier run under the same name is replaced.
+    `read` gives path and face, each time anew. Maps are named as `copy_files` does; that of the second face of a.png is
+    named a_face1.png. A map of an earlier run under the same name is replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: set[Path] = set()
-    for path, target in places(read, folder, written.__contains__):
-        region_map(path).write(target)
+    targets = places(lambda: (face_name(*face) for face in read()), folder, written.__contains__)
+    for face, (_, target) in zip(read(), targets, strict=True):
+        region_map(*face).write(target)
         written.add(target)
     return len(written)
+
+
+def face_name(path: str, face: int) -> str:
+    """A name for a face of a picture: that of the picture, for all but the first face with `_faceN`."""
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}_face{face}{suffix}" if face else path
 
 
 def places(
