@@ -44,6 +44,7 @@ from command_line import (
 )
 
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
+FACES_HELP = "which faces count (default: the largest of a picture, all of a video)"
 SELECTING = """Every row stays in the table; the column `selected` tells which pass all flags. Without flags all rows
     that have a score are copied and mapped."""
 PARTS_HELP = "make --output FILE.parquet a folder of Parquet files of N rows each, with a manifest (docs/scale.md)"
@@ -107,7 +108,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_machine_flags(add)
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
-    add("--faces", choices=("largest", "central", "all"), help="which faces count (default: largest; of a video all)")
+    add("--faces", choices=("largest", "central", "all"), help=FACES_HELP)
     add("--min-face-size", type=positive, metavar="N", help="leave out faces of fewer pixels (default: 24)")
     add("--rotate", choices=("no", "auto"), default="no", help="auto: find faces on a side or upside down too")
     add("--detector", metavar="FILE.onnx", help="a detector of OpenCV's YuNet format (default: in weights/)")

@@ -153,8 +153,6 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
     options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
     footage = any(is_footage(path, args.frames) for path in (paths if isinstance(paths, list) else first))
-    if footage:
-        args.faces = options.setdefault("faces", "all")
     scorer = Scorer(args.method, args.weights, *settings, **options)
     kept = checkpoint_of(scorer, paths, args) if args.checkpoint else None
     cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type, kept)
@@ -170,6 +168,8 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
         remaining, total = iter(part), len(part)
         write_settings(args.output, args.shard, settings_of(scorer, args))
         args.output = shard_table(args.output, args.shard)
+    if footage or args.faces == "all":
+        total = None   # a path may then have several rows
     write = partial(write_files, scorer, cluster, remaining, total, args, doubtful)
     if journal_of(args):
         statuses = write()
@@ -183,7 +183,8 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
 
 def settings_of(scorer: Scorer, args: argparse.Namespace) -> dict[str, Any]:
     """What the rows depend on besides the images."""
-    return {**scorer.settings, "every": args.every, "frames": args.frames}
+    of_videos = {"faces_of_videos": args.faces or "all", "every": args.every, "frames": args.frames}
+    return {**scorer.settings, **of_videos}
 
 
 def checkpoint_of(scorer: Scorer, paths: Iterable[str], args: argparse.Namespace) -> Checkpoint:
@@ -311,7 +312,6 @@ def write_files(
     parts = None if args.shard else args.part_rows
     journal = Journal(journal_of(args), settings_of(scorer, args), args.resume, scorer.batch_size, parts)
     scores = watched(scores_of(scorer, cluster, journal.unfinished(paths), args), doubtful)
-    total = None if args.faces == "all" else total  # an image may then have several rows
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
     if not (args.selection or args.copy_to or args.map or args.report):
         return journal.finish()
@@ -330,7 +330,7 @@ def scores_of(
     for videos, group in groupby(paths, partial(is_footage, rate=args.frames)):
         if videos:
             for path in group:
-                yield from video_scores(scorer, path, args.every, args.frames or 25.0)
+                yield from video_scores(scorer, path, args.every, args.frames or 25.0, args.faces or "all")
         else:
             yield from scorer.stream(group, args.workers, cluster)
 

@@ -211,9 +211,14 @@ class Scorer:
             values.append(columns.quality if axis == "quality" else columns.axes[axis][:, -1])
         return torch.cat(values).float().cpu().numpy()
 
-    def load(self, image: Picture, color: str = "rgb") -> Loaded[Prepared | list[Prepared]]:
-        """An image, read and prepared for `score_loaded`; a bad one has a status. Many threads may do this at once."""
-        return self._load(image, color)
+    def load(
+        self, image: Picture, color: str = "rgb", faces: str | None = None
+    ) -> Loaded[Prepared | list[Prepared]]:
+        """An image, read and prepared for `score_loaded`; a bad one has a status. Many threads may do this at once.
+
+        `faces`, largest, central or all, takes the place of the scorer's.
+        """
+        return self._load(image, color, faces=faces if METHODS[self.method].aligned else None)
 
     def score_loaded(self, batch: Sequence[Loaded[Prepared | list[Prepared]]]) -> list[Score]:
         """The scores of one batch of `load`, in its order. Only one thread at a time may call it."""
@@ -226,11 +231,13 @@ class Scorer:
             found[int(score.path or 0)].append(score)
         return found
 
-    def _load(self, image: Picture, color: str, points: Any = None) -> Loaded[Prepared | list[Prepared]]:
+    def _load(
+        self, image: Picture, color: str, points: Any = None, faces: str | None = None
+    ) -> Loaded[Prepared | list[Prepared]]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
         if points is not None and not METHODS[self.method].aligned:
             raise ValueError(f"{self.method} takes whole pictures: points of a face are of no use to it")
-        given = {} if points is None else {"points": points}
+        given = {name: value for name, value in (("points", points), ("faces", faces)) if value is not None}
         try:
             return Loaded(path, "ok", self.prepare(pixels(image, color, self.max_bytes), path, **given))
         except ImageError as error:

@@ -23,8 +23,11 @@ from .select import places
 from .tables import Row
 
 
-def video_scores(scorer: Scorer, path: str, every: int = 1, rate: float = 25.0) -> Iterator[Score]:
+def video_scores(
+    scorer: Scorer, path: str, every: int = 1, rate: float = 25.0, faces: str = "all"
+) -> Iterator[Score]:
     """The score of each face in each `every`-th frame of a video file, or of a folder of frames (`rate` a second).
+    `faces` says which faces of a frame count, whatever the scorer does with pictures.
 
     `frame`, `time` and `track` say when it was seen, and which faces of other frames continue it. A video that cannot
     be read, or shows no face, gives one score with its status. The memory does not grow with the length of the video.
@@ -34,7 +37,7 @@ def video_scores(scorer: Scorer, path: str, every: int = 1, rate: float = 25.0) 
     try:
         pictures = frames_of(path, every, rate, scorer.max_bytes)
         while batch := list(islice(pictures, scorer.batch_size)):
-            loaded = [scorer.load(frame.rgb) for frame in batch]
+            loaded = [scorer.load(frame.rgb, faces=faces) for frame in batch]
             for frame, item, found in zip(batch, loaded, scorer.score_each(loaded), strict=True):
                 scores = found if item.value is not None else []
                 boxes = np.array([score.box or (0, 0, *frame.rgb.shape[1::-1]) for score in scores]).reshape(-1, 4)

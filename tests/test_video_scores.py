@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -15,7 +16,8 @@ from PIL import Image
 from test_video import write_video
 
 import inference
-from scoring import Score
+from scoring import Score, Scorer
+from scoring.run import settings_of
 from scoring.tables import Row
 from scoring.video import video_scores, write_shots
 
@@ -66,6 +68,40 @@ def test_each_face_of_a_video_has_its_rows_and_its_best_shots(
     names = {f"{source.name}_track{row['track']}_frame{row['frame']}_face{row['face']}.png" for row in best}
     assert {path.name for path in shots.iterdir()} == names
     assert {Image.open(path).size for path in shots.iterdir()} == {(112, 112)}
+
+
+def group_and_clip(tmp_path: Path, frames: list[np.ndarray]) -> tuple[str, str]:
+    """A photograph of two people, and a video of one frame with two people."""
+    Image.fromarray(frames[-1]).save(tmp_path / "group.png")
+    return str(tmp_path / "group.png"), str(write_video(tmp_path / "clip.mkv", frames[-1:]))
+
+
+@pytest.mark.parametrize(("flags", "of_group", "of_clip"), [
+    ([], 1, 2), (["--faces", "all"], 2, 2), (["--faces", "largest"], 1, 1),
+])
+@pytest.mark.parametrize("listed", [False, True])
+def test_which_faces_count_is_chosen_for_each_path(
+    frames: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    flags: list[str], of_group: int, of_clip: int, listed: bool,
+) -> None:
+    pytest.importorskip("av")
+    group, clip = group_and_clip(tmp_path, frames)
+    paths = [group, group, clip]
+    if listed:
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(paths)))
+    table = tmp_path / "scores.jsonl"
+    inputs = ["-"] if listed else paths
+    assert inference.main([*inputs, *flags, "--min-face-size", "60", "--output", str(table)]) == 0
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    assert [row["path"] for row in rows] == [group] * (2 * of_group) + [clip] * of_clip
+    several = ["several_faces" in [reason["code"] for reason in row["reasons"]] for row in rows]
+    assert several == [of_group == 1] * (2 * of_group) + [of_clip == 1] * of_clip
+
+
+def test_which_faces_of_videos_count_is_a_setting_of_a_run() -> None:
+    scorer = Scorer()
+    plain, largest = (settings_of(scorer, inference.parse(["a.mp4", *flags])) for flags in ([], ["--faces", "largest"]))
+    assert plain != largest
 
 
 def shot(path: str, frame: int, face: int = 0) -> Row:
