@@ -25,7 +25,7 @@ from faces.listing import expand_inputs
 from faces.reader import ImageError
 from faces.video import is_video
 from labels.measure import part_of
-from model.files import only_run, only_writer, printable
+from model.files import filling_folder, only_run, only_writer, printable
 from model.percentiles import Percentiles
 
 from .methods import METHODS
@@ -246,7 +246,8 @@ def score_one(scorer: Scorer, path: str, args: argparse.Namespace) -> int:
     (row,) = marker(args.selection, lambda: iter([row]))([row])
     code = print_sentence(score, scorer.percentiles, row["selected"] if args.selection else None)
     if args.copy_to or args.map:
-        use_selected(scorer, lambda: iter([row]), args)
+        with ExitStack() as unpublished:
+            use_selected(scorer, lambda: iter([row]), args, unpublished)
     return code
 
 
@@ -319,8 +320,9 @@ def write_files(
     if args.report:
         rows = mark(journal.rows()) if args.selection else journal.rows()
         write_page(scorer, rows, journal.count(), args)
-    use_selected(scorer, lambda: mark(journal.rows()), args)
-    return journal.finish(mark) if args.selection else journal.finish()
+    with ExitStack() as unpublished:   # until the table is written: what fails before can be resumed
+        use_selected(scorer, lambda: mark(journal.rows()), args, unpublished)
+        return journal.finish(mark) if args.selection else journal.finish()
 
 
 def scores_of(
@@ -340,21 +342,28 @@ def is_footage(path: str, rate: float | None) -> bool:
     return is_video(path) or (rate is not None and Path(path).is_dir())
 
 
-def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argparse.Namespace) -> None:
-    """Copy the files of the selected rows, and write their maps; `rows` gives all rows, each time anew."""
+def use_selected(
+    scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argparse.Namespace, unpublished: ExitStack
+) -> None:
+    """Write the maps of the selected rows, and copy their files; `rows` gives all rows, each time anew.
+
+    The folder of the copies appears when `unpublished` is closed, or not at all when that happens by an error.
+    """
     if args.selection:
         print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
-    if args.copy_to:
-        count = copy_files(lambda: selected_paths(rows()), args.copy_to, scorer.max_bytes)
-        selected = (row for row in rows() if row["selected"])
-        count += write_shots(selected, args.copy_to, args.every, args.frames or 25.0, scorer.max_bytes)
-        print(f"{count} files -> {args.copy_to}", file=sys.stderr)
     if args.map:
         def region_map(path: str, face: int) -> RegionMap:
             return scorer.region_map(path, args.map_of, face=face)
 
         count = write_maps(lambda: selected_faces(rows()), args.map, region_map)
         print(f"{count} maps -> {args.map}", file=sys.stderr)
+    if args.copy_to:
+        args.copy_to.parent.mkdir(parents=True, exist_ok=True)
+        folder = unpublished.enter_context(filling_folder(args.copy_to))
+        count = copy_files(lambda: selected_paths(rows()), folder, scorer.max_bytes)
+        selected = (row for row in rows() if row["selected"])
+        count += write_shots(selected, folder, args.every, args.frames or 25.0, scorer.max_bytes)
+        print(f"{count} files -> {args.copy_to}", file=sys.stderr)
 
 
 def write_page(scorer: Scorer, rows: Iterator[Row], total: int, args: argparse.Namespace) -> None:

@@ -21,7 +21,6 @@ import numpy as np
 from faces.containers import read_member, split
 from faces.reader import MAX_BYTES, ImageError
 from model.bands import BANDS
-from model.files import filling_folder
 from model.percentiles import discard_threshold
 from model.prompts import AXES, FACTORS
 
@@ -126,23 +125,21 @@ def check_outside(folder: Path, inputs: Iterable[str]) -> None:
 
 
 def copy_files(read: Callable[[], Iterator[str]], folder: Path, max_bytes: int = MAX_BYTES) -> int:
-    """Copy the files at these paths into a new folder, which appears with all of them or not at all; how many.
+    """Copy the files at these paths into a folder, which exists; how many.
 
     The sub-folders that the paths have beyond their common one are kept. `read` gives the paths, each time anew.
     Raises RuntimeError when a file is not there any more.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with filling_folder(folder) as temporary:
-        for path, target in places(read, temporary):
-            try:
-                if place := split(path):   # a picture in an archive
-                    target.write_bytes(read_member(*place, max_bytes))
-                else:
-                    shutil.copyfile(path, target)
-            except (FileNotFoundError, ImageError) as error:
-                raise RuntimeError(f"{path} was scored, and is not there any more: nothing was copied") from error
-            count += 1
+    for path, target in places(read, folder):
+        try:
+            if place := split(path):   # a picture in an archive
+                target.write_bytes(read_member(*place, max_bytes))
+            else:
+                shutil.copyfile(path, target)
+        except (FileNotFoundError, ImageError) as error:
+            raise RuntimeError(f"{path} was scored, and is not there any more: nothing was copied") from error
+        count += 1
     return count
 
 

@@ -125,7 +125,9 @@ def test_copies_keep_sub_folders_and_names_never_collide(tmp_path: Path) -> None
         f"{tmp_path}/in/p/a/with\nline end.png",
         f"{tmp_path}/in/p/a/-rf.png",
     ]
-    assert copy_files(lambda: iter(given), folder) == 5
+    folder.parent.mkdir()
+    with filling_folder(folder) as temporary:
+        assert copy_files(lambda: iter(given), temporary) == 5
     below = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert below == ["in/p/a/1.png", "p/a/-rf.png", "p/a/1.png", "p/a/with\nline end.png", "p/b/1.png"]
     assert (folder / "p/a/1.png").read_text() == "0"
@@ -149,11 +151,13 @@ def test_a_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
 def test_copying_is_all_or_nothing(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_text("1")
     folder = tmp_path / "out"
-    with pytest.raises(RuntimeError, match=r"2\.png was scored, and is not there any more: nothing was copied"):
-        copy_files(lambda: iter([str(tmp_path / "1.png"), str(tmp_path / "2.png")]), folder)
+    gone = pytest.raises(RuntimeError, match=r"2\.png was scored, and is not there any more: nothing was copied")
+    with gone, filling_folder(folder) as temporary:
+        copy_files(lambda: iter([str(tmp_path / "1.png"), str(tmp_path / "2.png")]), temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["1.png"]
     folder.mkdir()
-    assert copy_files(lambda: iter([str(tmp_path / "1.png")]), folder) == 1
+    with filling_folder(folder) as temporary:
+        assert copy_files(lambda: iter([str(tmp_path / "1.png")]), temporary) == 1
     with pytest.raises(OSError), filling_folder(folder) as temporary:  # noqa: PT011
         (temporary / "x").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "out"]
@@ -296,6 +300,24 @@ def test_a_file_that_vanished_loses_no_rows(
     assert run(faces, "--output", output, "--copy-to", best, "--resume", weights=weights) == 1
     assert len(rows_in(output)) == 10
     assert len(copied(best)) == 9
+
+
+@pytest.mark.parametrize("stage", ["write_shots", "write_maps", "Journal.finish"])
+def test_whatever_fails_behind_the_copies_can_be_resumed(
+    stage: str, faces: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, best, maps = tmp_path / "scores.csv", tmp_path / "best", tmp_path / "maps"
+    call = [faces / "b", "--output", output, "--copy-to", best, "--map", maps]
+
+    def stopped(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"scoring.run.{stage}", stopped)
+        assert run(*call, weights=weights) == 130
+    assert not best.exists()
+    assert run(*call, "--resume", weights=weights) == 0
+    assert (len(rows_in(output)), len(copied(best)), len(copied(maps))) == (3, 3, 9)
 
 
 def test_rows_are_read_again_and_not_held() -> None:
