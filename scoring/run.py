@@ -38,6 +38,7 @@ from .select import (
     Selection,
     check_new,
     check_outside,
+    check_writable,
     copy_files,
     marker,
     read_keep,
@@ -118,12 +119,16 @@ def selection_of(args: argparse.Namespace) -> Selection:
 
 
 def check_folders(args: argparse.Namespace) -> None:
-    """Raises ValueError when a folder that is to be filled lies among the images, or the one for copies is not new."""
+    """Raises ValueError when a folder that is to be filled lies among the images, or the one for copies is not new;
+    OSError when nothing can be written there."""
     for folder in (args.copy_to, args.map):
         if folder is not None:
             check_outside(folder, args.images)
     if args.copy_to is not None:
-        check_new(args.copy_to)
+        check_new(args.copy_to, filter(None, (args.output, args.report, args.map)))
+        check_writable(args.copy_to.resolve().parent)
+    if args.map is not None:
+        check_writable(args.map)
 
 
 def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> None:
@@ -358,8 +363,7 @@ def use_selected(
         count = write_maps(lambda: selected_faces(rows()), args.map, region_map)
         print(f"{count} maps -> {args.map}", file=sys.stderr)
     if args.copy_to:
-        args.copy_to.parent.mkdir(parents=True, exist_ok=True)
-        folder = unpublished.enter_context(filling_folder(args.copy_to))
+        folder = unpublished.enter_context(filling_folder(args.copy_to.resolve()))   # a link stays one
         count = copy_files(lambda: selected_paths(rows()), folder, scorer.max_bytes)
         selected = (row for row in rows() if row["selected"])
         count += write_shots(selected, folder, args.every, args.frames or 25.0, scorer.max_bytes)

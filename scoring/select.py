@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -111,10 +112,29 @@ def selected_faces(rows: Iterable[Row]) -> Iterator[tuple[str, int]]:
         yield face
 
 
-def check_new(folder: Path) -> None:
-    """Raises ValueError when a folder that copies are to fill holds something, or is none."""
+def check_new(folder: Path, files: Iterable[Path] = ()) -> None:
+    """Raises ValueError when a folder that copies are to fill holds something, is none, or cannot be exchanged for the
+    filled one; also when one of the other `files` of the run would lie in it."""
+    place = folder.resolve()
+    if place == Path.cwd():
+        raise ValueError(f"{folder} is the current folder: name a new folder in it")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: name a new folder, so that nothing is mixed with what is there")
+    if os.path.ismount(place):
+        raise ValueError(f"{folder} is a mount point: name a new folder in it")
+    for file in files:
+        if file.resolve().is_relative_to(place):
+            raise ValueError(f"{file} lies in {folder}, which is to hold the copies alone: choose another place")
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder where there is none, and try it. Raises ValueError when it is no folder, OSError when nothing can
+    be written into it."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: name a new one, or one that is there")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=folder):
+        pass
 
 
 def check_outside(folder: Path, inputs: Iterable[str]) -> None:

@@ -176,6 +176,48 @@ def test_a_folder_that_is_filled_is_new_and_outside(tmp_path: Path) -> None:
             check_new(folder)
 
 
+def test_copies_may_go_where_a_link_to_an_empty_folder_leads(faces: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert run(faces / "b", "--min-score", "0", "--copy-to", tmp_path / "link", weights=weights) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert len(copied(tmp_path / "real")) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--copy-to", "."], ". is the current folder: name a new folder"),
+        (["--copy-to", "mount"], "mount is a mount point: name a new folder in it"),
+        (["--copy-to", "new", "--output", "new/scores.csv"], "new/scores.csv lies in new"),
+        (["--copy-to", "new", "--map", "new/maps"], "new/maps lies in new"),
+        (["--copy-to", "file/new"], "file"),
+        (["--map", "file"], "file is no folder"),
+        (["--map", "file/maps"], "file"),
+        (["--copy-to", "/proc/nope/new"], "/proc/nope"),
+    ],
+)
+def test_a_folder_that_cannot_be_filled_is_said_before_scoring(
+    flags: list[str], message: str, faces: Path, weights: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    if "." not in flags:
+        (here / "mount").mkdir()
+        (here / "file").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "mount")
+    monkeypatch.setattr("scoring.run.score_images", lambda *arguments: pytest.fail("it was scored"))
+    before = sorted(here.iterdir())
+    assert run(faces, *flags, weights=weights) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(here.iterdir()) == before
+
+
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
