@@ -29,9 +29,10 @@ def video_scores(
     """The score of each face in each `every`-th frame of a video file, or of a folder of frames (`rate` a second).
     `faces` says which faces of a frame count, whatever the scorer does with pictures.
 
-    `frame`, `time` and `track` say when it was seen, and which faces of other frames continue it. A video that cannot
-    be read, or shows no face, gives one score with its status. The memory does not grow with the length of the video.
-    Raises ImportError without PyAV.
+    `frame`, `time` and `track` say when it was seen, and which faces of other frames continue it. Frames that are taken
+    whole, aligned crops or those of a method that takes pictures, have no track. A video that cannot be read, or shows
+    no face, gives one score with its status. The memory does not grow with the length of the video. Raises ImportError
+    without PyAV.
     """
     tracker, seen = Tracker(), False
     try:
@@ -40,9 +41,10 @@ def video_scores(
             loaded = [scorer.load(frame.rgb, faces=faces) for frame in batch]
             for frame, item, found in zip(batch, loaded, scorer.score_each(loaded), strict=True):
                 scores = found if item.value is not None else []
-                boxes = np.array([score.box or (0, 0, *frame.rgb.shape[1::-1]) for score in scores]).reshape(-1, 4)
-                for score, track in zip(scores, tracker.link(boxes, frame.seconds), strict=True):
-                    seen = True
+                boxes = np.array([score.box for score in scores if score.box]).reshape(-1, 4)
+                tracks = iter(tracker.link(boxes, frame.seconds))
+                for score in scores:
+                    seen, track = True, next(tracks) if score.box else None
                     yield replace(score, path=path, frame=frame.number, time=frame.seconds, track=track)
     except ImageError as error:
         seen = True
@@ -57,13 +59,14 @@ def frames_of(path: str, every: int, rate: float, max_bytes: int) -> Iterator[Fr
 
 
 def write_shots(rows: Iterable[Row], folder: Path, every: int, rate: float, max_bytes: int) -> int:
-    """Write the aligned crop of each row that is of a video, as VIDEO_trackT_frameN_faceF.png; how many.
+    """Write the aligned crop of each row that is of a video, as VIDEO_trackT_frameN_faceF.png, or the frame that was
+    taken whole, as VIDEO_frameN.png; how many.
 
     They are placed in the folder, which exists, as `select.copy_files` places copies: in the sub-folders of the videos
     beyond their common one. The videos are read once more, since no frame was kept. Raises RuntimeError when a video is
     not as it was.
     """
-    shots = [row for row in rows if row["frame"] is not None and row["points"]]
+    shots = [row for row in rows if row["frame"] is not None]
     wanted: dict[str, dict[int, list[tuple[Row, Path]]]] = defaultdict(lambda: defaultdict(list))
     taken: set[Path] = set()
     free = places(lambda: map(shot_name, shots), folder, lambda target: target in taken or target.exists())
@@ -74,9 +77,10 @@ def write_shots(rows: Iterable[Row], folder: Path, every: int, rate: float, max_
         missing, last = set(at), max(at)
         for frame in frames_of(path, every, rate, max_bytes):
             for row, target in at.get(frame.number, ()):
-                crop = warp(frame.rgb, np.reshape(row["points"], (5, 2)), ARCFACE_POINTS, SIZE)
+                points = row["points"] and np.reshape(row["points"], (5, 2))
+                shot = frame.rgb if points is None else warp(frame.rgb, points, ARCFACE_POINTS, SIZE)
                 with replacing(target) as temporary:
-                    Image.fromarray(crop).save(temporary, "PNG")
+                    Image.fromarray(shot).save(temporary, "PNG")
             missing.discard(frame.number)
             if frame.number >= last:
                 break
@@ -88,4 +92,5 @@ def write_shots(rows: Iterable[Row], folder: Path, every: int, rate: float, max_
 def shot_name(row: Row) -> str:
     """A name for the shot of a row beside its video, which may be a folder such as `.` too."""
     name = os.path.basename(os.path.abspath(row["path"])) or "video"
-    return str(Path(row["path"]).parent / f"{name}_track{row['track']}_frame{row['frame']}_face{row['face']}.png")
+    face = f"_track{row['track']}_frame{row['frame']}_face{row['face']}" if row["points"] else f"_frame{row['frame']}"
+    return str(Path(row["path"]).parent / f"{name}{face}.png")

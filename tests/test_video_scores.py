@@ -147,6 +147,26 @@ def test_a_video_that_vanished_is_said(tmp_path: Path) -> None:
         write_shots([shot(folder, 1), shot(folder, 7)], tmp_path, every=1, rate=25.0, max_bytes=10**6)
 
 
+@pytest.mark.parametrize("method", ["clib-fiqa", "dsl-fiqa"])
+def test_frames_that_are_taken_whole_have_no_track_and_are_written(tmp_path: Path, method: str) -> None:
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    names = ("astronaut.png", "astronaut_blurred.png", "hopper_dark.png")
+    for number, name in enumerate(names):
+        Image.open(SAMPLES / name).convert("RGB").save(folder / f"{number}.png")
+    table, shots = tmp_path / "scores.jsonl", tmp_path / "shots"
+    call = [str(folder), "--frames", "5", "--method", method, "--output", str(table), "--copy-to", str(shots)]
+    flags = ["--crops", "1"] if method == "dsl-fiqa" else []
+    assert inference.main([*call, *flags, "--best-per", "track", "2"]) in (0, 1)
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    assert [(row["frame"], row["track"]) for row in rows] == [(0, None), (1, None), (2, None)]
+    best = sorted(row["frame"] for row in sorted(rows, key=lambda row: -row["quality"])[:2])
+    assert sorted(path.name for path in shots.iterdir()) == [f"crops_frame{number}.png" for number in best]
+    for number in best:
+        written, frame = shots / f"crops_frame{number}.png", folder / f"{number}.png"
+        np.testing.assert_array_equal(np.asarray(Image.open(written)), np.asarray(Image.open(frame)))
+
+
 def test_a_video_behind_pictures_goes_on_where_it_was_stopped(
     frames: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
