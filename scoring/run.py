@@ -146,6 +146,12 @@ def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> No
         raise ValueError(f"--map-of {mapped}: {scorer.method} gives a quality alone")
 
 
+def check_videos(args: argparse.Namespace, paths: list[str]) -> None:
+    """Raises ValueError when a flag asks for what videos do not give, and only videos are given."""
+    if args.map and all(is_footage(path, args.frames) for path in paths):
+        raise ValueError("--map is of photographs, and only videos are given")
+
+
 def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     """Score the images at these paths; return the exit code."""
     if "-" not in args.images:
@@ -155,6 +161,8 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     first = list(islice(remaining, 2))
     if not first:
         raise ValueError(f"there are no images in {' '.join(args.images)}")
+    if isinstance(paths, list):
+        check_videos(args, paths)
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
     options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
     footage = any(is_footage(path, args.frames) for path in (paths if isinstance(paths, list) else first))
@@ -360,6 +368,8 @@ def use_selected(
         def region_map(path: str, face: int) -> RegionMap:
             return scorer.region_map(path, args.map_of, face=face)
 
+        if of_videos := sum(row["selected"] and row["frame"] is not None for row in rows()):
+            print(f"no map of {of_videos} faces of videos", file=sys.stderr)
         count = write_maps(lambda: selected_faces(rows()), args.map, region_map)
         print(f"{count} maps -> {args.map}", file=sys.stderr)
     if args.copy_to:

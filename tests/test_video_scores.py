@@ -167,6 +167,21 @@ def test_frames_that_are_taken_whole_have_no_track_and_are_written(tmp_path: Pat
         np.testing.assert_array_equal(np.asarray(Image.open(written)), np.asarray(Image.open(frame)))
 
 
+def test_maps_are_of_photographs(
+    frames: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    group, clip = group_and_clip(tmp_path, frames)
+    flags = ["--min-face-size", "60", "--output", str(tmp_path / "scores.jsonl"), "--map", str(tmp_path / "maps")]
+    assert inference.main([group, clip, *flags]) == 0
+    captured = capsys.readouterr().err
+    assert "no map of 2 faces of videos\n1 maps -> " in captured
+    assert len(list((tmp_path / "maps").glob("*.json"))) == 1
+    monkeypatch.setattr("scoring.run.Scorer", lambda *arguments, **options: pytest.fail("it was scored"))
+    assert inference.main([clip, *flags]) == 2
+    assert capsys.readouterr().err == "error: --map is of photographs, and only videos are given\n"
+
+
 def test_a_video_behind_pictures_goes_on_where_it_was_stopped(
     frames: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
