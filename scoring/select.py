@@ -8,6 +8,7 @@ share; of each group the best rows are held by their numbers.
 from __future__ import annotations
 
 import heapq
+import io
 import itertools
 import math
 import os
@@ -18,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import numpy as np
+from PIL import Image
 
 from faces.containers import read_member, split
-from faces.reader import MAX_BYTES, ImageError
+from faces.reader import FORMATS, MAX_BYTES, ImageError
 from model.bands import BANDS
 from model.percentiles import discard_threshold
 from model.prompts import AXES, FACTORS
@@ -147,14 +149,17 @@ def check_outside(folder: Path, inputs: Iterable[str]) -> None:
 def copy_files(read: Callable[[], Iterator[str]], folder: Path, max_bytes: int = MAX_BYTES) -> int:
     """Copy the files at these paths into a folder, which exists; how many.
 
-    The sub-folders that the paths have beyond their common one are kept. `read` gives the paths, each time anew.
-    Raises RuntimeError when a file is not there any more.
+    The sub-folders that the paths have beyond their common one are kept. A name without a suffix, a row of a Parquet
+    file, gets that of the picture's format. `read` gives the paths, each time anew. Raises RuntimeError when a file is
+    not there any more.
     """
     count = 0
     for path, target in places(read, folder):
         try:
             if place := split(path):   # a picture in an archive
-                target.write_bytes(read_member(*place, max_bytes))
+                content = read_member(*place, max_bytes)
+                named = target if target.suffix else free_name(Path(f"{target}{suffix_of(content)}"))
+                named.write_bytes(content)
             else:
                 shutil.copyfile(path, target)
         except (FileNotFoundError, ImageError) as error:
@@ -201,8 +206,20 @@ def places(
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):  # a file of another root has the name of a folder of this one
             target = folder / "~".join(parts)
-        names = itertools.chain([target.name], (f"{target.stem}~{n}{target.suffix}" for n in itertools.count(2)))
-        yield path, next(free for name in names if not is_taken(free := target.with_name(name)))
+        yield path, free_name(target, is_taken)
+
+
+def free_name(target: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """The path itself, or when it is taken the first free one with `~2`, `~3`, …"""
+    names = itertools.chain([target.name], (f"{target.stem}~{n}{target.suffix}" for n in itertools.count(2)))
+    return next(free for name in names if not is_taken(free := target.with_name(name)))
+
+
+def suffix_of(content: bytes) -> str:
+    """The suffix of an image file with this content."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        kind = str(image.format)
+    return {"JPEG": ".jpg", "MPO": ".jpg"}.get(kind, f".{kind.lower()}")   # an MPO begins with a JPEG
 
 
 def parts_of(path: str) -> tuple[str, ...]:

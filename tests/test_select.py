@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -146,6 +147,24 @@ def test_a_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
         target.write_text("")
         found.append(target.relative_to(tmp_path).as_posix())
     assert found == ["1.png", "a/1.png", "1~2.png", "1.png~2.png"]
+
+
+def test_copies_from_parquet_are_images_of_their_format(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    contents = []
+    for kind in ("PNG", "JPEG", "WEBP"):
+        stream = io.BytesIO()
+        Image.fromarray(recipe.mirror_image(1)).save(stream, kind)
+        contents.append(stream.getvalue())
+    parquet.write_table(pyarrow.table({"image": contents}), tmp_path / "faces.parquet")
+    best = tmp_path / "best"
+    assert run(tmp_path / "faces.parquet", "--min-score", "0", "--copy-to", best, weights=weights) == 0
+    assert copied(best) == ["0.png", "1.jpg", "2.webp"]
+    assert [(best / name).read_bytes() for name in copied(best)] == contents
+    assert run(best, weights=weights) == 0
+    assert "3 ok" in capsys.readouterr().err
 
 
 def test_copying_is_all_or_nothing(tmp_path: Path) -> None:
