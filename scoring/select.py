@@ -7,6 +7,8 @@ share; of each group the best rows are held by their numbers.
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import heapq
 import io
 import itertools
@@ -140,10 +142,19 @@ def check_writable(folder: Path) -> None:
 
 
 def check_outside(folder: Path, inputs: Iterable[str]) -> None:
-    """Raises ValueError when a folder that a run is to fill lies in a folder that it reads."""
+    """Raises ValueError when a folder that a run is to fill lies in a folder, or fits a pattern, that it reads."""
+    place = folder.resolve()
     for path in inputs:
-        if os.path.isdir(path) and folder.resolve().is_relative_to(Path(path).resolve()):
+        below = os.path.isdir(path) and place.is_relative_to(Path(path).resolve())
+        if below or (not os.path.lexists(path) and glob.has_magic(path) and reaches(path, place)):
             raise ValueError(f"the files in {folder} would be images of {path}: choose a folder outside")
+
+
+def reaches(pattern: str, place: Path) -> bool:
+    """Whether a pattern can give a folder, given as an absolute path, one above it, or files in it."""
+    parts = Path(os.path.realpath(pattern)).parts
+    fixed = itertools.takewhile(lambda part: part != "**", parts)   # `**` is any number of folders
+    return all(fnmatch.fnmatchcase(name, part) for name, part in zip(place.parts, fixed, strict=False))
 
 
 def copy_files(read: Callable[[], Iterator[str]], folder: Path, max_bytes: int = MAX_BYTES) -> int:

@@ -16,6 +16,7 @@ from PIL import Image
 
 import inference
 from evaluation.threshold import pick_threshold
+from faces.listing import expand_inputs
 from model.files import filling_folder
 from model.percentiles import discard_threshold
 from scoring import Score
@@ -193,6 +194,38 @@ def test_a_folder_that_is_filled_is_new_and_outside(tmp_path: Path) -> None:
     for folder in (tmp_path / "in", tmp_path / "in" / "x"):
         with pytest.raises(ValueError, match="is not empty"):
             check_new(folder)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_read"),
+    [
+        ("in/*", True),           # the folder itself
+        ("in/**", True),
+        ("*", True),
+        ("i?/b*/*.png", True),    # what lies in it
+        ("in/best/*.png", True),
+        ("./in/../in/*", True),
+        ("in/*.png", False),
+        ("*.png", False),
+        ("out/**", False),
+        ("*/other/*.png", False),
+        ("**/*.png", True),
+        ("in/a/**", False),
+    ],
+)
+def test_copies_lie_outside_of_what_a_pattern_reads(
+    pattern: str, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in" / "best").mkdir(parents=True)
+    (tmp_path / "in" / "best" / "1.png").touch()
+    monkeypatch.chdir(tmp_path)
+    assert (str(Path("in/best/1.png")) in map(os.path.normpath, expand_inputs([pattern], []))) == is_read
+    for folder in (Path("in/best"), tmp_path / "in" / "best"):
+        if is_read:
+            with pytest.raises(ValueError, match=r"the files in .*best would be images of"):
+                check_outside(folder, [pattern])
+        else:
+            check_outside(folder, [pattern])
 
 
 def test_copies_may_go_where_a_link_to_an_empty_folder_leads(faces: Path, weights: Path, tmp_path: Path) -> None:
