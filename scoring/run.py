@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         check_report_name(args.report)
     args.selection = selection_of(args)
+    check_options(args)
     check_folders(args)
     if (args.shard or args.merge) and (args.report or args.copy_to or args.map or args.selection):
         raise ValueError("--shard and --merge write the table alone: select, copy, map and report when it is whole")
@@ -118,6 +119,22 @@ def selection_of(args: argparse.Namespace) -> Selection:
     return Selection(args.min_score, args.min_band, args.min_percentile, keep, args.discard, best_per)
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Raises ValueError for a flag that has no effect with the others."""
+    if args.align == "no" and (flags := finding(args)):
+        raise ValueError(f"{flags[0]} has no effect with --align no, which takes every picture as it is")
+    if args.map_of and not args.map:
+        raise ValueError("--map-of says what --map shows: give --map FOLDER too")
+    if args.frames and not any(Path(path).is_dir() or path.startswith(("-", "@")) for path in args.images):
+        raise ValueError("--frames takes folders as videos, and no folder is given")
+
+
+def finding(args: argparse.Namespace) -> list[str]:
+    """The given flags that say how faces are found."""
+    names = ("faces", "min_face_size", "rotate", "detector")
+    return [f"--{name.replace('_', '-')}" for name in names if vars(args)[name] not in (None, "no")]
+
+
 def check_folders(args: argparse.Namespace) -> None:
     """Raises ValueError when a folder that is to be filled lies among the images, or the one for copies is not new;
     OSError when nothing can be written there."""
@@ -131,9 +148,12 @@ def check_folders(args: argparse.Namespace) -> None:
         check_writable(args.map)
 
 
-def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> None:
+def check_method(scorer: Scorer, args: argparse.Namespace) -> None:
     """Raises ValueError, before anything is scored, when a flag asks for what the weights do not give."""
-    method = METHODS[scorer.method]
+    method, selection = METHODS[scorer.method], args.selection
+    mapped = (args.map_of or "quality") if args.map else None
+    if not method.aligned and (flags := finding(args)):
+        raise ValueError(f"{flags[0]} has no effect: {scorer.method} scores whole pictures")
     if selection.min_band and scorer.bands is None:
         raise ValueError(f"--min-band: {scorer.weights} has no measured bands; give --bands FILE (docs/reasons.md)")
     if selection.min_percentile is not None and scorer.percentiles is None:
@@ -147,8 +167,11 @@ def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> No
 
 
 def check_videos(args: argparse.Namespace, paths: list[str]) -> None:
-    """Raises ValueError when a flag asks for what videos do not give, and only videos are given."""
-    if args.map and all(is_footage(path, args.frames) for path in paths):
+    """Raises ValueError for --map when there are only videos, and for --best-per track when there is none."""
+    videos = sum(is_footage(path, args.frames) for path in paths)
+    if args.best_per and args.best_per[0] == "track" and not videos:
+        raise ValueError("--best-per track is of videos, and no video is given")
+    if args.map and videos == len(paths):
         raise ValueError("--map is of photographs, and only videos are given")
 
 
@@ -169,7 +192,7 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     scorer = Scorer(args.method, args.weights, *settings, **options)
     kept = checkpoint_of(scorer, paths, args) if args.checkpoint else None
     cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type, kept)
-    check_method(scorer, args.selection, args.map_of if args.map else None)
+    check_method(scorer, args)
     if len(first) == 1 and not journal_of(args) and args.faces != "all" and not footage:
         return score_one(scorer, first[0], args)
     if args.workers is None:
@@ -366,7 +389,7 @@ def use_selected(
         print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
     if args.map:
         def region_map(path: str, face: int) -> RegionMap:
-            return scorer.region_map(path, args.map_of, face=face)
+            return scorer.region_map(path, args.map_of or "quality", face=face)
 
         if of_videos := sum(row["selected"] and row["frame"] is not None for row in rows()):
             print(f"no map of {of_videos} faces of videos", file=sys.stderr)
