@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import chain, groupby, islice
@@ -21,7 +22,7 @@ from faces.align import is_aligned
 from faces.cluster import Cluster, cluster_of
 from faces.containers import read_picture, with_members
 from faces.finished import Checkpoint, names_hash
-from faces.listing import expand_inputs
+from faces.listing import IMAGE_SUFFIXES, expand_inputs
 from faces.reader import ImageError
 from faces.video import is_video
 from labels.measure import part_of
@@ -74,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     check_folders(args)
     if (args.shard or args.merge) and (args.report or args.copy_to or args.map or args.selection):
         raise ValueError("--shard and --merge write the table alone: select, copy, map and report when it is whole")
+    if not (args.frames or args.merge):
+        tell_of_folders(args.images)
     paths = with_members(inputs_of(args))
     if args.merge:
         with writing(args.output, args.part_rows):
@@ -103,6 +106,21 @@ def inputs_of(args: argparse.Namespace) -> Iterator[str]:
         return expand_inputs(args.images, sys.stdin)
     groups = groupby(args.images, lambda argument: Path(argument).is_dir())
     return chain.from_iterable(group if folders else expand_inputs(list(group), sys.stdin) for folders, group in groups)
+
+
+def tell_of_folders(arguments: Sequence[str]) -> None:
+    """Say on stderr which folders hold videos, which are not looked for in folders, and which hold no picture."""
+    for folder in filter(os.path.isdir, arguments):
+        videos, pictures = list[str](), 0
+        for root, _, names in os.walk(folder):
+            videos += (os.path.join(root, name) for name in names if is_video(name))
+            pictures += sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+        if videos:
+            count = f"{len(videos)} video{'s are' if len(videos) > 1 else ' is'}"
+            some = f"such as {min(videos)}: give paths of videos or a pattern"
+            print(printable(f"note: {count} left out below {folder}, {some}"), file=sys.stderr)
+        if not pictures and len(arguments) > 1:   # of one folder alone it is an error
+            print(printable(f"note: there is no picture below {folder}"), file=sys.stderr)
 
 
 def selection_of(args: argparse.Namespace) -> Selection:

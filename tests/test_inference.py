@@ -413,3 +413,25 @@ def test_flags_without_an_effect_are_refused(
     error = capsys.readouterr().err
     assert error.startswith(f"error: {message}")
     assert error.count("\n") == 1
+
+
+def test_what_is_left_out_of_a_folder_is_said(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "day" / "gate").mkdir(parents=True)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").touch()
+    for number in range(2):
+        Image.fromarray(recipe.mirror_image(number)).save(tmp_path / "day" / f"{number}.png")
+    (tmp_path / "day" / "gate" / "clip.MP4").touch()
+    (tmp_path / "day" / "gate" / "later.mkv").touch()
+    call = [str(tmp_path / "day"), str(tmp_path / "none"), "--weights", str(weights)]
+    assert inference.main(call) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        f"note: 2 videos are left out below {tmp_path}/day, such as {tmp_path}/day/gate/clip.MP4: "
+        "give paths of videos or a pattern",
+        f"note: there is no picture below {tmp_path}/none",
+    ]
+    assert inference.main([str(tmp_path / "day" / "0.png"), "--weights", str(weights)]) == 0
+    assert "note" not in capsys.readouterr().err
