@@ -122,7 +122,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--report", type=Path, metavar="FILE.html", help="page to write: who would be refused at a threshold, and why")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output or --report")
     add("--every", type=positive, default=1, metavar="N", help=EVERY_HELP)
-    add("--frames", type=rate, metavar="RATE", help="take each folder as the frames of a video, so many a second")
+    add("--frames", type=rate, metavar="RATE", help="take each named folder as one video, of so many frames a second")
     add_machine_flags(add)
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
