@@ -138,7 +138,9 @@ def selection_of(args: argparse.Namespace) -> Selection:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raises ValueError for a flag that has no effect with the others."""
+    """Raises ValueError for an empty path, and for a flag that has no effect with the others."""
+    if "" in args.images:
+        raise ValueError("an empty path was given: a file, a folder or a pattern was expected")
     if args.align == "no" and (flags := finding(args)):
         raise ValueError(f"{flags[0]} has no effect with --align no, which takes every picture as it is")
     if args.map_of and not args.map:

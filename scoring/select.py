@@ -32,9 +32,15 @@ from model.prompts import AXES, FACTORS
 from .region_map import RegionMap
 from .tables import Row
 
+
+def folder_of(row: Row) -> str:
+    """The folder of a row's file, the same however the path is written."""
+    return os.path.dirname(os.path.abspath(row["path"]))
+
+
 GROUPS: dict[str, Callable[[Row], str]] = {  # --best-per: what a row belongs to
-    "folder": lambda row: os.path.dirname(row["path"]),
-    "identity": lambda row: os.path.basename(os.path.dirname(row["path"])),
+    "folder": folder_of,
+    "identity": lambda row: os.path.basename(folder_of(row)),
     "track": lambda row: f"{row['track']} {row['path']}",   # of a video
 }
 

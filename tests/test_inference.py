@@ -435,3 +435,8 @@ def test_what_is_left_out_of_a_folder_is_said(
     ]
     assert inference.main([str(tmp_path / "day" / "0.png"), "--weights", str(weights)]) == 0
     assert "note" not in capsys.readouterr().err
+
+
+def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert inference.main(["", "face.jpg"]) == 2
+    assert capsys.readouterr().err == "error: an empty path was given: a file, a folder or a pattern was expected\n"

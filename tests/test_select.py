@@ -89,6 +89,17 @@ def test_a_share_is_the_one_of_evaluate_threshold() -> None:
     assert discard_threshold(np.array([]), 0.1) == -np.inf
 
 
+@pytest.mark.parametrize("group", ["folder", "identity"])
+def test_a_folder_is_one_group_however_it_is_written(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    paths = ["1.png", "./2.png", "../x/3.png", f"{tmp_path}/x/4.png", f"{tmp_path}//x/5.png"]
+    assert selected(Selection(best_per=(group, 1)), [row(path, 0.5 + i / 10) for i, path in enumerate(paths)]) == [4]
+    assert len(selected(Selection(best_per=("folder", 1)), [row("Ann/1.png", 0.5), row("../Ann/1.png", 0.5)])) == 2
+
+
 def test_of_each_group_only_the_best_are_held() -> None:
     rows = (row(f"{i % 3}/{i}.png", (i * 7919 % 1000) / 1000) for i in range(3000))
     kept = best_rows(rows, lambda _: True, "folder", 2)
