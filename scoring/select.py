@@ -249,8 +249,8 @@ def shared_start(sequences: Iterable[tuple[str, ...]]) -> int:
     """How many first parts all have in common."""
     start: tuple[str, ...] | None = None
     for parts in sequences:
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(start or parts, parts, strict=False))
-        start = parts if start is None else tuple(part for part, _ in same)
+        pairs = zip(parts if start is None else start, parts, strict=False)
+        start = tuple(part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return len(start or ())
 
 

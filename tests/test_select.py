@@ -123,6 +123,7 @@ def test_parts_lead_nowhere_else() -> None:
     assert parts_of("/etc/../../a/./b.png") == ("etc", "a", "b.png")
     assert parts_of("../..") == ("image",)
     assert shared_start(iter([("a", "b"), ("a", "c"), ("a", "b", "d")])) == 1
+    assert shared_start([("a",), ("b",), ("b",)]) == 0, "nothing that was lost comes back"
     assert shared_start(iter([])) == 0
 
 
