@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ from command_line import (
 from model.cores import available_cores
 
 METHOD_HELP = "clib-fiqa, cr-fiqa, ediffiqa, diffiqa-r or dsl-fiqa (default: the one that --weights are for)"
+EVERY_HELP = "look at each N-th frame of a video (default: all); no effect on pictures"
+FACES_HELP = "which faces count (default: the largest of a picture, all of a video)"
 SELECTING = """Every row stays in the table; the column `selected` tells which pass all flags. Without flags all rows
     that have a score are copied and mapped."""
 PARTS_HELP = "make --output FILE.parquet a folder of Parquet files of N rows each, with a manifest (docs/scale.md)"
@@ -66,6 +69,22 @@ def rate(text: str) -> float:
     value = float(text)
     if not 0 < value < 1e6:
         raise argparse.ArgumentTypeError(f"frames a second, above 0, were expected, not {text}")
+    return value
+
+
+def finite(text: str) -> float:
+    """A number, neither infinite nor nan."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"a finite number was expected, not {text}")
+    return value
+
+
+def percentile(text: str) -> float:
+    """A number from 0 to 100."""
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"a percentile from 0 to 100 was expected, not {text}")
     return value
 
 
@@ -102,12 +121,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--part-rows", type=positive, metavar="N", help=PARTS_HELP)
     add("--report", type=Path, metavar="FILE.html", help="page to write: who would be refused at a threshold, and why")
     add("--resume", action="store_true", help="go on with an interrupted run that had the same --output or --report")
-    add("--every", type=positive, default=1, metavar="N", help="of a video look at each N-th frame (default: all)")
-    add("--frames", type=rate, metavar="RATE", help="take each folder as the frames of a video, so many a second")
+    add("--every", type=positive, default=1, metavar="N", help=EVERY_HELP)
+    add("--frames", type=rate, metavar="RATE", help="take each named folder as one video, of so many frames a second")
     add_machine_flags(add)
     add("--swapped-channels", action="store_true", help="the files hold BGR instead of RGB")
     add("--align", choices=("auto", "yes", "no"), default="auto", help="find and align faces (default: unless 112x112)")
-    add("--faces", choices=("largest", "central", "all"), help="which faces count (default: largest; of a video all)")
+    add("--faces", choices=("largest", "central", "all"), help=FACES_HELP)
     add("--min-face-size", type=positive, metavar="N", help="leave out faces of fewer pixels (default: 24)")
     add("--rotate", choices=("no", "auto"), default="no", help="auto: find faces on a side or upside down too")
     add("--detector", metavar="FILE.onnx", help="a detector of OpenCV's YuNet format (default: in weights/)")
@@ -116,14 +135,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=positive, metavar="N", help="images a network sees at once (CPU: 16, CUDA: 256, mps: 64)")
     add("--workers", type=natural, metavar="N", help=WORKERS_HELP)
     add("--threads", type=positive, metavar="N", help=THREADS_HELP)
-    add("--max-file-size", type=megabytes, dest="max_bytes", metavar="MB", help=FILE_SIZE_HELP)
+    add("--max-file-size", type=megabytes, dest="max_bytes", metavar="MB", help=f"{FILE_SIZE_HELP}; not of videos")
     add("--degradation-encoder", metavar="FILE", help="dsl-fiqa: the encoder, such as the published DE.pt")
     add("--crops", type=positive, metavar="N", help="dsl-fiqa: random crops of each image (default: 20)")
     add("--landmark-folder", metavar="FOLDER", help="dsl-fiqa: published landmarks, STEM.npy of each image STEM.*")
     add = parser.add_argument_group("selecting (docs/reasons.md)", SELECTING).add_argument
-    add("--min-score", type=float, metavar="X", help="quality of X or more")
+    add("--min-score", type=finite, metavar="X", help="quality of X or more")
     add("--min-band", choices=("low", "medium", "high"), help="this band or a higher one")
-    add("--min-percentile", type=float, metavar="P", help="better than P %% of the set that the weights name")
+    add("--min-percentile", type=percentile, metavar="P", help="better than P %% of the set that the weights name")
     keep_help = "the most probable level is one of these, such as pose=frontal,'slight angle'; may be repeated"
     add("--keep", action="append", default=[], metavar="FACTOR=LEVEL,…", help=keep_help)
     add("--discard", type=share, metavar="SHARE", help="all but the worst SHARE of the scored rows, such as 0.1")
@@ -133,7 +152,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--bands", metavar="FILE", help="table of `evaluate.py bands` (default: the one beside the weights)")
     add("--map", type=Path, metavar="FOLDER", help="what lowers the score: a picture, JSON and NPY for each face")
     axes = ("quality", "blur", "occlusion", "pose", "expression", "illumination")
-    add("--map-of", choices=axes, default="quality", help="what the map is of (default: quality)")
+    add("--map-of", choices=axes, help="what the map is of (default: quality)")
     args = parser.parse_args(arguments)
     if args.resume and not (args.output or args.report):
         parser.error("--resume continues a file: give its --output or --report")

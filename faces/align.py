@@ -88,12 +88,14 @@ def crops_of(rgb: np.ndarray, alignment: Alignment, points: np.ndarray | None = 
 
     `points` (5, 2) or (K, 5, 2), x and y in pixels, are those of faces that are known already: nothing is searched.
     Raises ImageError with the status no_face when no face is found, or when an image taken as a crop is looked at and
-    has one colour; ValueError for points of another shape.
+    has one colour; ValueError for points of another shape, or all in one place.
     """
     if points is not None:
         given = np.asarray(points, np.float64)
         if given.shape[-2:] != (5, 2) or given.ndim not in (2, 3) or not np.isfinite(given).all():
             raise ValueError(f"points {given.shape}: (5, 2) or (K, 5, 2) finite numbers were expected")
+        if not np.ptp(given, axis=-2).any(axis=-1).all():
+            raise ValueError("all points of a face lie in one place; eyes, nose tip and mouth corners were expected")
         faces = [Face(box_around(five), 1.0, five) for five in given.reshape(-1, 5, 2)]
         return _warped(rgb, faces, "points", len(faces))
     if alignment.align == "no":

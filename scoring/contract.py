@@ -67,7 +67,8 @@ class Scoring(Protocol):
     def prepare(self) -> Callable[..., Prepared | list[Prepared]]:
         """Makes crops of an RGB uint8 image (H, W, 3). `path` is its file, or "" for an image that comes from no file.
 
-        A method that takes aligned faces also has the argument `points` of `face_crops.prepare_face`.
+        A method that takes aligned faces also has the arguments `points` and `faces` of
+        `face_crops.prepare_face`.
 
         Raises ImageError for an image that cannot be scored.
         """

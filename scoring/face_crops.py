@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,13 +21,17 @@ def prepare_face(
     rgb: np.ndarray,
     path: str = "",
     points: np.ndarray | None = None,
+    faces: str | None = None,
 ) -> Prepared | list[Prepared]:
     """RGB uint8 (H, W, 3) -> the wanted face as one crop of the network's size, or a list of several faces.
 
     `alignment` may also be just its `align`: no, yes or auto. `points` (5, 2) or (K, 5, 2) are those of faces that are
-    known already. Raises ImageError (no_face).
+    known already. `faces` (largest, central, all) takes the place of the one of the alignment's finder. Raises
+    ImageError (no_face).
     """
     chosen = Alignment(alignment) if isinstance(alignment, str) else alignment
+    if faces is not None:
+        chosen = replace(chosen, finder=replace(chosen.finder, faces=faces))
     height, width = rgb.shape[:2]
     prepared = []
     for crop in crops_of(rgb, chosen, points):

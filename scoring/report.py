@@ -22,6 +22,7 @@ from PIL import Image
 
 from faces.containers import read_picture
 from faces.reader import MAX_BYTES
+from faces.video import is_video
 from faces.workers import as_it_is, load_batches
 from model.files import open_text, replacing
 from model.prompts import AXES, FACTORS
@@ -55,8 +56,8 @@ def write_report(
 
     about: `model` (a line of text), `created` (a date), `range` (lowest and highest possible quality, or None) and
     `percentile_set` (name, or None). Pictures are read again from the paths of the rows, by `workers` processes; a
-    file that cannot be read, or has more than `max_bytes`, has none. With `swapped_channels` the files hold BGR. The
-    page is written atomically.
+    file that cannot be read, or has more than `max_bytes`, has none, nor have videos. With `swapped_channels` the files
+    hold BGR. The page is written atomically.
     """
     head, tail = _page().split("{{data}}")
     facts = {
@@ -101,15 +102,22 @@ def _with_pictures(
 ) -> Iterator[tuple[list[Mapping[str, Any]], list[str]]]:
     """Chunks of rows, each with the pictures of its rows as base64; "" for a file that cannot be read."""
     rows, again = tee(rows)
-    keys = (json.dumps([row["path"], row.get("box")]) for row in again)
+    keys = (json.dumps([row["path"], row.get("box"), _is_of_video(row)]) for row in again)
     read = partial(_picture, side=side, swapped_channels=swapped_channels, max_bytes=max_bytes)
     for loaded in load_batches(keys, as_it_is, CHUNK, workers, read):
         yield list(islice(rows, len(loaded))), [item.value or "" for item in loaded]
 
 
+def _is_of_video(row: Mapping[str, Any]) -> bool:
+    return row.get("frame") is not None or is_video(row["path"])
+
+
 def _picture(key: str, side: int, swapped_channels: bool, max_bytes: int) -> str:
-    """A small WebP, as base64, of the image at a path: of the face when its box is known. Raises ImageError."""
-    path, box = json.loads(key)
+    """A small WebP, as base64, of the image at a path: of the face when its box is known; "" for a video. Raises
+    ImageError."""
+    path, box, of_video = json.loads(key)
+    if of_video:
+        return ""
     rgb = read_picture(path, max_bytes)
     image = Image.fromarray(_around(rgb, box) if box else rgb)
     image.thumbnail((side, side), Image.Resampling.BILINEAR, reducing_gap=2.0)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import chain, groupby, islice
@@ -21,13 +22,14 @@ from faces.align import is_aligned
 from faces.cluster import Cluster, cluster_of
 from faces.containers import read_picture, with_members
 from faces.finished import Checkpoint, names_hash
-from faces.listing import expand_inputs
+from faces.listing import IMAGE_SUFFIXES, expand_inputs
 from faces.reader import ImageError
 from faces.video import is_video
-from model.files import only_run, only_writer, printable
+from model.files import filling_folder, only_run, only_writer, printable
 from model.percentiles import Percentiles
 
 from .methods import METHODS
+from .region_map import RegionMap
 from .report import check_report_name, write_report
 from .score import Score
 from .scorer import Scorer
@@ -36,9 +38,11 @@ from .select import (
     Selection,
     check_new,
     check_outside,
+    check_writable,
     copy_files,
     marker,
     read_keep,
+    selected_faces,
     selected_paths,
     write_maps,
 )
@@ -66,9 +70,12 @@ def run(args: argparse.Namespace) -> int:
     if args.report:
         check_report_name(args.report)
     args.selection = selection_of(args)
+    check_options(args)
     check_folders(args)
     if (args.shard or args.merge) and (args.report or args.copy_to or args.map or args.selection):
         raise ValueError("--shard and --merge write the table alone: select, copy, map and report when it is whole")
+    if not (args.frames or args.merge):
+        tell_of_folders(args.images)
     paths = with_members(inputs_of(args))
     if args.merge:
         with writing(args.output, args.part_rows):
@@ -102,6 +109,21 @@ def inputs_of(args: argparse.Namespace) -> Iterator[str]:
     return chain.from_iterable(group if folders else expand_inputs(list(group), sys.stdin) for folders, group in groups)
 
 
+def tell_of_folders(arguments: Sequence[str]) -> None:
+    """Say on stderr which folders hold videos, which are not looked for in folders, and which hold no picture."""
+    for folder in filter(os.path.isdir, arguments):
+        videos, pictures = list[str](), 0
+        for root, _, names in os.walk(folder):
+            videos += (os.path.join(root, name) for name in names if is_video(name))
+            pictures += sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
+        if videos:
+            count = f"{len(videos)} video{'s are' if len(videos) > 1 else ' is'}"
+            some = f"such as {min(videos)}: give paths of videos or a pattern"
+            print(printable(f"note: {count} left out below {folder}, {some}"), file=sys.stderr)
+        if not pictures and len(arguments) > 1:   # of one folder alone it is an error
+            print(printable(f"note: there is no picture below {folder}"), file=sys.stderr)
+
+
 def selection_of(args: argparse.Namespace) -> Selection:
     """What the flags ask of a row. Raises ValueError for names that do not exist."""
     keep: dict[str, tuple[str, ...]] = {}
@@ -116,18 +138,43 @@ def selection_of(args: argparse.Namespace) -> Selection:
     return Selection(args.min_score, args.min_band, args.min_percentile, keep, args.discard, best_per)
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Raises ValueError for an empty path, and for a flag that has no effect with the others."""
+    if "" in args.images:
+        raise ValueError("an empty path was given: a file, a folder or a pattern was expected")
+    if args.align == "no" and (flags := finding(args)):
+        raise ValueError(f"{flags[0]} has no effect with --align no, which takes every picture as it is")
+    if args.map_of and not args.map:
+        raise ValueError("--map-of says what --map shows: give --map FOLDER too")
+    if args.frames and not any(Path(path).is_dir() or path.startswith(("-", "@")) for path in args.images):
+        raise ValueError("--frames takes folders as videos, and no folder is given")
+
+
+def finding(args: argparse.Namespace) -> list[str]:
+    """The given flags that say how faces are found."""
+    names = ("faces", "min_face_size", "rotate", "detector")
+    return [f"--{name.replace('_', '-')}" for name in names if vars(args)[name] not in (None, "no")]
+
+
 def check_folders(args: argparse.Namespace) -> None:
-    """Raises ValueError when a folder that is to be filled lies among the images, or the one for copies is not new."""
+    """Raises ValueError when a folder that is to be filled lies among the images, or the one for copies is not new;
+    OSError when nothing can be written there."""
     for folder in (args.copy_to, args.map):
         if folder is not None:
             check_outside(folder, args.images)
     if args.copy_to is not None:
-        check_new(args.copy_to)
+        check_new(args.copy_to, filter(None, (args.output, args.report, args.map)))
+        check_writable(args.copy_to.resolve().parent)
+    if args.map is not None:
+        check_writable(args.map)
 
 
-def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> None:
+def check_method(scorer: Scorer, args: argparse.Namespace) -> None:
     """Raises ValueError, before anything is scored, when a flag asks for what the weights do not give."""
-    method = METHODS[scorer.method]
+    method, selection = METHODS[scorer.method], args.selection
+    mapped = (args.map_of or "quality") if args.map else None
+    if not method.aligned and (flags := finding(args)):
+        raise ValueError(f"{flags[0]} has no effect: {scorer.method} scores whole pictures")
     if selection.min_band and scorer.bands is None:
         raise ValueError(f"--min-band: {scorer.weights} has no measured bands; give --bands FILE (docs/reasons.md)")
     if selection.min_percentile is not None and scorer.percentiles is None:
@@ -140,6 +187,15 @@ def check_method(scorer: Scorer, selection: Selection, mapped: str | None) -> No
         raise ValueError(f"--map-of {mapped}: {scorer.method} gives a quality alone")
 
 
+def check_videos(args: argparse.Namespace, paths: list[str]) -> None:
+    """Raises ValueError for --map when there are only videos, and for --best-per track when there is none."""
+    videos = sum(is_footage(path, args.frames) for path in paths)
+    if args.best_per and args.best_per[0] == "track" and not videos:
+        raise ValueError("--best-per track is of videos, and no video is given")
+    if args.map and videos == len(paths):
+        raise ValueError("--map is of photographs, and only videos are given")
+
+
 def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     """Score the images at these paths; return the exit code."""
     if "-" not in args.images:
@@ -149,15 +205,15 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
     first = list(islice(remaining, 2))
     if not first:
         raise ValueError(f"there are no images in {' '.join(args.images)}")
+    if isinstance(paths, list):
+        check_videos(args, paths)
     settings = args.device, args.precision, args.align, args.batch_size, args.swapped_channels
     options = {name: vars(args)[name] for name in OPTIONS if vars(args)[name] is not None}
     footage = any(is_footage(path, args.frames) for path in (paths if isinstance(paths, list) else first))
-    if footage:
-        args.faces = options.setdefault("faces", "all")
     scorer = Scorer(args.method, args.weights, *settings, **options)
     kept = checkpoint_of(scorer, paths, args) if args.checkpoint else None
     cluster = cluster_of(args.engine, args.address, args.actors, scorer.device.type, kept)
-    check_method(scorer, args.selection, args.map_of if args.map else None)
+    check_method(scorer, args)
     if len(first) == 1 and not journal_of(args) and args.faces != "all" and not footage:
         return score_one(scorer, first[0], args)
     if args.workers is None:
@@ -169,6 +225,8 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
         remaining, total = iter(part), len(part)
         write_settings(args.output, args.shard, settings_of(scorer, args))
         args.output = shard_table(args.output, args.shard)
+    if footage or args.faces == "all":
+        total = None   # a path may then have several rows
     write = partial(write_files, scorer, cluster, remaining, total, args, doubtful)
     if journal_of(args):
         statuses = write()
@@ -185,7 +243,8 @@ def score_images(args: argparse.Namespace, paths: Iterable[str]) -> int:
 
 def settings_of(scorer: Scorer, args: argparse.Namespace) -> dict[str, Any]:
     """What the rows depend on besides the images."""
-    return {**scorer.settings, "weights_name": scorer.weights.name, "every": args.every, "frames": args.frames}
+    of_videos = {"faces_of_videos": args.faces or "all", "every": args.every, "frames": args.frames}
+    return {**scorer.settings, "weights_name": scorer.weights.name, **of_videos}
 
 
 def checkpoint_of(scorer: Scorer, paths: Iterable[str], args: argparse.Namespace) -> Checkpoint:
@@ -247,7 +306,8 @@ def score_one(scorer: Scorer, path: str, args: argparse.Namespace) -> int:
     (row,) = marker(args.selection, lambda: iter([row]))([row])
     code = print_sentence(score, scorer.percentiles, row["selected"] if args.selection else None)
     if args.copy_to or args.map:
-        use_selected(scorer, lambda: iter([row]), args)
+        with ExitStack() as unpublished:
+            use_selected(scorer, lambda: iter([row]), args, unpublished)
     return code
 
 
@@ -314,7 +374,6 @@ def write_files(
     journal = Journal(journal_of(args), settings_of(scorer, args), args.resume, scorer.batch_size, parts)
     remaining = journal.unfinished(paths, partial(is_footage, rate=args.frames))
     scores = watched(scores_of(scorer, cluster, remaining, args), doubtful)
-    total = None if args.faces == "all" else total  # an image may then have several rows
     journal.keep(tqdm(scores, total=total, initial=journal.finished, unit=" faces", disable=None))
     if not (args.selection or args.copy_to or args.map or args.report):
         return journal.finish()
@@ -322,8 +381,9 @@ def write_files(
     if args.report:
         rows = mark(journal.rows()) if args.selection else journal.rows()
         write_page(scorer, rows, journal.count(), args)
-    use_selected(scorer, lambda: mark(journal.rows()), args)
-    return journal.finish(mark) if args.selection else journal.finish()
+    with ExitStack() as unpublished:   # until the table is written: what fails before can be resumed
+        use_selected(scorer, lambda: mark(journal.rows()), args, unpublished)
+        return journal.finish(mark) if args.selection else journal.finish()
 
 
 def scores_of(
@@ -333,7 +393,7 @@ def scores_of(
     for videos, group in groupby(paths, partial(is_footage, rate=args.frames)):
         if videos:
             for path in group:
-                yield from video_scores(scorer, path, args.every, args.frames or 25.0)
+                yield from video_scores(scorer, path, args.every, args.frames or 25.0, args.faces or "all")
         else:
             yield from scorer.stream(group, args.workers, cluster)
 
@@ -343,18 +403,29 @@ def is_footage(path: str, rate: float | None) -> bool:
     return is_video(path) or (rate is not None and Path(path).is_dir())
 
 
-def use_selected(scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argparse.Namespace) -> None:
-    """Copy the files of the selected rows, and write their maps; `rows` gives all rows, each time anew."""
+def use_selected(
+    scorer: Scorer, rows: Callable[[], Iterator[Row]], args: argparse.Namespace, unpublished: ExitStack
+) -> None:
+    """Write the maps of the selected rows, and copy their files; `rows` gives all rows, each time anew.
+
+    The folder of the copies appears when `unpublished` is closed, or not at all when that happens by an error.
+    """
     if args.selection:
         print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
-    if args.copy_to:
-        count = copy_files(lambda: selected_paths(rows()), args.copy_to, scorer.max_bytes)
-        selected = (row for row in rows() if row["selected"])
-        count += write_shots(selected, args.copy_to, args.every, args.frames or 25.0, scorer.max_bytes)
-        print(f"{count} files -> {args.copy_to}", file=sys.stderr)
     if args.map:
-        count = write_maps(lambda: selected_paths(rows()), args.map, partial(scorer.region_map, axis=args.map_of))
+        def region_map(path: str, face: int) -> RegionMap:
+            return scorer.region_map(path, args.map_of or "quality", face=face)
+
+        if of_videos := sum(row["selected"] and row["frame"] is not None for row in rows()):
+            print(f"no map of {of_videos} faces of videos", file=sys.stderr)
+        count = write_maps(lambda: selected_faces(rows()), args.map, region_map)
         print(f"{count} maps -> {args.map}", file=sys.stderr)
+    if args.copy_to:
+        folder = unpublished.enter_context(filling_folder(args.copy_to.resolve()))   # a link stays one
+        count = copy_files(lambda: selected_paths(rows()), folder, scorer.max_bytes)
+        selected = (row for row in rows() if row["selected"])
+        count += write_shots(selected, folder, args.every, args.frames or 25.0, scorer.max_bytes)
+        print(f"{count} files -> {args.copy_to}", file=sys.stderr)
 
 
 def write_page(scorer: Scorer, rows: Iterator[Row], total: int, args: argparse.Namespace) -> None:

@@ -48,7 +48,8 @@ class Score:
     time: float | None = field(default=None, compare=False)
     """Of a video: seconds since its first frame."""
     track: int | None = field(default=None, compare=False)
-    """Of a video: the same number for the faces of one person in successive frames."""
+    """Of a video: the same number for the faces of one person in successive frames; None of a frame that was taken
+    whole."""
 
     def label(self, axis: str) -> str | None:
         """The most probable level of a factor or of "quality", or None where there are no probabilities."""

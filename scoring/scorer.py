@@ -173,12 +173,13 @@ class Scorer:
             return chain.from_iterable(cluster.results(paths, read, make, self.batch_size, "scores"))
         return self._scores(load_batches(paths, as_it_is, self.batch_size, workers, read))
 
-    def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb") -> RegionMap:
-        """What in the largest face lowers the quality, or the probability of the best level of a factor: regions of the
-        aligned face are replaced, and all are scored in ordinary batches (`scoring/region_map.py`).
+    def region_map(self, image: Picture, axis: str = "quality", color: str = "rgb", face: int = 0) -> RegionMap:
+        """What in a face lowers the quality, or the probability of the best level of a factor: regions of the aligned
+        face are replaced, and all are scored in ordinary batches (`scoring/region_map.py`). `face` is the `Score.face`
+        of one of the faces that `score` finds in the image.
 
-        Raises ValueError for an axis that the method does not give, and for a method that takes whole pictures;
-        ImageError for a bad image.
+        Raises ValueError for an axis that the method does not give, for a method that takes whole pictures, and for a
+        face that there is not; ImageError for a bad image.
         """
         method = METHODS[self.method]
         if not method.aligned:
@@ -186,13 +187,19 @@ class Scorer:
         if axis not in ("quality", *method.axes):
             known = ", ".join(dict.fromkeys(["quality", *method.axes]))
             raise ValueError(f"{self.method} has no axis {axis!r}: expected one of {known}")
-        prepared = self.prepare_first(pixels(image, color, self.max_bytes))
+        faces = self._prepare_faces(pixels(image, color, self.max_bytes))
+        if not 0 <= face < len(faces):
+            raise ValueError(f"face {face} was wanted, and the image has {len(faces)}; the first one has the number 0")
+        prepared = faces[face]
         return map_regions(prepared.crops[0], axis, partial(self._values, axis, prepared.extra))
 
     def prepare_first(self, rgb: np.ndarray, path: str = "") -> Prepared:
         """`prepare` for one face of the image, the first of those that are wanted. Raises ImageError."""
+        return self._prepare_faces(rgb, path)[0]
+
+    def _prepare_faces(self, rgb: np.ndarray, path: str = "") -> list[Prepared]:
         found = self.prepare(rgb, path)
-        return found[0] if isinstance(found, list) else found
+        return found if isinstance(found, list) else [found]
 
     @torch.inference_mode()
     def _values(self, axis: str, extra: Any, crops: Sequence[np.ndarray]) -> np.ndarray:
@@ -204,9 +211,14 @@ class Scorer:
             values.append(columns.quality if axis == "quality" else columns.axes[axis][:, -1])
         return torch.cat(values).float().cpu().numpy()
 
-    def load(self, image: Picture, color: str = "rgb") -> Loaded[Prepared | list[Prepared]]:
-        """An image, read and prepared for `score_loaded`; a bad one has a status. Many threads may do this at once."""
-        return self._load(image, color)
+    def load(
+        self, image: Picture, color: str = "rgb", faces: str | None = None
+    ) -> Loaded[Prepared | list[Prepared]]:
+        """An image, read and prepared for `score_loaded`; a bad one has a status. Many threads may do this at once.
+
+        `faces`, largest, central or all, takes the place of the scorer's.
+        """
+        return self._load(image, color, faces=faces if METHODS[self.method].aligned else None)
 
     def score_loaded(self, batch: Sequence[Loaded[Prepared | list[Prepared]]]) -> list[Score]:
         """The scores of one batch of `load`, in its order. Only one thread at a time may call it."""
@@ -219,11 +231,13 @@ class Scorer:
             found[int(score.path or 0)].append(score)
         return found
 
-    def _load(self, image: Picture, color: str, points: Any = None) -> Loaded[Prepared | list[Prepared]]:
+    def _load(
+        self, image: Picture, color: str, points: Any = None, faces: str | None = None
+    ) -> Loaded[Prepared | list[Prepared]]:
         path = os.fspath(image) if isinstance(image, str | Path) else ""
         if points is not None and not METHODS[self.method].aligned:
             raise ValueError(f"{self.method} takes whole pictures: points of a face are of no use to it")
-        given = {} if points is None else {"points": points}
+        given = {name: value for name, value in (("points", points), ("faces", faces)) if value is not None}
         try:
             return Loaded(path, "ok", self.prepare(pixels(image, color, self.max_bytes), path, **given))
         except ImageError as error:

@@ -7,30 +7,40 @@ share; of each group the best rows are held by their numbers.
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import heapq
+import io
 import itertools
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 import numpy as np
+from PIL import Image
 
 from faces.containers import read_member, split
-from faces.reader import MAX_BYTES, ImageError
+from faces.reader import FORMATS, MAX_BYTES, ImageError
 from model.bands import BANDS
-from model.files import filling_folder
 from model.percentiles import discard_threshold
 from model.prompts import AXES, FACTORS
 
 from .region_map import RegionMap
 from .tables import Row
 
+
+def folder_of(row: Row) -> str:
+    """The folder of a row's file, the same however the path is written."""
+    return os.path.dirname(os.path.abspath(row["path"]))
+
+
 GROUPS: dict[str, Callable[[Row], str]] = {  # --best-per: what a row belongs to
-    "folder": lambda row: os.path.dirname(row["path"]),
-    "identity": lambda row: os.path.basename(os.path.dirname(row["path"])),
+    "folder": folder_of,
+    "identity": lambda row: os.path.basename(folder_of(row)),
     "track": lambda row: f"{row['track']} {row['path']}",   # of a video
 }
 
@@ -105,51 +115,97 @@ def selected_paths(rows: Iterable[Row]) -> Iterator[str]:
         yield path
 
 
-def check_new(folder: Path) -> None:
-    """Raises ValueError when a folder that copies are to fill holds something, or is none."""
+def selected_faces(rows: Iterable[Row]) -> Iterator[tuple[str, int]]:
+    """Path and face of each selected row of a picture; of neighbouring rows of one face only the first."""
+    wanted = (row for row in rows if row["selected"] and row.get("frame") is None)
+    for face, _ in itertools.groupby((row["path"], row["face"] or 0) for row in wanted):
+        yield face
+
+
+def check_new(folder: Path, files: Iterable[Path] = ()) -> None:
+    """Raises ValueError when a folder that copies are to fill holds something, is none, or cannot be exchanged for the
+    filled one; also when one of the other `files` of the run would lie in it."""
+    place = folder.resolve()
+    if place == Path.cwd():
+        raise ValueError(f"{folder} is the current folder: name a new folder in it")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: name a new folder, so that nothing is mixed with what is there")
+    if os.path.ismount(place):
+        raise ValueError(f"{folder} is a mount point: name a new folder in it")
+    for file in files:
+        if file.resolve().is_relative_to(place):
+            raise ValueError(f"{file} lies in {folder}, which is to hold the copies alone: choose another place")
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder where there is none, and try it. Raises ValueError when it is no folder, OSError when nothing can
+    be written into it."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: name a new one, or one that is there")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", suffix=".partial", dir=folder):
+        pass
 
 
 def check_outside(folder: Path, inputs: Iterable[str]) -> None:
-    """Raises ValueError when a folder that a run is to fill lies in a folder that it reads."""
+    """Raises ValueError when a folder that a run is to fill lies in a folder, or fits a pattern, that it reads."""
+    place = folder.resolve()
     for path in inputs:
-        if os.path.isdir(path) and folder.resolve().is_relative_to(Path(path).resolve()):
+        below = os.path.isdir(path) and place.is_relative_to(Path(path).resolve())
+        if below or (not os.path.lexists(path) and glob.has_magic(path) and reaches(path, place)):
             raise ValueError(f"the files in {folder} would be images of {path}: choose a folder outside")
 
 
-def copy_files(read: Callable[[], Iterator[str]], folder: Path, max_bytes: int = MAX_BYTES) -> int:
-    """Copy the files at these paths into a new folder, which appears with all of them or not at all; how many.
+def reaches(pattern: str, place: Path) -> bool:
+    """Whether a pattern can give a folder, given as an absolute path, one above it, or files in it."""
+    parts = Path(os.path.realpath(pattern)).parts
+    fixed = itertools.takewhile(lambda part: part != "**", parts)   # `**` is any number of folders
+    return all(fnmatch.fnmatchcase(name, part) for name, part in zip(place.parts, fixed, strict=False))
 
-    The sub-folders that the paths have beyond their common one are kept. `read` gives the paths, each time anew.
-    Raises RuntimeError when a file is not there any more.
+
+def copy_files(read: Callable[[], Iterator[str]], folder: Path, max_bytes: int = MAX_BYTES) -> int:
+    """Copy the files at these paths into a folder, which exists; how many.
+
+    The sub-folders that the paths have beyond their common one are kept. A name without a suffix, a row of a Parquet
+    file, gets that of the picture's format. `read` gives the paths, each time anew. Raises RuntimeError when a file is
+    not there any more.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with filling_folder(folder) as temporary:
-        for path, target in places(read, temporary):
-            try:
-                if place := split(path):   # a picture in an archive
-                    target.write_bytes(read_member(*place, max_bytes))
-                else:
-                    shutil.copyfile(path, target)
-            except (FileNotFoundError, ImageError) as error:
-                raise RuntimeError(f"{path} was scored, and is not there any more: nothing was copied") from error
-            count += 1
+    for path, target in places(read, folder):
+        try:
+            if place := split(path):   # a picture in an archive
+                content = read_member(*place, max_bytes)
+                named = target if target.suffix else free_name(Path(f"{target}{suffix_of(content)}"))
+                named.write_bytes(content)
+            else:
+                shutil.copyfile(path, target)
+        except (FileNotFoundError, ImageError) as error:
+            raise RuntimeError(f"{path} was scored, and is not there any more: nothing was copied") from error
+        count += 1
     return count
 
 
-def write_maps(read: Callable[[], Iterator[str]], folder: Path, region_map: Callable[[str], RegionMap]) -> int:
-    """Write a map of each image below a folder, named as `copy_files` does, each as soon as it is made; how many.
+def write_maps(
+    read: Callable[[], Iterator[tuple[str, int]]], folder: Path, region_map: Callable[[str, int], RegionMap]
+) -> int:
+    """Write a map of each face below a folder, each as soon as it is made; how many.
 
-    A map of an earlier run under the same name is replaced.
+    `read` gives path and face, each time anew. Maps are named as `copy_files` does; that of the second face of a.png is
+    named a_face1.png. A map of an earlier run under the same name is replaced.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: set[Path] = set()
-    for path, target in places(read, folder, written.__contains__):
-        region_map(path).write(target)
+    targets = places(lambda: (face_name(*face) for face in read()), folder, written.__contains__)
+    for face, (_, target) in zip(read(), targets, strict=True):
+        region_map(*face).write(target)
         written.add(target)
     return len(written)
+
+
+def face_name(path: str, face: int) -> str:
+    """A name for a face of a picture: that of the picture, for all but the first face with `_faceN`."""
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}_face{face}{suffix}" if face else path
 
 
 def places(
@@ -167,8 +223,20 @@ def places(
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):  # a file of another root has the name of a folder of this one
             target = folder / "~".join(parts)
-        names = itertools.chain([target.name], (f"{target.stem}~{n}{target.suffix}" for n in itertools.count(2)))
-        yield path, next(free for name in names if not is_taken(free := target.with_name(name)))
+        yield path, free_name(target, is_taken)
+
+
+def free_name(target: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """The path itself, or when it is taken the first free one with `~2`, `~3`, …"""
+    names = itertools.chain([target.name], (f"{target.stem}~{n}{target.suffix}" for n in itertools.count(2)))
+    return next(free for name in names if not is_taken(free := target.with_name(name)))
+
+
+def suffix_of(content: bytes) -> str:
+    """The suffix of an image file with this content."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        kind = str(image.format)
+    return {"JPEG": ".jpg", "MPO": ".jpg"}.get(kind, f".{kind.lower()}")   # an MPO begins with a JPEG
 
 
 def parts_of(path: str) -> tuple[str, ...]:
@@ -181,8 +249,8 @@ def shared_start(sequences: Iterable[tuple[str, ...]]) -> int:
     """How many first parts all have in common."""
     start: tuple[str, ...] | None = None
     for parts in sequences:
-        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(start or parts, parts, strict=False))
-        start = parts if start is None else tuple(part for part, _ in same)
+        pairs = zip(parts if start is None else start, parts, strict=False)
+        start = tuple(part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
     return len(start or ())
 
 

@@ -162,7 +162,9 @@ def test_known_points_need_no_search() -> None:
     np.testing.assert_array_equal(crop.pixels, align_face(photo))
     assert (crop.placed.aligned_by, crop.placed.detection, crop.placed.face) == ("points", None, 0)
     assert len(crops_of(photo, Alignment("no"), np.stack([points, points]))) == 2
-    for wrong in (points[:4], points.T, points * np.nan, np.zeros((2, 2, 5, 2))):
+    one_place = np.full((5, 2), 0.1)
+    flat = one_place, np.stack([points, one_place])
+    for wrong in (points[:4], points.T, points * np.nan, np.zeros((2, 2, 5, 2)), *flat):
         with pytest.raises(ValueError, match="points"):
             crops_of(photo, Alignment(), wrong)
 

@@ -390,3 +390,72 @@ def test_memory_stays_flat(tmp_path: Path, weights: Path) -> None:
         return int(kilobytes) / 1024
 
     assert peak(2400) - peak(240) < 15, "megabytes"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--min-score", "nan"], "a finite number was expected, not nan"),
+        (["--min-score", "inf"], "a finite number was expected, not inf"),
+        (["--min-percentile", "400"], "a percentile from 0 to 100 was expected, not 400"),
+        (["--min-percentile", "nan"], "a percentile from 0 to 100 was expected, not nan"),
+    ],
+)
+def test_limits_that_are_none_are_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        inference.main(["face.jpg", *flags])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--map-of", "blur"], "--map-of says what --map shows: give --map FOLDER too"),
+        (["--align", "no", "--faces", "all"], "--faces has no effect with --align no"),
+        (["--align", "no", "--rotate", "auto"], "--rotate has no effect with --align no"),
+        (["--align", "no", "--min-face-size", "40"], "--min-face-size has no effect with --align no"),
+        (["--align", "no", "--detector", "yunet.onnx"], "--detector has no effect with --align no"),
+        (["--frames", "25"], "--frames takes folders as videos, and no folder is given"),
+        (["--best-per", "track", "3"], "--best-per track is of videos, and no video is given"),
+        (["--faces", "all", "--method", "dsl-fiqa"], "--faces has no effect: dsl-fiqa scores whole pictures"),
+        (["--rotate", "auto", "--method", "dsl-fiqa"], "--rotate has no effect: dsl-fiqa scores whole pictures"),
+    ],
+)
+def test_flags_without_an_effect_are_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    face = str(Path(inference.__file__).parent / "samples" / "astronaut.png")
+    assert inference.main([face, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_what_is_left_out_of_a_folder_is_said(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "day" / "gate").mkdir(parents=True)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "notes.txt").touch()
+    for number in range(2):
+        Image.fromarray(recipe.mirror_image(number)).save(tmp_path / "day" / f"{number}.png")
+    (tmp_path / "day" / "gate" / "clip.MP4").touch()
+    (tmp_path / "day" / "gate" / "later.mkv").touch()
+    call = [str(tmp_path / "day"), str(tmp_path / "none"), "--weights", str(weights)]
+    assert inference.main(call) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        f"note: 2 videos are left out below {tmp_path}/day, such as {tmp_path}/day/gate/clip.MP4: "
+        "give paths of videos or a pattern",
+        f"note: there is no picture below {tmp_path}/none",
+    ]
+    assert inference.main([str(tmp_path / "day" / "0.png"), "--weights", str(weights)]) == 0
+    assert "note" not in capsys.readouterr().err
+
+
+def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert inference.main(["", "face.jpg"]) == 2
+    assert capsys.readouterr().err == "error: an empty path was given: a file, a folder or a pattern was expected\n"

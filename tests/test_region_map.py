@@ -123,3 +123,24 @@ def test_inference_writes_a_picture_and_numbers(tmp_path: Path, capsys: pytest.C
     assert inference.main(one) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("quality prediction")
     assert len(list((tmp_path / "one").iterdir())) == 3
+
+
+def test_each_selected_face_has_a_map_of_its_own(tmp_path: Path) -> None:
+    group = Image.new("RGB", (400, 240), (90, 100, 110))
+    group.paste(Image.open(SAMPLES / "astronaut_blurred.png").convert("RGB").resize((200, 200)), (0, 20))
+    group.paste(Image.open(SAMPLES / "astronaut.png").convert("RGB").resize((170, 170)), (220, 35))
+    group.save(tmp_path / "group.png")
+    call = [str(tmp_path / "group.png"), "--faces", "all", "--min-face-size", "60"]
+    table, every, best = tmp_path / "scores.jsonl", tmp_path / "every", tmp_path / "best"
+    assert inference.main([*call, "--output", str(table), "--map", str(every)]) == 0
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    names = ["group.png", "group_face1.png"]
+    assert sorted(path.name for path in every.glob("*.json")) == [f"{name}.json" for name in names]
+    values = [json.loads((every / f"{name}.json").read_text())["value"] for name in names]
+    assert values == pytest.approx([row["quality"] for row in rows], abs=1e-5)
+    assert values[1] > values[0] + 0.05, "the smaller face was meant to be the better one"
+    assert inference.main([*call, "--best-per", "folder", "1", "--map", str(best)]) == 0
+    assert [path.name for path in best.glob("*.json")] == ["group_face1.png.json"]
+    assert (best / "group_face1.png.npy").read_bytes() == (every / "group_face1.png.npy").read_bytes()
+    with pytest.raises(ValueError, match="face 2 was wanted, and the image has 2"):
+        Scorer(faces="all", min_face_size=60).region_map(tmp_path / "group.png", face=2)

@@ -151,6 +151,20 @@ def fake_picture(key: str, side: int, swapped_channels: bool, max_bytes: int) ->
     return "UklGRg" * 150
 
 
+def test_no_video_is_read_as_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def recorded(path: str, max_bytes: int) -> np.ndarray:
+        read.append(path)
+        return recipe.mirror_image(1)
+
+    monkeypatch.setattr(report, "read_picture", recorded)
+    of_videos = [row("clip.mp4", 0.5, frame=0), row("frames", 0.5, frame=3), row("faceless.mkv", None, frame=None)]
+    write_report(tmp_path / "r.html", [*of_videos, row("a.png", 0.5, frame=None)], 4, ABOUT)
+    assert [bool(data) for data in pictures_of((tmp_path / "r.html").read_text())] == [False, False, False, True]
+    assert read == ["a.png"]
+
+
 def test_the_limit_of_a_file_holds_for_pictures_too(tmp_path: Path) -> None:
     Image.fromarray(recipe.mirror_image(0)).save(tmp_path / "a.png")
     size = (tmp_path / "a.png").stat().st_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from PIL import Image
 
 import inference
 from evaluation.threshold import pick_threshold
+from faces.listing import expand_inputs
 from model.files import filling_folder
 from model.percentiles import discard_threshold
 from scoring import Score
@@ -87,6 +89,17 @@ def test_a_share_is_the_one_of_evaluate_threshold() -> None:
     assert discard_threshold(np.array([]), 0.1) == -np.inf
 
 
+@pytest.mark.parametrize("group", ["folder", "identity"])
+def test_a_folder_is_one_group_however_it_is_written(
+    group: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    paths = ["1.png", "./2.png", "../x/3.png", f"{tmp_path}/x/4.png", f"{tmp_path}//x/5.png"]
+    assert selected(Selection(best_per=(group, 1)), [row(path, 0.5 + i / 10) for i, path in enumerate(paths)]) == [4]
+    assert len(selected(Selection(best_per=("folder", 1)), [row("Ann/1.png", 0.5), row("../Ann/1.png", 0.5)])) == 2
+
+
 def test_of_each_group_only_the_best_are_held() -> None:
     rows = (row(f"{i % 3}/{i}.png", (i * 7919 % 1000) / 1000) for i in range(3000))
     kept = best_rows(rows, lambda _: True, "folder", 2)
@@ -110,6 +123,7 @@ def test_parts_lead_nowhere_else() -> None:
     assert parts_of("/etc/../../a/./b.png") == ("etc", "a", "b.png")
     assert parts_of("../..") == ("image",)
     assert shared_start(iter([("a", "b"), ("a", "c"), ("a", "b", "d")])) == 1
+    assert shared_start([("a",), ("b",), ("b",)]) == 0, "nothing that was lost comes back"
     assert shared_start(iter([])) == 0
 
 
@@ -125,7 +139,9 @@ def test_copies_keep_sub_folders_and_names_never_collide(tmp_path: Path) -> None
         f"{tmp_path}/in/p/a/with\nline end.png",
         f"{tmp_path}/in/p/a/-rf.png",
     ]
-    assert copy_files(lambda: iter(given), folder) == 5
+    folder.parent.mkdir()
+    with filling_folder(folder) as temporary:
+        assert copy_files(lambda: iter(given), temporary) == 5
     below = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert below == ["in/p/a/1.png", "p/a/-rf.png", "p/a/1.png", "p/a/with\nline end.png", "p/b/1.png"]
     assert (folder / "p/a/1.png").read_text() == "0"
@@ -146,14 +162,34 @@ def test_a_name_that_is_taken_gets_a_number(tmp_path: Path) -> None:
     assert found == ["1.png", "a/1.png", "1~2.png", "1.png~2.png"]
 
 
+def test_copies_from_parquet_are_images_of_their_format(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    contents = []
+    for kind in ("PNG", "JPEG", "WEBP"):
+        stream = io.BytesIO()
+        Image.fromarray(recipe.mirror_image(1)).save(stream, kind)
+        contents.append(stream.getvalue())
+    parquet.write_table(pyarrow.table({"image": contents}), tmp_path / "faces.parquet")
+    best = tmp_path / "best"
+    assert run(tmp_path / "faces.parquet", "--min-score", "0", "--copy-to", best, weights=weights) == 0
+    assert copied(best) == ["0.png", "1.jpg", "2.webp"]
+    assert [(best / name).read_bytes() for name in copied(best)] == contents
+    assert run(best, weights=weights) == 0
+    assert "3 ok" in capsys.readouterr().err
+
+
 def test_copying_is_all_or_nothing(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_text("1")
     folder = tmp_path / "out"
-    with pytest.raises(RuntimeError, match=r"2\.png was scored, and is not there any more: nothing was copied"):
-        copy_files(lambda: iter([str(tmp_path / "1.png"), str(tmp_path / "2.png")]), folder)
+    gone = pytest.raises(RuntimeError, match=r"2\.png was scored, and is not there any more: nothing was copied")
+    with gone, filling_folder(folder) as temporary:
+        copy_files(lambda: iter([str(tmp_path / "1.png"), str(tmp_path / "2.png")]), temporary)
     assert [path.name for path in tmp_path.iterdir()] == ["1.png"]
     folder.mkdir()
-    assert copy_files(lambda: iter([str(tmp_path / "1.png")]), folder) == 1
+    with filling_folder(folder) as temporary:
+        assert copy_files(lambda: iter([str(tmp_path / "1.png")]), temporary) == 1
     with pytest.raises(OSError), filling_folder(folder) as temporary:  # noqa: PT011
         (temporary / "x").touch()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.png", "out"]
@@ -170,6 +206,80 @@ def test_a_folder_that_is_filled_is_new_and_outside(tmp_path: Path) -> None:
     for folder in (tmp_path / "in", tmp_path / "in" / "x"):
         with pytest.raises(ValueError, match="is not empty"):
             check_new(folder)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "is_read"),
+    [
+        ("in/*", True),           # the folder itself
+        ("in/**", True),
+        ("*", True),
+        ("i?/b*/*.png", True),    # what lies in it
+        ("in/best/*.png", True),
+        ("./in/../in/*", True),
+        ("in/*.png", False),
+        ("*.png", False),
+        ("out/**", False),
+        ("*/other/*.png", False),
+        ("**/*.png", True),
+        ("in/a/**", False),
+    ],
+)
+def test_copies_lie_outside_of_what_a_pattern_reads(
+    pattern: str, is_read: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in" / "best").mkdir(parents=True)
+    (tmp_path / "in" / "best" / "1.png").touch()
+    monkeypatch.chdir(tmp_path)
+    assert (str(Path("in/best/1.png")) in map(os.path.normpath, expand_inputs([pattern], []))) == is_read
+    for folder in (Path("in/best"), tmp_path / "in" / "best"):
+        if is_read:
+            with pytest.raises(ValueError, match=r"the files in .*best would be images of"):
+                check_outside(folder, [pattern])
+        else:
+            check_outside(folder, [pattern])
+
+
+def test_copies_may_go_where_a_link_to_an_empty_folder_leads(faces: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert run(faces / "b", "--min-score", "0", "--copy-to", tmp_path / "link", weights=weights) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert len(copied(tmp_path / "real")) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--copy-to", "."], ". is the current folder: name a new folder"),
+        (["--copy-to", "mount"], "mount is a mount point: name a new folder in it"),
+        (["--copy-to", "new", "--output", "new/scores.csv"], "new/scores.csv lies in new"),
+        (["--copy-to", "new", "--map", "new/maps"], "new/maps lies in new"),
+        (["--copy-to", "file/new"], "file"),
+        (["--map", "file"], "file is no folder"),
+        (["--map", "file/maps"], "file"),
+        (["--copy-to", "/proc/nope/new"], "/proc/nope"),
+    ],
+)
+def test_a_folder_that_cannot_be_filled_is_said_before_scoring(
+    flags: list[str], message: str, faces: Path, weights: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    if "." not in flags:
+        (here / "mount").mkdir()
+        (here / "file").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "mount")
+    monkeypatch.setattr("scoring.run.score_images", lambda *arguments: pytest.fail("it was scored"))
+    before = sorted(here.iterdir())
+    assert run(faces, *flags, weights=weights) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(here.iterdir()) == before
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +406,24 @@ def test_a_file_that_vanished_loses_no_rows(
     assert run(faces, "--output", output, "--copy-to", best, "--resume", weights=weights) == 1
     assert len(rows_in(output)) == 10
     assert len(copied(best)) == 9
+
+
+@pytest.mark.parametrize("stage", ["write_shots", "write_maps", "Journal.finish"])
+def test_whatever_fails_behind_the_copies_can_be_resumed(
+    stage: str, faces: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, best, maps = tmp_path / "scores.csv", tmp_path / "best", tmp_path / "maps"
+    call = [faces / "b", "--output", output, "--copy-to", best, "--map", maps]
+
+    def stopped(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"scoring.run.{stage}", stopped)
+        assert run(*call, weights=weights) == 130
+    assert not best.exists()
+    assert run(*call, "--resume", weights=weights) == 0
+    assert (len(rows_in(output)), len(copied(best)), len(copied(maps))) == (3, 3, 9)
 
 
 def test_rows_are_read_again_and_not_held() -> None:

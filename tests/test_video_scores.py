@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -15,8 +16,10 @@ from PIL import Image
 from test_video import write_video
 
 import inference
-from scoring import Score
-from scoring.video import video_scores
+from scoring import Score, Scorer
+from scoring.run import settings_of
+from scoring.tables import Row
+from scoring.video import video_scores, write_shots
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -65,6 +68,118 @@ def test_each_face_of_a_video_has_its_rows_and_its_best_shots(
     names = {f"{source.name}_track{row['track']}_frame{row['frame']}_face{row['face']}.png" for row in best}
     assert {path.name for path in shots.iterdir()} == names
     assert {Image.open(path).size for path in shots.iterdir()} == {(112, 112)}
+
+
+def group_and_clip(tmp_path: Path, frames: list[np.ndarray]) -> tuple[str, str]:
+    """A photograph of two people, and a video of one frame with two people."""
+    Image.fromarray(frames[-1]).save(tmp_path / "group.png")
+    return str(tmp_path / "group.png"), str(write_video(tmp_path / "clip.mkv", frames[-1:]))
+
+
+@pytest.mark.parametrize(("flags", "of_group", "of_clip"), [
+    ([], 1, 2), (["--faces", "all"], 2, 2), (["--faces", "largest"], 1, 1),
+])
+@pytest.mark.parametrize("listed", [False, True])
+def test_which_faces_count_is_chosen_for_each_path(
+    frames: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    flags: list[str], of_group: int, of_clip: int, listed: bool,
+) -> None:
+    pytest.importorskip("av")
+    group, clip = group_and_clip(tmp_path, frames)
+    paths = [group, group, clip]
+    if listed:
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(paths)))
+    table = tmp_path / "scores.jsonl"
+    inputs = ["-"] if listed else paths
+    assert inference.main([*inputs, *flags, "--min-face-size", "60", "--output", str(table)]) == 0
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    assert [row["path"] for row in rows] == [group] * (2 * of_group) + [clip] * of_clip
+    several = ["several_faces" in [reason["code"] for reason in row["reasons"]] for row in rows]
+    assert several == [of_group == 1] * (2 * of_group) + [of_clip == 1] * of_clip
+
+
+def test_which_faces_of_videos_count_is_a_setting_of_a_run() -> None:
+    scorer = Scorer()
+    plain, largest = (settings_of(scorer, inference.parse(["a.mp4", *flags])) for flags in ([], ["--faces", "largest"]))
+    assert plain != largest
+
+
+def shot(path: str, frame: int, face: int = 0) -> Row:
+    """What `write_shots` reads of a row."""
+    points = [40.0, 60.0, 80.0, 60.0, 60.0, 80.0, 45.0, 100.0, 75.0, 100.0]
+    return {"path": path, "frame": frame, "face": face, "track": 0, "points": points}
+
+
+def folders_of_frames(*folders: Path) -> list[str]:
+    """Folders with three frames each; every folder has a colour of its own."""
+    for value, folder in enumerate(folders, 1):
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(np.full((128, 128, 3), 60 * value, np.uint8)).save(folder / f"{number}.png")
+    return [str(folder) for folder in folders]
+
+
+def test_shots_of_videos_with_one_name_stay_apart(tmp_path: Path) -> None:
+    one, two = folders_of_frames(tmp_path / "a" / "cam", tmp_path / "b" / "cam")
+    rows = [shot(one, 0), shot(one, 2), shot(two, 0), shot(two, 0, face=1)]
+    target = tmp_path / "shots"
+    target.mkdir()
+    assert write_shots(rows, target, every=1, rate=25.0, max_bytes=10**6) == 4
+    written = sorted(path.relative_to(target).as_posix() for path in target.rglob("*.png"))
+    names = ["a/cam_track0_frame0_face0", "a/cam_track0_frame2_face0", "b/cam_track0_frame0_face0"]
+    assert written == [f"{name}.png" for name in [*names, "b/cam_track0_frame0_face1"]]
+    middle = [np.asarray(Image.open(target / name))[56, 56, 0] for name in written]
+    assert middle == [60, 60, 120, 120]
+
+
+def test_shots_of_the_current_folder_have_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders_of_frames(tmp_path / "cam")
+    target = tmp_path / "shots"
+    target.mkdir()
+    monkeypatch.chdir(tmp_path / "cam")
+    assert write_shots([shot(".", 1)], target, every=1, rate=25.0, max_bytes=10**6) == 1
+    assert [path.name for path in target.iterdir()] == ["cam_track0_frame1_face0.png"]
+
+
+def test_a_video_that_vanished_is_said(tmp_path: Path) -> None:
+    (folder,) = folders_of_frames(tmp_path / "cam")
+    with pytest.raises(RuntimeError, match="cam was scored, and is not as it was any more: its shots are not written"):
+        write_shots([shot(folder, 1), shot(folder, 7)], tmp_path, every=1, rate=25.0, max_bytes=10**6)
+
+
+@pytest.mark.parametrize("method", ["clib-fiqa", "dsl-fiqa"])
+def test_frames_that_are_taken_whole_have_no_track_and_are_written(tmp_path: Path, method: str) -> None:
+    folder = tmp_path / "crops"
+    folder.mkdir()
+    names = ("astronaut.png", "astronaut_blurred.png", "hopper_dark.png")
+    for number, name in enumerate(names):
+        Image.open(SAMPLES / name).convert("RGB").save(folder / f"{number}.png")
+    table, shots = tmp_path / "scores.jsonl", tmp_path / "shots"
+    call = [str(folder), "--frames", "5", "--method", method, "--output", str(table), "--copy-to", str(shots)]
+    flags = ["--crops", "1"] if method == "dsl-fiqa" else []
+    assert inference.main([*call, *flags, "--best-per", "track", "2"]) in (0, 1)
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    assert [(row["frame"], row["track"]) for row in rows] == [(0, None), (1, None), (2, None)]
+    best = sorted(row["frame"] for row in sorted(rows, key=lambda row: -row["quality"])[:2])
+    assert sorted(path.name for path in shots.iterdir()) == [f"crops_frame{number}.png" for number in best]
+    for number in best:
+        written, frame = shots / f"crops_frame{number}.png", folder / f"{number}.png"
+        np.testing.assert_array_equal(np.asarray(Image.open(written)), np.asarray(Image.open(frame)))
+
+
+def test_maps_are_of_photographs(
+    frames: list[np.ndarray], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    group, clip = group_and_clip(tmp_path, frames)
+    flags = ["--min-face-size", "60", "--output", str(tmp_path / "scores.jsonl"), "--map", str(tmp_path / "maps")]
+    assert inference.main([group, clip, *flags]) == 0
+    captured = capsys.readouterr().err
+    assert "no map of 2 faces of videos\n1 maps -> " in captured
+    assert len(list((tmp_path / "maps").glob("*.json"))) == 1
+    monkeypatch.setattr("scoring.run.Scorer", lambda *arguments, **options: pytest.fail("it was scored"))
+    assert inference.main([clip, *flags]) == 2
+    assert capsys.readouterr().err == "error: --map is of photographs, and only videos are given\n"
 
 
 def test_a_video_behind_pictures_goes_on_where_it_was_stopped(
