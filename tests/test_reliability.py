@@ -42,13 +42,28 @@ def test_honest_probabilities_have_no_calibration_error() -> None:
     assert reliability(np.array([1.0, 0.0]), np.array([True, False])).calibration_error() == 0
 
 
+def test_few_faces_have_an_error_by_chance() -> None:
+    """Perfect probabilities: of 40,000 faces the error is next to nothing, of 30 it is not, and 95 % of draws are below
+    what is said."""
+    rng = np.random.default_rng(1)
+    best = rng.random(30)
+    limit = reliability(best, best < 0.5).error_by_chance()
+    errors = [reliability(best, rng.random(30) < best).calibration_error() for _ in range(400)]
+    assert limit > 0.1
+    assert 0.92 < np.mean(np.array(errors) <= limit) < 0.98
+    many = rng.random(40_000)
+    assert reliability(many, many < 0.5).error_by_chance(20) < 0.01
+    assert reliability(np.array([1.0, 0.0]), np.array([True, False])).error_by_chance() == 0
+
+
 def test_three_levels_have_a_good_and_a_bad_side() -> None:
     levels = np.array([0, 0, 1, 1, 2, 2, 2, 2])
     seen = np.array([0, 1, 1, 2, 2, 2, 2, 0])
     one = Reliability(Labelled("pose", "x", [], levels), np.eye(3)[seen] * 0.8 + 0.05)
     assert one.confusion.tolist() == [[1, 1, 0], [0, 1, 1], [1, 0, 3]]
     assert one.recalls() == (0.75, 0.75)
-    assert list(factor_rows([one])) == [["pose", "x", [0.75, 4], [0.75, 4], 0.75, None, one.calibration_error()]]
+    errors = [one.calibration_error(), one.error_by_chance()]
+    assert list(factor_rows([one])) == [["pose", "x", [0.75, 4], [0.75, 4], 0.75, None, *errors]]
     assert next(factor_rows([one], [[one]]))[-1] == [0.75, one.calibration_error()]
     columns, rows = confusion_table(one)
     assert [column.name for column in columns[1:]] == [f"seen as {name}" for name in AXES["pose"]]

@@ -79,13 +79,23 @@ class Reliability:
     def bins(self) -> list[tuple[float, float, int]]:
         """Mean probability of the best level, share of good faces and their count, in each bin that has any."""
         best = self.probabilities[:, -1]
-        number = np.minimum((best * BINS).astype(int), BINS - 1)
-        chosen = (number == i for i in range(BINS))
-        return [(float(best[c].mean()), float(self.good[c].mean()), int(c.sum())) for c in chosen if c.any()]
+        return [(float(best[rows].mean()), float(self.good[rows].mean()), len(rows)) for rows in self._rows_of_bins()]
+
+    def _rows_of_bins(self) -> list[np.ndarray]:
+        number = np.minimum((self.probabilities[:, -1] * BINS).astype(int), BINS - 1)
+        return [rows for i in range(BINS) if len(rows := np.flatnonzero(number == i))]
 
     def calibration_error(self) -> float:
         """ECE (Guo et al., ICML 2017) of the best level's probability: mean distance from the diagonal over faces."""
         return sum(abs(p - share) * count for p, share, count in self.bins()) / len(self.good)
+
+    def error_by_chance(self, draws: int = 2000) -> float:
+        """The calibration error that perfect probabilities stay below in 95 % of the draws: the levels of as many faces
+        are drawn from the probabilities themselves."""
+        best = self.probabilities[:, -1]
+        excess = (np.random.default_rng(0).random((draws, len(best))) < best) - best
+        errors = sum(np.abs(excess[:, rows].sum(axis=1)) for rows in self._rows_of_bins()) / len(best)
+        return float(np.quantile(errors, 0.95))
 
 
 def judge(scorer: Scorer, labelled: Labelled, calibration: Calibration | None = None) -> Reliability:
@@ -156,12 +166,13 @@ def from_rows(data: Path, factor: str, where: str, labelled: Sequence[dict[str, 
 
 def factor_rows(judged: Sequence[Reliability], others: Sequence[Sequence[Reliability]] = ()) -> Iterator[list[Cell]]:
     """A row for each set: recalls with the counts of both sides, balanced accuracy, calibration error before and after
-    calibration; then balanced accuracy and calibration error of the other models, whose sets are the same."""
+    calibration, and that of perfect probabilities (`error_by_chance`); then balanced accuracy and calibration error of
+    the other models, whose sets are the same."""
     for one, *rest in zip(judged, *others, strict=True):
         bad, good = one.recalls()
         sides = [bad, int((~one.good).sum())], [good, int(one.good.sum())]
         before = one.before.calibration_error() if one.before else None
-        numbers = [one.balanced_accuracy(), before, one.calibration_error()]
+        numbers = [one.balanced_accuracy(), before, one.calibration_error(), one.error_by_chance()]
         more = [[other.balanced_accuracy(), other.calibration_error()] for other in rest]
         yield [one.labelled.factor, one.labelled.where, *sides, *numbers, *more]
 
@@ -205,7 +216,7 @@ def report(args: argparse.Namespace) -> int:
     output = Output(args.results, command, [args.weights, *args.beside])
     columns = [Column("factor"), Column("on"), Column("bad side seen", SIDE), Column("good side seen", SIDE)]
     columns += [Column("balanced accuracy", "{:.3f}"), Column("calibration error before", "{:.3f}")]
-    columns += [Column("calibration error", "{:.3f}")]
+    columns += [Column("calibration error", "{:.3f}"), Column("… by chance, 95 %", "{:.3f}")]
     columns += [Column(f"`{name_of(weights)}`", "{:.3f}, {:.3f}") for weights in args.beside]
     what = "Factors on labelled faces: recalls of both sides, balanced accuracy of the best level, calibration error"
     output.add("reliability", what, columns, factor_rows(judged, others))
