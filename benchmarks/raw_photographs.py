@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the data folder of docs/data.md")
     add("--every", type=positive, default=1, metavar="N", help="take every N-th original (default: all)")
     add("--turned-every", type=positive, default=1, metavar="N", help="turn every N-th of these only (default: all)")
+    add("--detector", metavar="FILE.onnx", help="a detector of OpenCV's YuNet format; measures the turns only")
     add("--folds", nargs=2, metavar="FILE", help="networks of points that left out one half of the identities each")
     parts = ("turns", "sizes", "crops", "speed")
     add("--only", choices=parts, nargs="+", default=parts)
@@ -92,12 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = f"python benchmarks/raw_photographs.py{f' --every {args.every}' if args.every > 1 else ''}"
     command += f" --turned-every {args.turned_every}" if args.turned_every > 1 else ""
     command += " --folds LEFT_OUT_0 LEFT_OUT_1" if args.folds else ""
+    command += f" --detector {Path(args.detector).name}" if args.detector else ""
     output = Output(args.results, command, ("clib-fiqa", "center-face", "face-points"))
     folds = folds_of(args.data)
     chosen = [Original(path, points, folds[path.split("/")[1]]) for path, points in originals(args.data)][:: args.every]
     if "turns" in args.only:
-        rows = turned_rows(args.data, chosen, args.turned_every, args.folds)
-        output.add("raw_photographs", "Photographs against their reference points and crops", COLUMNS, rows)
+        rows = turned_rows(args.data, chosen, args.turned_every, args.folds, args.detector)
+        name = "raw_photographs_yunet" if args.detector else "raw_photographs"
+        output.add(name, "Photographs against their reference points and crops", COLUMNS, rows)
+    if args.detector:
+        return
     if "sizes" in args.only:
         use_points("face-points")
         rows = size_rows(args.data, chosen, args.every)
@@ -116,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def turned_rows(
-    data: Path, chosen: Sequence[Original], turned_every: int, folds: Sequence[str] | None
+    data: Path, chosen: Sequence[Original], turned_every: int, folds: Sequence[str] | None, yunet: str | None
 ) -> Iterator[list[Cell]]:
     scorer = Scorer("clib-fiqa", device="cpu")
     reference = qualities(scorer, [read_image(data / "faces" / original.path) for original in chosen])
@@ -132,7 +137,7 @@ def turned_rows(
                 if fold in (None, original.fold):
                     picture, points = turned(read_image(data / "raw" / original.path), original.points, degrees)
                     best[i] = warp(picture, points, ARCFACE_POINTS, SIZE)
-                    face = nearest(detect(picture, rotate=rotate, only_largest=True), points)
+                    face = nearest(detect(picture, rotate=rotate, only_largest=True, detector=yunet), points)
                     if face is not None:
                         found[i] = point_error(face.points, points), warp(picture, face.points, ARCFACE_POINTS, SIZE)
         right = [i for i, (error, _) in found.items() if error < PLACED]
@@ -161,7 +166,7 @@ def turned(rgb: np.ndarray, points: np.ndarray, degrees: float) -> tuple[np.ndar
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
     matrix[:, 2] += (np.array(new) - (width, height)) / 2
     border = (128, 128, 128)
-    return cv2.warpAffine(rgb, matrix, new, flags=cv2.INTER_LINEAR, borderValue=border), mapped(points, matrix)
+    return cv2.warpAffine(rgb, matrix, new, flags=cv2.INTER_CUBIC, borderValue=border), mapped(points, matrix)
 
 
 def nearest(faces: Sequence[Face], points: np.ndarray) -> Face | None:

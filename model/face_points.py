@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,8 @@ SIZE = 192  # pixels of a window
 SPAN = 120.0  # pixels of the 112x112 template that a window shows
 CENTRE = (56.0, 66.0)  # x, y in the template of the window's centre
 POINTS = 5
+MIRRORED = [1, 0, 2, 4, 3]  # which point a mirrored one becomes
+ASYMMETRY = 0.35  # pixels of the template by which points lie to the right of where a mirror image would put them
 FEATURES = 128 * 6 * 6 + 32 * 3 * 3
 
 
@@ -87,3 +90,12 @@ class FacePoints(nn.Module):
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> FacePoints:
         """From a state dict, in eval mode. Raises CheckpointError when it does not fit."""
         return build(cls, tensors)
+
+
+def mirrored(points: np.ndarray) -> np.ndarray:
+    """Points (..., 5, 2) of the mirror image of a window, in the window itself; or the other way round.
+
+    The detector that made the reference, by which face crops are aligned, puts its points a little to the right of the
+    middle between what it sees in a picture and in its mirror image. So do the points of this network.
+    """
+    return ((2 * (CENTRE[0] + ASYMMETRY), 0) + points * (-1, 1))[..., MIRRORED, :]

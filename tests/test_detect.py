@@ -27,10 +27,11 @@ from faces.detect import (
 from faces.reader import read_image
 from faces.template import ARCFACE_POINTS, mapped, mapped_back, similarity_transform
 from model.checkpoint import CheckpointError
-from model.face_points import FacePoints
+from model.face_points import ASYMMETRY, CENTRE, FacePoints, mirrored
 from recipes.raw_photographs.center_face import read_center_face
 
 SAMPLES = Path(__file__).parents[1] / "samples"
+YUNET = Path(__file__).parent / "golden" / "yunet" / "face_detection_yunet_2023mar.onnx"
 FACE, OTHER = (read_image(SAMPLES / name) for name in ("astronaut.png", "hopper_dark.png"))
 EYES = float(np.linalg.norm(ARCFACE_POINTS[0] - ARCFACE_POINTS[1]))
 
@@ -230,51 +231,36 @@ def test_another_onnx_file_is_no_center_face(tmp_path: Path) -> None:
         read_center_face(tmp_path / "a.onnx")
 
 
-def yunet_file(path: Path) -> Path:
-    """A network of YuNet's format without any training: a bright block of 32x32 pixels is a face of 64x80 pixels."""
-    onnx = pytest.importorskip("onnx")
-    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    nodes, values, outputs = [], {}, []
-    for stride in (8, 16, 32):
-        pooled = f"pooled{stride}"
-        side = [stride, stride]
-        nodes.append(helper.make_node("AveragePool", ["input"], [pooled], kernel_shape=side, strides=side))
-        box = [0.5, 0.5, np.log(64 / stride), np.log(80 / stride)]
-        places = [0.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.0, 1.0, 1.0, 1.0]
-        bright = [-200.0 if stride == 32 else -1e4]
-        heads = ("cls", 1.0, bright), ("obj", 1.0, bright), ("bbox", 0.0, box), ("kps", 0.0, places)
-        for name, weight, bias in heads:
-            key, width = f"{name}_{stride}", len(bias)
-            values[f"{key}_w"] = np.full((width, 3, 1, 1), weight / 3, np.float32)
-            values[f"{key}_b"] = np.array(bias, np.float32)
-            values[f"{key}_shape"] = np.array([1, -1, width])
-            nodes.append(helper.make_node("Conv", [pooled, f"{key}_w", f"{key}_b"], [f"{key}_conv"]))
-            last = f"{key}_conv"
-            if name in ("cls", "obj"):
-                nodes.append(helper.make_node("Sigmoid", [last], [f"{key}_sigmoid"]))
-                last = f"{key}_sigmoid"
-            nodes.append(helper.make_node("Transpose", [last], [f"{key}_last"], perm=[0, 2, 3, 1]))
-            nodes.append(helper.make_node("Reshape", [f"{key}_last", f"{key}_shape"], [key]))
-            outputs.append(helper.make_tensor_value_info(key, float32, [1, None, width]))
-    order = {name: i for i, name in enumerate(f"{n}_{s}" for n in ("cls", "obj", "bbox", "kps") for s in (8, 16, 32))}
-    outputs.sort(key=lambda output: order[output.name])
-    picture = helper.make_tensor_value_info("input", float32, [1, 3, "height", "width"])
-    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
-    graph = helper.make_graph(nodes, "yunet", [picture], outputs, tensors)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path)
-    return path
-
-
 def test_a_detector_of_yunets_format_takes_the_place(tmp_path: Path) -> None:
-    path = yunet_file(tmp_path / "own_yunet.onnx")
-    picture = np.zeros((320, 320, 3), np.uint8)
-    picture[96:128, 160:192] = 255
-    finder = Finder(detector=str(path))
+    """The published network of OpenCV's model zoo; see the licence beside it."""
+    finder = Finder(detector=str(YUNET), rotate="auto")
+    picture = grey(480, 640)
+    points = put(picture, FACE, 2, 400, 200, 15)
     (face,), count = finder.find(picture)
-    assert (count, finder.name) == (1, "own_yunet")
-    assert face.box == pytest.approx((176 - 32, 112 - 40, 176 + 32, 112 + 40), abs=1)
-    assert face.points[:2].tolist() == pytest.approx(np.array([[160, 96], [192, 96]]), abs=1)
-    assert finder.find(np.zeros((64, 64, 3), np.uint8)) == ([], 0)
+    assert (count, finder.name) == (1, "face_detection_yunet_2023mar")
+    assert error(face, points) < 0.08
+    left, top, right, bottom = face.box
+    assert ((face.points > (left, top)) & (face.points < (right, bottom))).all()
+    for turns in (1, 2, 3):
+        (turned,), _ = finder.find(np.ascontiguousarray(np.rot90(picture, turns)))
+        assert error(_turned_back(turned, turns, *picture.shape[:2]), points) < 0.08
+    large = grey(2400, 3200)
+    points = put(large, FACE, 10, 1600, 1200)
+    (face,), _ = finder.find(large)
+    assert error(face, points) < 0.08
+    assert finder.find(grey(64, 64)) == ([], 0)
+
+
+def test_a_file_that_is_no_detector_is_named(tmp_path: Path) -> None:
     (tmp_path / "no.onnx").write_bytes(b"no network")
-    with pytest.raises(ValueError, match="no detector of OpenCV's YuNet format"):
-        Finder(detector=str(tmp_path / "no.onnx")).find(picture)
+    with pytest.raises(ValueError, match=r"no\.onnx is no detector of OpenCV's YuNet format"):
+        Finder(detector=str(tmp_path / "no.onnx")).find(grey(320, 320))
+
+
+def test_points_of_a_mirror_image_come_back() -> None:
+    """Left stays left, and the middle is a little to the right of the window's."""
+    there = mirrored(ARCFACE_POINTS)
+    np.testing.assert_allclose(mirrored(there), ARCFACE_POINTS)
+    assert (there[[0, 3], 0] < there[[1, 4], 0]).all()
+    np.testing.assert_allclose((there + ARCFACE_POINTS[[1, 0, 2, 4, 3]])[:, 0] / 2, CENTRE[0] + ASYMMETRY)
+    np.testing.assert_allclose(mirrored(np.stack([there, there]))[1], ARCFACE_POINTS)
