@@ -96,7 +96,7 @@ WEIGHTS = (
         "face_points.safetensors",
         SHIPPED,
         SHIPPED_LICENCE,
-        sha256="5bf60bcccf3567e2e81d26b96a7852aa95e4d7a0414ac26460048ff5087dad53",
+        sha256="4ae4206b22250d924ef1fd1350d114b20051cf42484f4672c18ad6e3145d3896",
         system="face-points",
         image_size=192,
     ),

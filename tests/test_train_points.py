@@ -53,12 +53,12 @@ def is_red(window: np.ndarray, points: np.ndarray) -> list[bool]:
 def test_the_points_of_a_window_lie_where_the_picture_has_them(picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_points, "harmed", lambda pixels, rng: pixels)
     for kind in ("original", "crop"):
-        source = Source(kind, 0, picture, MOVED)
+        source = Source(kind, 0, picture, MOVED, 0.5)
         windows = [window_of(source, np.random.default_rng(seed)) for seed in range(20)]
         assert sum(sum(is_red(one.pixels, one.points)) for one in windows if one.is_face == 1) > 60
         for one in windows:
             assert one.placed
-            assert one.each_known == (kind == "original")
+            assert one.each == 0.5
             if one.is_face == 1:
                 assert all(is_red(one.pixels, one.points)), one.points
                 assert one.points[0, 0] < one.points[1, 0], "a mirrored face has its points from left to right too"
@@ -69,7 +69,7 @@ def test_other_windows_hold_no_points(picture: Path) -> None:
     for source in (Source("beside", 0, picture, points), Source("sideways", 0, picture, points), Source("pattern", -1)):
         one = window_of(source, np.random.default_rng(0))
         assert not one.placed
-        assert not one.each_known
+        assert one.each == 0
         assert one.is_face == 0
     reduced = window_of(Source("reduced", 0, picture, points), np.random.default_rng(0))
     assert not reduced.placed

