@@ -283,11 +283,11 @@ class Scorer:
         remarks = columns.status or ["ok"] * len(images)
         for i, (image, value) in enumerate(zip(images, quality.tolist(), strict=True)):
             path = image.path or None
-            if not math.isfinite(value):
-                yield Score(path, "non_finite")
-                continue
             assert image.value is not None
             placed = vars(image.value.placed or Placed())
+            if not math.isfinite(value):
+                yield Score(path, "non_finite", **placed)
+                continue
             status = image.value.status if image.value.status != "ok" else remarks[i]
             factors = {axis: dict(zip(AXES[axis], rows[i], strict=True)) for axis, rows in probabilities.items()}
             distribution = tuple(distributions[i]) if distributions else None

@@ -161,6 +161,7 @@ def test_numbers_that_are_none_are_a_status(weights: Path) -> None:
     scores = scorer.score([face(0), face(1), face(2)])
     assert [score.status for score in scores] == ["ok", "non_finite", "ok"]
     assert scores[1] == Score(None, "non_finite")
+    assert scores[1].aligned_by == "doubtful", "its row says how it was aligned, and which face it was"
 
 
 def test_a_broken_network_gives_no_numbers(weights: Path, tmp_path: Path) -> None:
