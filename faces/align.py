@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from command_line import exit_code, natural, positive
 from model.cores import available_cores
-from model.files import open_text, printable, replacing, write_csv_rows
+from model.files import free_name, open_text, printable, replacing, write_csv_rows
 
 from .detect import CHOICES, MIN_FACE_SIZE, ROTATE, Face, Finder, shows_aligned_face
 from .listing import list_images
@@ -193,7 +193,8 @@ def align_folder(
             for pixels, placed in crops.value:
                 target = name if pixels is None else targets[name]
                 if placed.face:
-                    target = _free(target.with_name(f"{target.stem}_face{placed.face}{suffix}"), taken)
+                    face = target.with_name(f"{target.stem}_face{placed.face}{suffix}")
+                    taken.add(target := free_name(face, taken.__contains__))
                 write_crop(output / target, pixels, path)
                 write_csv_rows(file, [_table_row(name, target, placed)])
     return bad
@@ -207,16 +208,9 @@ def _targets(names: Sequence[Path], suffix: str) -> dict[Path, Path]:
     for name in names:
         base = name.with_suffix("") if stems[name.with_suffix("")] == 1 else name
         target = Path(f"{base}{suffix}")
-        targets[name] = target if target == name else _free(target, taken)
+        targets[name] = target if target == name else free_name(target, taken.__contains__)
+        taken.add(targets[name])
     return targets
-
-
-def _free(target: Path, taken: set[Path]) -> Path:
-    """The target, or a.jpg as a~2.jpg, a~3.jpg, … where that is taken; the name is taken then."""
-    further = (target.with_name(f"{target.stem}~{number}{target.suffix}") for number in count(2))
-    free = next(path for path in chain([target], further) if path not in taken)
-    taken.add(free)
-    return free
 
 
 def _table_row(name: Path, target: Path, placed: Placed) -> list[str | float | int | None]:

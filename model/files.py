@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, Any
 
@@ -125,6 +126,12 @@ def only_writer(output: str | Path) -> Iterator[None]:
 def shard_path(path: str | Path, shard: tuple[int, int]) -> Path:
     """Where a shard (number from 1, count) of a run keeps what would be at `path` without shards."""
     return Path(f"{path}.{shard[0]}-of-{shard[1]}")
+
+
+def free_name(target: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
+    """The path itself, or when it is taken the first free one of a~2.jpg, a~3.jpg, …"""
+    further = (target.with_name(f"{target.stem}~{number}{target.suffix}") for number in count(2))
+    return next(path for path in chain([target], further) if not is_taken(path))
 
 
 def open_text(path: str | Path, mode: str = "r") -> IO[str]:

@@ -26,6 +26,7 @@ from PIL import Image
 from faces.containers import read_member, split
 from faces.reader import FORMATS, MAX_BYTES, ImageError
 from model.bands import BANDS
+from model.files import free_name
 from model.percentiles import discard_threshold
 from model.prompts import AXES, FACTORS
 
@@ -224,12 +225,6 @@ def places(
         except (FileExistsError, NotADirectoryError):  # a file of another root has the name of a folder of this one
             target = folder / "~".join(parts)
         yield path, free_name(target, is_taken)
-
-
-def free_name(target: Path, is_taken: Callable[[Path], bool] = Path.exists) -> Path:
-    """The path itself, or when it is taken the first free one with `~2`, `~3`, …"""
-    names = itertools.chain([target.name], (f"{target.stem}~{n}{target.suffix}" for n in itertools.count(2)))
-    return next(free for name in names if not is_taken(free := target.with_name(name)))
 
 
 def suffix_of(content: bytes) -> str:
