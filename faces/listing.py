@@ -6,12 +6,14 @@ import glob
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 LONGEST_LINE = 32_767   # characters of a path: what Windows allows, and eight times what Linux does
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+Listed = Callable[[str, list[str], list[str]], None]
 
 
 def list_images(folder: str | Path) -> list[Path]:
@@ -29,21 +31,22 @@ def is_linked_folder(path: str | Path) -> bool:
     return os.path.islink(path) and os.path.isdir(path)
 
 
-def expand_inputs(args: Sequence[str], stdin: Iterable[str]) -> Iterator[str]:
+def expand_inputs(args: Sequence[str], stdin: Iterable[str], listed: Listed | None = None) -> Iterator[str]:
     """The image paths that the arguments stand for, in their order, one by one (a list may be endless).
 
     A file is itself, a folder all images below it, sorted and joined to the argument as it was given; a pattern that
     the shell left alone is expanded, and gives each path once; `@FILE` is a list of paths, one a line, and `-` such a
     list on `stdin`. What does not exist is given back unchanged. A linked folder is entered when an argument names it;
-    below a folder or in a pattern it is given back itself. Raises OSError at once when the file of an `@` list does not
-    exist, or is a folder or a device; ValueError later, at a line of more than LONGEST_LINE characters.
+    below a folder or in a pattern it is given back itself. `listed` is called with each argument that is a folder, the
+    paths that it gives, and the files of other kinds below it. Raises OSError at once when the file of an `@` list does
+    not exist, or is a folder or a device; ValueError later, at a line of more than LONGEST_LINE characters.
     """
     for arg in args:
         if arg.startswith("@"):
             _require_list(arg)
     if "-" in args and isinstance(stdin, io.TextIOWrapper):
         stdin.reconfigure(encoding="utf-8", errors="surrogateescape", newline="\n")  # as a file of names
-    return (path for arg in args for path in _expand(arg, stdin))
+    return (path for arg in args for path in _expand(arg, stdin, listed))
 
 
 def _require_list(arg: str) -> None:
@@ -54,14 +57,14 @@ def _require_list(arg: str) -> None:
         raise OSError(f"{arg}: {arg[1:]!r} is a folder or a device; a text file with a path a line was expected")
 
 
-def _expand(arg: str, stdin: Iterable[str]) -> Iterator[str]:
+def _expand(arg: str, stdin: Iterable[str], listed: Listed | None) -> Iterator[str]:
     if arg == "-":
         yield from _lines(stdin, "standard input")
     elif arg.startswith("@"):
         with open(arg[1:], encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
             yield from _lines(lines, arg)
     elif os.path.isdir(arg):
-        yield from _images_below(arg)
+        yield from _images_below(arg, listed)
     elif not os.path.lexists(arg) and glob.has_magic(arg):
         matches = sorted(_matches(arg)) or [arg]
         yield from dict.fromkeys(chain.from_iterable(map(_images_of, matches)))
@@ -99,12 +102,16 @@ def _images_of(match: str) -> list[str]:
     return _images_below(match) if os.path.isdir(match) and not is_linked_folder(match) else [match]
 
 
-def _images_below(folder: str) -> list[str]:
+def _images_below(folder: str, listed: Listed | None = None) -> list[str]:
     if not os.path.isdir(folder):
         raise NotADirectoryError(f"{folder} is not a folder; a folder of images was expected")
     found: list[str] = []
+    others: list[str] = []
     for root, _, names in _walk(folder, found):
-        found.extend(os.path.join(root, name) for name in names if name.lower().endswith(IMAGE_SUFFIXES))
+        for name in names:
+            (found if name.lower().endswith(IMAGE_SUFFIXES) else others).append(os.path.join(root, name))
+    if listed is not None:
+        listed(folder, found, others)
     return sorted(found)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import chain, groupby, islice
@@ -22,14 +21,13 @@ from faces.align import is_aligned
 from faces.cluster import Cluster, cluster_of
 from faces.containers import read_picture, with_members
 from faces.finished import Checkpoint, names_hash
-from faces.listing import IMAGE_SUFFIXES, expand_inputs
+from faces.listing import expand_inputs
 from faces.reader import ImageError
 from faces.video import is_video
 from model.files import filling_folder, only_run, only_writer, printable
 from model.percentiles import Percentiles
 
 from .methods import METHODS
-from .region_map import RegionMap
 from .report import check_report_name, write_report
 from .score import Score
 from .scorer import Scorer
@@ -74,8 +72,6 @@ def run(args: argparse.Namespace) -> int:
     check_folders(args)
     if (args.shard or args.merge) and (args.report or args.copy_to or args.map or args.selection):
         raise ValueError("--shard and --merge write the table alone: select, copy, map and report when it is whole")
-    if not (args.frames or args.merge):
-        tell_of_folders(args.images)
     paths = with_members(inputs_of(args))
     if args.merge:
         with writing(args.output, args.part_rows):
@@ -104,24 +100,20 @@ def writing(output: Path, part_rows: int | None) -> AbstractContextManager[None]
 def inputs_of(args: argparse.Namespace) -> Iterator[str]:
     """The paths of images and videos; with --frames a folder stays one path, a video."""
     if not args.frames:
-        return expand_inputs(args.images, sys.stdin)
+        return expand_inputs(args.images, sys.stdin, partial(tell_of_folder, alone=len(args.images) == 1))
     groups = groupby(args.images, lambda argument: Path(argument).is_dir())
     return chain.from_iterable(group if folders else expand_inputs(list(group), sys.stdin) for folders, group in groups)
 
 
-def tell_of_folders(arguments: Sequence[str]) -> None:
-    """Say on stderr which folders hold videos, which are not looked for in folders, and which hold no picture."""
-    for folder in filter(os.path.isdir, arguments):
-        videos, pictures = list[str](), 0
-        for root, _, names in os.walk(folder):
-            videos += (os.path.join(root, name) for name in names if is_video(name))
-            pictures += sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
-        if videos:
-            count = f"{len(videos)} video{'s are' if len(videos) > 1 else ' is'}"
-            some = f"such as {min(videos)}: give paths of videos or a pattern"
-            print(printable(f"note: {count} left out below {folder}, {some}"), file=sys.stderr)
-        if not pictures and len(arguments) > 1:   # of one folder alone it is an error
-            print(printable(f"note: there is no picture below {folder}"), file=sys.stderr)
+def tell_of_folder(folder: str, images: list[str], others: list[str], alone: bool) -> None:
+    """Say on stderr that videos below a folder are left out, and that there is no picture; of the only one (`alone`)
+    that is an error anyway."""
+    if videos := list(filter(is_video, others)):
+        count = f"{len(videos)} video{'s are' if len(videos) > 1 else ' is'}"
+        some = f"such as {min(videos)}: give paths of videos or a pattern"
+        print(printable(f"note: {count} left out below {folder}, {some}"), file=sys.stderr)
+    if not images and not alone:
+        print(printable(f"note: there is no picture below {folder}"), file=sys.stderr)
 
 
 def selection_of(args: argparse.Namespace) -> Selection:
@@ -413,12 +405,10 @@ def use_selected(
     if args.selection:
         print(f"{sum(row['selected'] for row in rows())} selected", file=sys.stderr)
     if args.map:
-        def region_map(path: str, face: int) -> RegionMap:
-            return scorer.region_map(path, args.map_of or "quality", face=face)
-
         if of_videos := sum(row["selected"] and row["frame"] is not None for row in rows()):
             print(f"no map of {of_videos} faces of videos", file=sys.stderr)
-        count = write_maps(lambda: selected_faces(rows()), args.map, region_map)
+        region_maps = partial(scorer.region_maps, axis=args.map_of or "quality")
+        count = write_maps(lambda: selected_faces(rows()), args.map, region_maps)
         print(f"{count} maps -> {args.map}", file=sys.stderr)
     if args.copy_to:
         folder = unpublished.enter_context(filling_folder(args.copy_to.resolve()))   # a link stays one

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -112,9 +112,9 @@ class Scorer:
         if swapped_channels:
             self.prepare = partial(prepare_swapped, self.scoring.prepare)
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """What the scores depend on, to the last digit, besides the images."""
+        """What the scores depend on, to the last digit, besides the images. The files are hashed once."""
         precision = next(name for name, dtype in PRECISIONS.items() if dtype == self.dtype)
         return {
             "method": self.method,
@@ -181,17 +181,23 @@ class Scorer:
         Raises ValueError for an axis that the method does not give, for a method that takes whole pictures, and for a
         face that there is not; ImageError for a bad image.
         """
+        return next(self.region_maps(image, [face], axis, color))
+
+    def region_maps(
+        self, image: Picture, faces: Sequence[int], axis: str = "quality", color: str = "rgb"
+    ) -> Iterator[RegionMap]:
+        """`region_map` of several faces of an image, which is read and searched once."""
         method = METHODS[self.method]
         if not method.aligned:
             raise ValueError(f"{self.method} scores whole pictures, and a map needs an aligned face")
         if axis not in ("quality", *method.axes):
             known = ", ".join(dict.fromkeys(["quality", *method.axes]))
             raise ValueError(f"{self.method} has no axis {axis!r}: expected one of {known}")
-        faces = self._prepare_faces(pixels(image, color, self.max_bytes))
-        if not 0 <= face < len(faces):
-            raise ValueError(f"face {face} was wanted, and the image has {len(faces)}; the first one has the number 0")
-        prepared = faces[face]
-        return map_regions(prepared.crops[0], axis, partial(self._values, axis, prepared.extra))
+        found = self._prepare_faces(pixels(image, color, self.max_bytes))
+        for face in faces:
+            if not 0 <= face < len(found):
+                raise ValueError(f"face {face} was wanted, and the image has {len(found)}; the first has the number 0")
+            yield map_regions(found[face].crops[0], axis, partial(self._values, axis, found[face].extra))
 
     def prepare_first(self, rgb: np.ndarray, path: str = "") -> Prepared:
         """`prepare` for one face of the image, the first of those that are wanted. Raises ImageError."""

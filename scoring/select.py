@@ -187,7 +187,9 @@ def copy_files(read: Callable[[], Iterator[str]], folder: Path, max_bytes: int =
 
 
 def write_maps(
-    read: Callable[[], Iterator[tuple[str, int]]], folder: Path, region_map: Callable[[str, int], RegionMap]
+    read: Callable[[], Iterator[tuple[str, int]]],
+    folder: Path,
+    region_maps: Callable[[str, list[int]], Iterator[RegionMap]],
 ) -> int:
     """Write a map of each face below a folder, each as soon as it is made; how many.
 
@@ -197,9 +199,11 @@ def write_maps(
     folder.mkdir(parents=True, exist_ok=True)
     written: set[Path] = set()
     targets = places(lambda: (face_name(*face) for face in read()), folder, written.__contains__)
-    for face, (_, target) in zip(read(), targets, strict=True):
-        region_map(*face).write(target)
-        written.add(target)
+    for path, faces in itertools.groupby(read(), lambda face: face[0]):
+        for region_map in region_maps(path, [face for _, face in faces]):
+            _, target = next(targets)
+            region_map.write(target)
+            written.add(target)
     return len(written)
 
 

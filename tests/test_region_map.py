@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +21,7 @@ from faces.reader import read_image
 from model.prompts import AXES
 from scoring import Scorer
 from scoring.region_map import MEAN_FACE, REGIONS, SIDE, map_regions, mean_face, ordinary_face, region_boxes
+from scoring.select import write_maps
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 FACE = read_image(SAMPLES / "astronaut.png")
@@ -144,3 +148,17 @@ def test_each_selected_face_has_a_map_of_its_own(tmp_path: Path) -> None:
     assert (best / "group_face1.png.npy").read_bytes() == (every / "group_face1.png.npy").read_bytes()
     with pytest.raises(ValueError, match="face 2 was wanted, and the image has 2"):
         Scorer(faces="all", min_face_size=60).region_map(tmp_path / "group.png", face=2)
+
+
+def test_a_picture_is_read_once_for_the_maps_of_its_faces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[tuple[str, list[int]]] = []
+
+    def region_maps(path: str, faces: list[int]) -> Iterator[Any]:
+        asked.append((path, faces))
+        return iter([SimpleNamespace(write=lambda target, face=face: target.write_text(str(face))) for face in faces])
+
+    faces = [("in/a.png", 0), ("in/a.png", 2), ("in/b.png", 1)]
+    assert write_maps(lambda: iter(faces), tmp_path / "maps", region_maps) == 3
+    assert asked == [("in/a.png", [0, 2]), ("in/b.png", [1])]
+    written = {path.name: path.read_text() for path in (tmp_path / "maps").iterdir()}
+    assert written == {"a.png": "0", "a_face2.png": "2", "b_face1.png": "1"}
