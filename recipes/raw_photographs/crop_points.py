@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -52,7 +52,7 @@ def looks_at(data: Path, path: Path) -> np.ndarray | None:
     """The coordinates (40,) of the points of all looks, each aligned; None where one look finds no face."""
     crop, coordinates = read_image(path), []
     for padding, mirrored in LOOKS:
-        for points in scrfd_points(_session(data), crop, padding, SIDE, mirrored):
+        for points in scrfd_points(open_scrfd(data), crop, padding, SIDE, mirrored):
             if np.linalg.norm(points - ARCFACE_POINTS, axis=1).mean() < ELSEWHERE:
                 coordinates.append(aligned(points).ravel())
                 break
@@ -72,8 +72,3 @@ def ridge(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     centred = x - middle_x
     weights = np.linalg.solve(centred.T @ centred + RIDGE * np.eye(x.shape[1]), centred.T @ (y - middle_y))
     return weights, middle_y - middle_x @ weights
-
-
-@cache
-def _session(data: Path) -> object:
-    return open_scrfd(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ STRIDES = (8, 16, 32)  # pixels of a cell, of each level
 ANCHORS = 2  # of each cell
 
 
+@cache
 def open_scrfd(data: Path) -> Any:
-    """The session of the detector in the data folder, on one thread."""
+    """The session of the detector in the data folder, on one thread; one for each process."""
     try:
         import onnxruntime
     except ImportError as error:
